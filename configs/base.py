@@ -1,0 +1,209 @@
+"""Every field of a configuration, commented once.
+
+Other files start from `get_config()` here and change what differs. Fields are
+set on the command line as `--config.sft.num_epochs=3`; a misspelt one is an
+error that names the nearest.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def optimizer(**overrides) -> ml_collections.ConfigDict:
+  """AdamW; used by sft, reward_model and policy alike."""
+  c = config_dict.create(
+      peak_lr=1e-3,
+      warmup_steps=20,
+      decay='cosine',  # constant, linear or cosine, after the warm-up
+      end_lr_fraction=0.0,  # of peak_lr, reached at the last step
+      weight_decay=0.0,  # decoupled, on matrices only
+      max_grad_norm=1.0,  # global norm, per model
+      b2=0.999,
+      eps=1e-8,
+  )
+  c.update(overrides)
+  return c
+
+
+def model(**overrides) -> ml_collections.ConfigDict:
+  """A decoder-only transformer; the tokenizer sets its vocabulary."""
+  c = config_dict.create(
+      num_layers=2,
+      width=64,
+      num_heads=4,
+      num_kv_heads=4,  # fewer than num_heads: grouped-query attention
+      head_dim=16,
+      mlp_width=128,
+      rope_theta=10_000.0,
+      scan_layers=False,  # scan compiles faster, unrolled runs faster on CPU
+      remat=False,  # recompute activations in the backward pass
+  )
+  c.update(overrides)
+  return c
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The fields all configurations share, with the world's defaults."""
+  c = ml_collections.ConfigDict()
+
+  # -- The study. One seed is one whole repetition: data, SFT policy, reward
+  # models, evaluators and frontiers.
+  c.seeds = (0,)
+  c.policy_seeds = (0,)  # the seeds for which policies are trained as well
+  c.seed = 0  # of the stage at hand; the launcher runs through `seeds`
+  c.stages = (  # what launch.py runs; each needs the ones before it
+      'data',
+      'sft',
+      'reward_model',
+      'references',
+      'tables',
+      'policy',
+      'best_of_k',
+      'evaluate',
+      'figures',
+  )
+  # Reward models to learn, and the targets a policy can be aligned to: the
+  # rewards that make up each.
+  c.rewards = ('helpful', 'harmless')
+  c.properties = config_dict.create(
+      helpful=('helpful',),
+      harmless=('harmless',),
+      both=('helpful', 'harmless'),
+  )
+  # How rewards become one utility: a transform of each, then an aggregate, by
+  # the names in rlhf_jax/rewards. A new transform is one line here.
+  c.methods = ml_collections.ConfigDict()
+  c.methods.raw = method('identity', 'weighted_sum')
+  c.methods.lsc = method('log_sigmoid_centered', 'logical_and')
+
+  # -- Data.
+  c.data = config_dict.create(
+      source='world',  # world (embedded), hh (Anthropic's files) or jsonl
+      # Folder of the files; see the README's "Your own comparisons".
+      path='',
+      # hh: subset folder of each reward; jsonl: file name of each reward.
+      files=config_dict.create(helpful='', harmless=''),
+      hh_split='train',  # hh: SUBSET/{train,test}.jsonl.gz
+      tokenizer='word',  # word (the world's) or byte
+      max_prompt_tokens=4,  # longer prompts lose their beginning
+      max_response_tokens=5,  # longer responses are dropped; EOS counts
+      max_bad_fraction=0.01,  # of rows malformed or useless; above: an error
+      max_dropped_fraction=0.05,  # of rows with too long a response
+      test_fraction=0.2,  # of the prompts of each role, held out (hh, jsonl)
+  )
+  c.world = config_dict.create(
+      max_moves=4,  # longest response; 4 has 7,380 responses, 5 has 66,429
+      heterogeneity=1.0,  # exponent on annotators' spread over prompts
+      cue_scale=1.0,  # annotators' reliance on lists, length and hedges
+      lazy_rate=0.1,  # share of labels given by looks alone
+      num_demonstrations=40_000,
+      num_pairs=10_000,  # for the reward model, and as many for the evaluator
+      num_test_pairs=2_000,  # on held-out prompts
+  )
+
+  # -- Supervised fine-tuning: the reference policy.
+  c.sft = config_dict.create(
+      lm=model(),
+      num_epochs=6,
+      batch_size=512,
+      optim=optimizer(peak_lr=2e-3),
+      checkpoint_every=200,  # steps
+  )
+  # One distribution for the policy that samples, the policy that learns and
+  # the reference policy alike.
+  c.sampling = config_dict.create(temperature=1.0)
+
+  # -- Reward models, and the held-out evaluators that judge policies.
+  c.reward_model = config_dict.create(
+      reward='helpful',  # which of `rewards`; the launcher runs through them
+      role='reward_model',  # or evaluator: the same model, on the other half
+      lm=model(width=32, num_heads=4, num_kv_heads=4, head_dim=8, mlp_width=64),
+      # sum: over response tokens; last: at EOS; norm: at EOS, after a final
+      # norm, so bounded. The read-out decides how much there is to gain.
+      readout='sum',
+      num_epochs=8,
+      batch_size=128,
+      margin=0.0,  # by which chosen must exceed rejected; 0: Bradley-Terry
+      center_coef=0.0,  # weight of E[(r+ + r-)^2]
+      optim=optimizer(peak_lr=1e-3, weight_decay=1e-2),
+      checkpoint_every=300,
+  )
+
+  # -- Reference rewards r_ref(x), by the names in rewards/references.py.
+  c.references = config_dict.create(
+      num_samples=64,  # SFT samples a prompt
+      batch_size=48,  # prompts at once
+      helpful=reference(),
+      harmless=reference(),
+  )
+
+  # -- Policies.
+  c.policy = config_dict.create(
+      property='both',  # of the run at hand; the launcher runs through `sweep`
+      method='lsc',
+      learner='ppo',  # or rloo
+      kl_coef=0.3,  # nats of KL cost this much utility
+      # (property, method, learner, kl_coefs) of the runs to make.
+      sweep=(),
+      num_steps=250,
+      prompts_per_step=64,
+      samples_per_prompt=4,
+      checkpoint_every=100,
+      optim=optimizer(
+          peak_lr=1e-3,
+          warmup_steps=0,
+          decay='linear',
+          end_lr_fraction=0.1,
+          eps=1e-5,
+      ),
+      num_epochs=2,  # over each rollout
+      num_minibatches=2,
+      clip_eps=0.2,  # of the probability ratio
+      value_clip_eps=0.0,  # of the value update; 0: unclipped
+      vf_coef=0.5,
+      entropy_coef=0.0,
+      gamma=1.0,  # discount a token
+      gae_lambda=1.0,
+      whiten_advantages=True,  # over the rollout, never within a prompt
+      kl_target=0.0,  # nats a response to steer kl_coef to; 0: fixed
+      kl_horizon=10_000.0,  # responses over which it is steered
+  )
+
+  # -- Best-of-k: every k from one set of SFT samples, by order statistics.
+  c.best_of_k = config_dict.create(
+      num_samples=256,  # a prompt
+      ks=(1, 2, 4, 8, 16, 32, 64, 128),
+  )
+
+  # -- Evaluation and figures.
+  c.evaluate = config_dict.create(
+      property='helpful',  # at hand; the launcher runs through `properties`
+      # KL values, in nats, at which exact frontiers are evaluated.
+      kls=(0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0),
+      matched_kl=2.0,  # where methods are compared response by response
+      num_responses=8,  # prompts shown in the report
+      num_joint_samples=2_000,  # points behind the joint distribution
+  )
+  return c
+
+
+def method(transform: str, aggregate: str, **options):
+  """One way to turn rewards into a utility; options go to the transform."""
+  return config_dict.create(
+      transform=transform,
+      aggregate=aggregate,
+      options=config_dict.create(**options),
+  )
+
+
+def reference(**overrides) -> ml_collections.ConfigDict:
+  """r_ref(x) of one reward."""
+  c = config_dict.create(
+      # empirical_quantile, gaussian_quantile, mean, canned or constant
+      estimator='empirical_quantile',
+      q=0.85,  # of the SFT samples' rewards, for the quantiles
+      canned='',  # the response whose reward is the reference, for canned
+      constant=0.0,  # for constant
+  )
+  c.update(overrides)
+  return c

@@ -1,0 +1,96 @@
+"""Runs every stage of a study, in order, on all cores, resuming what is there.
+
+  python experiments/launch.py --config=configs/world.py --workdir=runs/world
+
+Any field of the config can be set: --config.sft.num_epochs=3. Killed at any
+moment, the same command goes on where it was.
+"""
+
+import os
+import sys
+import time
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from rlhf_jax.stages import common, graph, provenance, scheduler, validate
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, with its variant: configs/world.py:tiny.',
+    lock_config=True,
+)  # fmt: skip
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Output, and resume point.')
+_STAGES = flags.DEFINE_list(
+    'stages', [], 'Only these stages of the study, such as policy,evaluate.'
+)
+_WORKERS = flags.DEFINE_integer(
+    'workers', None, 'Processes; one a core by default, 0: in this process.',
+    lower_bound=0,
+)  # fmt: skip
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'List the tasks, run nothing.')
+_OVERWRITE = flags.DEFINE_bool(
+    'overwrite', False, 'Replace outputs that another config made.'
+)
+_CACHE = flags.DEFINE_string(
+    'compilation_cache', '~/.cache/rlhf_jax/jax',
+    'Folder of compiled programs, shared by all runs; empty: none.',
+)  # fmt: skip
+
+
+def launch(config, workdir: str) -> None:
+  """Runs the study and prints where its results are."""
+  begin = time.time()
+  validate.validate(config)
+  tasks = graph.tasks(config)
+  if _STAGES.value:
+    unknown = sorted(set(_STAGES.value) - set(config.stages))
+    if unknown:
+      raise common.ConfigError(
+          f'--stages: {unknown} are not stages of this study; it has'
+          f' {tuple(config.stages)}.'
+      )
+    tasks = [t for t in tasks if t.stage in _STAGES.value]
+  if _DRY_RUN.value:
+    for task in tasks:
+      done = common.is_done(
+          graph.STAGES[task.stage], graph.task_config(config, task), workdir
+      )
+      print(f'{"done" if done else "to do":6s} {task.stage:13s} {task.name}')
+    return
+
+  provenance.claim(config, workdir, overwrite=_OVERWRITE.value)
+  workers = _WORKERS.value
+  if workers is None:
+    workers = scheduler.default_workers()
+  print(f'{len(tasks)} tasks on {workers} workers, into {workdir}', flush=True)
+  scheduler.run(
+      config,
+      tasks,
+      workdir,
+      workers=workers,
+      cache=_CACHE.value,
+      overwrite=_OVERWRITE.value,
+  )
+  provenance.summary(config, workdir)
+  print(f'Total: {time.time() - begin:.0f} s on {workers} workers.')
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  try:
+    launch(_CONFIG.value, _WORKDIR.value)
+  except scheduler.TaskError as e:
+    path = os.path.join(_WORKDIR.value, 'error.log')
+    with open(path, 'w') as f:
+      f.write(e.detail)
+    sys.exit(f'error: {e} (details: {path})')
+  except (ValueError, KeyError, FileNotFoundError, FloatingPointError) as e:
+    if flags.FLAGS.verbosity > 0:
+      raise
+    sys.exit(f'error: {e} (--verbosity=1 shows where)')
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config', 'workdir'])
+  app.run(main)

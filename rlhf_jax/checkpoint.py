@@ -1,0 +1,140 @@
+"""Checkpoints that survive a kill at any moment and notice corruption.
+
+The only importer of orbax. Orbax writes a step beside its final name and
+renames it, so a killed process leaves no half checkpoint. It does not notice
+a flipped bit, so the digest of every file of a step is kept beside the steps,
+and a step that does not match is passed over for the one before.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from typing import Any
+
+from absl import logging
+import jax
+import orbax.checkpoint as ocp
+
+_DIGESTS = 'digests'
+
+
+class CheckpointError(ValueError):
+  """A checkpoint that should be there is missing or cannot be read."""
+
+
+def _steps_dir(directory: str) -> str:
+  return os.path.join(os.path.abspath(directory), 'checkpoints')
+
+
+def manager(directory: str, *, keep: int = 2) -> ocp.CheckpointManager:
+  """The checkpoint manager of a stage's folder, keeping the last `keep`."""
+  return ocp.CheckpointManager(
+      _steps_dir(directory),
+      options=ocp.CheckpointManagerOptions(
+          max_to_keep=keep, create=True, enable_async_checkpointing=False
+      ),
+  )
+
+
+def save(mngr: ocp.CheckpointManager, step: int, state: Any) -> None:
+  """Writes `state` as the checkpoint of `step`, then its digest."""
+  mngr.save(step, args=ocp.args.StandardSave(state))
+  root = str(mngr.directory)
+  os.makedirs(os.path.join(root, os.pardir, _DIGESTS), exist_ok=True)
+  path = _digest_path(root, step)
+  with open(path + '.tmp', 'w') as f:
+    json.dump(_digest(os.path.join(root, str(step))), f)
+  os.replace(path + '.tmp', path)
+  for name in os.listdir(os.path.dirname(path)):
+    if int(name.split('.')[0]) not in (*mngr.all_steps(), step):
+      os.remove(os.path.join(os.path.dirname(path), name))
+
+
+def restore_or(mngr: ocp.CheckpointManager, state: Any) -> Any:
+  """The newest intact checkpoint, shaped and sharded like `state`.
+
+  A corrupt one is named in a warning, deleted, and the one before it is taken;
+  with none left, `state` itself is returned.
+  """
+  root = str(mngr.directory)
+  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+  for step in sorted(mngr.all_steps(), reverse=True):
+    reason = _damage(root, step)
+    if reason is None:
+      restored = mngr.restore(step, args=ocp.args.StandardRestore(abstract))
+      logging.info('Resuming from step %d of %s.', step, root)
+      return restored
+    logging.warning(
+        'Checkpoint %s/%d is corrupt (%s): falling back to the one before.',
+        root,
+        step,
+        reason,
+    )
+    shutil.rmtree(os.path.join(root, str(step)))
+    mngr.reload()
+  return state
+
+
+def restore_params(directory: str) -> Any:
+  """The params of a finished stage, as saved by `save_params`."""
+  path = os.path.join(os.path.abspath(directory), 'params')
+  if not os.path.isdir(path):
+    raise CheckpointError(
+        f'{directory} holds no trained parameters: run its stage first.'
+    )
+  recorded = path + '.digest.json'
+  reason = _mismatch(path, recorded)
+  if reason:
+    raise CheckpointError(
+        f'{path} is corrupt ({reason}): delete {directory} and run its stage'
+        ' again.'
+    )
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(path)
+
+
+def save_params(directory: str, params: Any) -> None:
+  """Writes the params of a finished stage, replacing earlier ones."""
+  path = os.path.join(os.path.abspath(directory), 'params')
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(path, params, force=True)
+  with open(path + '.digest.json.tmp', 'w') as f:
+    json.dump(_digest(path), f)
+  os.replace(path + '.digest.json.tmp', path + '.digest.json')
+
+
+def _digest_path(root: str, step: int) -> str:
+  return os.path.join(os.path.dirname(root), _DIGESTS, f'{step}.json')
+
+
+def _digest(directory: str) -> dict[str, str]:
+  """The blake2b digest of every file under `directory`."""
+  digests = {}
+  for base, _, names in sorted(os.walk(directory)):
+    for name in sorted(names):
+      path = os.path.join(base, name)
+      with open(path, 'rb') as f:
+        digest = hashlib.file_digest(f, 'blake2b').hexdigest()
+      digests[os.path.relpath(path, directory)] = digest
+  return digests
+
+
+def _damage(root: str, step: int) -> str | None:
+  """Why the checkpoint of `step` cannot be trusted, or None."""
+  return _mismatch(os.path.join(root, str(step)), _digest_path(root, step))
+
+
+def _mismatch(directory: str, recorded: str) -> str | None:
+  if not os.path.exists(recorded):
+    return 'it was never completed'
+  try:
+    with open(recorded) as f:
+      want = json.load(f)
+  except ValueError:
+    return f'{os.path.basename(recorded)} is not JSON'
+  have = _digest(directory)
+  for name in sorted(want.keys() | have.keys()):
+    if want.get(name) != have.get(name):
+      return f'file {name} is not what was written'
+  return None

@@ -1,0 +1,288 @@
+"""From texts to padded arrays, and from arrays to batches by step number.
+
+Prompts are padded on the left and responses on the right, so that the two join
+at a fixed column. A prompt that is too long loses its beginning; a response is
+never cut, since the halves of two responses may be equal: its row is dropped.
+Both are counted.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+import hashlib
+import typing
+
+from absl import logging
+import grain
+import jax
+from jaxtyping import Bool, Int
+import numpy as np
+
+from rlhf_jax import types
+from rlhf_jax.data import preferences
+from rlhf_jax.data import tokenizer as tokenizer_lib
+
+Tokens = Int[np.ndarray, 'b l']
+Mask = Bool[np.ndarray, 'b l']
+Tree = typing.Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counts:
+  """What became of the rows given to an encoder.
+
+  Attributes:
+    num_rows: rows given.
+    num_kept: rows encoded.
+    prompts_truncated: kept rows whose prompt lost its beginning.
+    responses_too_long: rows dropped because a response does not fit.
+    identical: rows dropped because both responses encode to the same tokens.
+    kept: positions of the kept rows among those given.
+  """
+
+  num_rows: int
+  num_kept: int
+  prompts_truncated: int
+  responses_too_long: int
+  identical: int
+  kept: tuple[int, ...] = dataclasses.field(repr=False, default=())
+
+
+def encode_prompts(
+    prompts: Sequence[str],
+    tokenizer: tokenizer_lib.Tokenizer,
+    *,
+    max_prompt_tokens: int,
+) -> tuple[Tokens, Mask]:
+  """Left-padded tokens and mask [b max_prompt_tokens] of the prompts.
+
+  A longer prompt loses its beginning; how many did is logged.
+  """
+  encoded = [_encode_prompt(p, tokenizer) for p in prompts]
+  truncated = sum(len(ids) > max_prompt_tokens for ids in encoded)
+  if truncated:
+    logging.warning(
+        '%d of %d prompts lost their beginning: longer than %d tokens.',
+        truncated, len(encoded), max_prompt_tokens,
+    )  # fmt: skip
+  return _pad_left(encoded, tokenizer.pad_id, max_prompt_tokens)
+
+
+def encode_responses(
+    responses: Sequence[str],
+    tokenizer: tokenizer_lib.Tokenizer,
+    *,
+    max_response_tokens: int,
+) -> tuple[Tokens, Mask]:
+  """Right-padded tokens and mask [b max_response_tokens], each ending in EOS.
+
+  A response that does not fit is an error: responses are never cut.
+  """
+  encoded = [tokenizer.encode(r) + [tokenizer.eos_id] for r in responses]
+  for row, ids in enumerate(encoded):
+    if len(ids) > max_response_tokens:
+      raise preferences.DataError(
+          f'Response {row} has {len(ids)} tokens with EOS, more than'
+          f' max_response_tokens = {max_response_tokens}.'
+      )
+  return _pad_right(encoded, tokenizer.pad_id, max_response_tokens)
+
+
+def encode_comparisons(
+    comparisons: Sequence[preferences.Comparison],
+    tokenizer: tokenizer_lib.Tokenizer,
+    *,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+    max_truncated_fraction: float,
+) -> tuple[types.PreferenceBatch, Counts]:
+  """All comparisons as one PreferenceBatch of NumPy arrays, and the counts.
+
+  Args:
+    max_prompt_tokens: width of the prompts.
+    max_response_tokens: width of the responses, EOS included.
+    max_truncated_fraction: largest share of rows that may be dropped because a
+      response does not fit; more is an error.
+  """
+  rows, counts = _encode_rows(
+      [(c.prompt, (c.chosen, c.rejected)) for c in comparisons],
+      tokenizer,
+      max_prompt_tokens=max_prompt_tokens,
+      max_response_tokens=max_response_tokens,
+      max_truncated_fraction=max_truncated_fraction,
+  )
+  pad = tokenizer.pad_id
+  prompt_tokens, prompt_mask = _pad_left(
+      [prompt for prompt, _ in rows], pad, max_prompt_tokens
+  )
+  chosen_tokens, chosen_mask = _pad_right(
+      [responses[0] for _, responses in rows], pad, max_response_tokens
+  )
+  rejected_tokens, rejected_mask = _pad_right(
+      [responses[1] for _, responses in rows], pad, max_response_tokens
+  )
+  batch = types.PreferenceBatch(
+      prompt_tokens=prompt_tokens,
+      prompt_mask=prompt_mask,
+      chosen_tokens=chosen_tokens,
+      chosen_mask=chosen_mask,
+      rejected_tokens=rejected_tokens,
+      rejected_mask=rejected_mask,
+      valid=np.ones(len(rows), bool),
+  )
+  return batch, counts
+
+
+def encode_demonstrations(
+    demonstrations: Sequence[tuple[str, str]],
+    tokenizer: tokenizer_lib.Tokenizer,
+    *,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+    max_truncated_fraction: float,
+) -> tuple[dict[str, np.ndarray], Counts]:
+  """(prompt, response) pairs as arrays, and the counts.
+
+  Returns:
+    A dict of prompt_tokens, prompt_mask, response_tokens, response_mask; and
+    the counts, as `encode_comparisons` does.
+  """
+  rows, counts = _encode_rows(
+      [(prompt, (response,)) for prompt, response in demonstrations],
+      tokenizer,
+      max_prompt_tokens=max_prompt_tokens,
+      max_response_tokens=max_response_tokens,
+      max_truncated_fraction=max_truncated_fraction,
+  )
+  prompt_tokens, prompt_mask = _pad_left(
+      [prompt for prompt, _ in rows], tokenizer.pad_id, max_prompt_tokens
+  )
+  response_tokens, response_mask = _pad_right(
+      [responses[0] for _, responses in rows],
+      tokenizer.pad_id,
+      max_response_tokens,
+  )
+  return {
+      'prompt_tokens': prompt_tokens,
+      'prompt_mask': prompt_mask,
+      'response_tokens': response_tokens,
+      'response_mask': response_mask,
+  }, counts
+
+
+def _encode_rows(
+    texts: Sequence[tuple[str, tuple[str, ...]]],
+    tokenizer: tokenizer_lib.Tokenizer,
+    *,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+    max_truncated_fraction: float,
+) -> tuple[list[tuple[list[int], list[list[int]]]], Counts]:
+  """Token ids of the rows that can be used: prompts uncut, responses with EOS."""
+  rows, kept = [], []
+  prompts_truncated = responses_too_long = identical = 0
+  for i, (prompt_text, response_texts) in enumerate(texts):
+    responses = [
+        tokenizer.encode(r) + [tokenizer.eos_id] for r in response_texts
+    ]
+    if max(map(len, responses)) > max_response_tokens:
+      responses_too_long += 1
+      continue
+    if len(responses) > 1 and all(r == responses[0] for r in responses):
+      identical += 1
+      continue
+    prompt = _encode_prompt(prompt_text, tokenizer)
+    prompts_truncated += len(prompt) > max_prompt_tokens
+    rows.append((prompt, responses))
+    kept.append(i)
+  if responses_too_long > max_truncated_fraction * len(texts):
+    raise preferences.DataError(
+        f'{responses_too_long} of {len(texts)} rows have a response of more'
+        f' than max_response_tokens = {max_response_tokens} tokens, EOS'
+        f' included; the allowed fraction is {max_truncated_fraction:g}.'
+    )
+  if not rows:
+    raise preferences.DataError(
+        f'None of {len(texts)} rows can be used: {responses_too_long} have too'
+        f' long a response, {identical} have identical ones.'
+    )
+  return rows, Counts(
+      num_rows=len(texts),
+      num_kept=len(rows),
+      prompts_truncated=prompts_truncated,
+      responses_too_long=responses_too_long,
+      identical=identical,
+      kept=tuple(kept),
+  )
+
+
+def _encode_prompt(text: str, tokenizer: tokenizer_lib.Tokenizer) -> list[int]:
+  ids = tokenizer.encode(text)
+  if not ids:
+    raise preferences.DataError(f'A prompt has no tokens: {text[:60]!r}.')
+  return ids
+
+
+def _pad_left(
+    encoded: Iterable[list[int]], pad_id: int, width: int
+) -> tuple[Tokens, Mask]:
+  """Tokens and mask, the last `width` ids of each row at the right edge."""
+  rows = [ids[-width:] for ids in encoded]
+  tokens = np.full((len(rows), width), pad_id, np.int32)
+  mask = np.zeros((len(rows), width), bool)
+  for i, ids in enumerate(rows):
+    tokens[i, width - len(ids) :] = ids
+    mask[i, width - len(ids) :] = True
+  return tokens, mask
+
+
+def _pad_right(
+    encoded: Iterable[list[int]], pad_id: int, width: int
+) -> tuple[Tokens, Mask]:
+  """Tokens and mask, each row at the left edge; every row fits."""
+  rows = list(encoded)
+  tokens = np.full((len(rows), width), pad_id, np.int32)
+  mask = np.zeros((len(rows), width), bool)
+  for i, ids in enumerate(rows):
+    tokens[i, : len(ids)] = ids
+    mask[i, : len(ids)] = True
+  return tokens, mask
+
+
+def batch_at(
+    arrays: Tree, *, batch_size: int, seed: int
+) -> Callable[[typing.SupportsInt], Tree]:
+  """Returns `step -> batch`, a pure function of (seed, step).
+
+  Rows are shuffled anew in every epoch, and every row occurs once in each. An
+  epoch that does not divide into batches is not cut short: the batch at its
+  end is filled with the first rows of the next, so all batches are full.
+
+  Args:
+    arrays: a pytree of arrays that share their leading axis.
+    batch_size: rows per batch, at most the number of rows.
+    seed: any non-negative integer.
+  """
+  leaves = jax.tree.leaves(arrays)
+  sizes = {len(leaf) for leaf in leaves}
+  if len(sizes) != 1:
+    raise ValueError(f'Arrays must share their leading axis, got {sizes}.')
+  (num_rows,) = sizes
+  if not 1 <= batch_size <= num_rows:
+    raise ValueError(
+        f'batch_size must lie in [1, {num_rows}] (the rows), got {batch_size}.'
+    )
+  # Grain shuffles epoch e by seed + e: hash first, or the second epoch of one
+  # seed would be the first of the next.
+  digest = hashlib.sha256(f'batch_at/{seed}'.encode()).digest()
+  indices = (
+      grain.MapDataset.range(num_rows)
+      .shuffle(seed=int.from_bytes(digest[:4], 'big'))
+      .repeat()
+      .batch(batch_size, batch_fn=np.asarray)
+  )
+
+  def batch(step: typing.SupportsInt) -> Tree:
+    rows = indices[int(step)]
+    return jax.tree.map(lambda leaf: leaf[rows], arrays)
+
+  return batch

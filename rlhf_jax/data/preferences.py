@@ -1,0 +1,346 @@
+"""Human comparisons as text: reading, checking, writing and splitting them.
+
+Two forms of a row are read, one JSON object a line, plain or gzipped:
+
+  {"chosen": "\\n\\nHuman: ..\\n\\nAssistant: ..", "rejected": ..}   (a dialogue)
+  {"prompt": .., "chosen": .., "rejected": ..}                       (plain)
+
+each with optional "property" and "annotator". A dialogue is the form of
+Anthropic's HH data (Bai et al. 2022, arXiv:2204.05862): its prompt is all up to
+and including the last "\\n\\nAssistant:", and must be the same in both.
+
+Rows that cannot be used are dropped, and each is reported with its line number;
+beyond a stated fraction they are an error.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+import contextlib
+import dataclasses
+import gzip
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+import zlib
+
+HUMAN = '\n\nHuman:'
+ASSISTANT = '\n\nAssistant:'
+# The fields of Report that count dropped rows, and how messages name them.
+_BAD_KINDS = {
+    'malformed': 'malformed',
+    'prompts_differ': 'with differing prompts',
+    'extra_turn': 'with a turn beyond the response',
+    'identical': 'with identical responses',
+}
+
+
+class DataError(ValueError):
+  """Data cannot be used; the message is one line naming the file and line."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+  """Two responses to a prompt, the first of which was preferred.
+
+  Attributes:
+    prompt: what the model sees; a dialogue ends with "\\n\\nAssistant:".
+    property: what was judged, such as 'helpful'; '' if not recorded.
+    annotator: who, or which kind of annotator, judged; '' if not recorded.
+    line: line in the file it was read from, from 1; 0 if from none.
+  """
+
+  prompt: str
+  chosen: str
+  rejected: str
+  property: str = ''
+  annotator: str = ''
+  line: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+  """What became of every row of a file; rows are named by line, from 1.
+
+  Attributes:
+    path: the file.
+    num_rows: how many rows it has, blank lines aside.
+    malformed: rows that are not a comparison in either form.
+    prompts_differ: dialogues of which the rejected one does not begin with the
+      prompt of the chosen one.
+    extra_turn: dialogues of which a response runs on into another turn.
+    identical: rows whose two responses are the same, which teach nothing.
+  """
+
+  path: str
+  num_rows: int
+  malformed: tuple[int, ...] = ()
+  prompts_differ: tuple[int, ...] = ()
+  extra_turn: tuple[int, ...] = ()
+  identical: tuple[int, ...] = ()
+
+  @property
+  def num_dropped(self) -> int:
+    """How many rows are not used."""
+    return sum(len(getattr(self, kind)) for kind in _BAD_KINDS)
+
+  @property
+  def num_kept(self) -> int:
+    """How many rows became comparisons."""
+    return self.num_rows - self.num_dropped
+
+  def __str__(self) -> str:
+    dropped = ', '.join(
+        f'{len(lines)} {words} (line {", ".join(map(str, lines[:3]))}'
+        f'{", .." if len(lines) > 3 else ""})'
+        for kind, words in _BAD_KINDS.items()
+        if (lines := getattr(self, kind))
+    )
+    return (
+        f'{self.path}: kept {self.num_kept} of {self.num_rows} rows'
+        f'{"; dropped " + dropped if dropped else ""}.'
+    )
+
+
+def read_jsonl(
+    path: str | os.PathLike, *, property: str = '', max_bad_fraction: float
+) -> tuple[list[Comparison], Report]:
+  """The comparisons of a .jsonl or .jsonl.gz file, and what became of each row.
+
+  Args:
+    path: the file; gzipped if its name ends in .gz.
+    property: what the rows judge, where they do not say so themselves.
+    max_bad_fraction: largest share of rows that may be dropped.
+
+  Raises:
+    DataError: if the file is missing, empty, truncated, or lacks a key that a
+      comparison needs, or if more than max_bad_fraction of its rows are bad.
+  """
+  rows = list(read_lines(path))
+  return parse_rows(
+      rows, path=path, property=property, max_bad_fraction=max_bad_fraction
+  )
+
+
+def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
+  """Yields (line number, content) of every line that is not blank."""
+  path = os.fspath(path)
+  if not os.path.isfile(path):
+    what = 'a directory' if os.path.isdir(path) else 'nothing'
+    raise DataError(f'Expected a file of comparisons at {path}, found {what}.')
+  number = 0
+  opener = gzip.open if path.endswith('.gz') else open
+  try:
+    with opener(path, 'rb') as f:
+      for number, line in enumerate(f, start=1):  # noqa: B007
+        if line.strip():
+          yield number, line
+  except EOFError as e:
+    raise DataError(
+        f'{path}: the gzip file is truncated after line {number}.'
+    ) from e
+  except (gzip.BadGzipFile, zlib.error) as e:
+    raise DataError(
+        f'{path}: not a valid gzip file after line {number} ({e}).'
+    ) from e
+  except OSError as e:
+    raise DataError(f'{path}: cannot be read ({e.strerror or e}).') from e
+
+
+def parse_rows(
+    rows: Iterable[tuple[int, bytes | Mapping[str, str]]],
+    *,
+    path: str | os.PathLike,
+    property: str = '',
+    max_bad_fraction: float,
+) -> tuple[list[Comparison], Report]:
+  """The comparisons among numbered rows (JSON or parsed); see `read_jsonl`."""
+  kept: list[Comparison] = []
+  bad: dict[str, list[int]] = {kind: [] for kind in _BAD_KINDS}
+  reasons: list[str] = []
+  num_rows = 0
+  for line, content in rows:
+    num_rows += 1
+    try:
+      row = content if isinstance(content, Mapping) else _decode(content)
+      comparison = _comparison(row, line, property, path)
+    except _BadRow as e:
+      bad[e.kind].append(line)
+      reasons.append(f'line {line}: {e}')
+    else:
+      kept.append(comparison)
+  if not num_rows:
+    raise DataError(f'{path}: empty; expected one JSON object per line.')
+  report = Report(
+      path=os.fspath(path),
+      num_rows=num_rows,
+      **{kind: tuple(lines) for kind, lines in bad.items()},
+  )
+  if report.num_dropped > max_bad_fraction * num_rows:
+    raise DataError(
+        f'{path}: {report.num_dropped} of {num_rows} rows cannot be used, more'
+        f' than the allowed fraction {max_bad_fraction:g}; first {reasons[0]}.'
+    )
+  return kept, report
+
+
+class _BadRow(Exception):
+  """A row to drop; `kind` is the field of Report that counts it."""
+
+  def __init__(self, kind: str, reason: str):
+    super().__init__(reason)
+    self.kind = kind
+
+
+def _decode(content: bytes) -> Mapping[str, object]:
+  """The JSON object on one line."""
+  try:
+    row = json.loads(content)
+  # A RecursionError is how deeply nested JSON fails.
+  except (ValueError, RecursionError) as e:
+    raise _BadRow('malformed', f'not valid JSON ({_one_line(e)})') from e
+  if not isinstance(row, dict):
+    raise _BadRow('malformed', 'not a JSON object')
+  return row
+
+
+def _comparison(
+    row: Mapping[str, object],
+    line: int,
+    property: str,
+    path: str | os.PathLike,
+) -> Comparison:
+  """The comparison that a row holds, in either form."""
+  for key in ('chosen', 'rejected'):
+    # Not a damaged row but another kind of file: no fraction of it will do.
+    if key not in row:
+      raise DataError(
+          f'{path}, line {line}: key {key!r} is missing; expected'
+          f' chosen, rejected and optionally prompt, found'
+          f' {", ".join(sorted(row)[:8]) or "no keys"}.'
+      )
+  for key in ('prompt', 'chosen', 'rejected', 'property', 'annotator'):
+    if not isinstance(row.get(key, ''), str):
+      raise _BadRow('malformed', f'{key!r} is not a string')
+  if 'prompt' in row:
+    prompt, chosen, rejected = row['prompt'], row['chosen'], row['rejected']
+  else:
+    prompt, chosen, rejected = _split_pair(row['chosen'], row['rejected'])
+  if not prompt.strip():
+    raise _BadRow('malformed', 'the prompt is empty')
+  if chosen == rejected:
+    raise _BadRow('identical', 'the two responses are identical')
+  return Comparison(
+      prompt=prompt,
+      chosen=chosen,
+      rejected=rejected,
+      property=row.get('property', '') or property,
+      annotator=row.get('annotator', ''),
+      line=line,
+  )
+
+
+def split_dialogue(text: str) -> tuple[str, str]:
+  """Prompt and response of a dialogue, cut after the last assistant mark.
+
+  Nothing is stripped: prompt + response is the dialogue.
+  """
+  cut = text.rfind(ASSISTANT)
+  if not text.startswith(HUMAN) or cut < 0:
+    raise ValueError(
+        'without a prompt, a dialogue "\\n\\nHuman: ..\\n\\nAssistant: .." is'
+        f' expected, found {text[:40]!r}'
+    )
+  cut += len(ASSISTANT)
+  return text[:cut], text[cut:]
+
+
+def _split_pair(chosen: str, rejected: str) -> tuple[str, str, str]:
+  """The common prompt of two dialogues, and their two responses."""
+  try:
+    prompt, response = split_dialogue(chosen)
+    split_dialogue(rejected)
+  except ValueError as e:
+    raise _BadRow('malformed', str(e)) from e
+  if not rejected.startswith(prompt):
+    raise _BadRow('prompts_differ', 'the two prompts differ')
+  other = rejected[len(prompt) :]
+  # A second turn of the assistant in the chosen dialogue is part of its prompt.
+  # Kept in the rejected one alone, it would give away which was rejected.
+  if ASSISTANT in other or HUMAN in response + other:
+    raise _BadRow('extra_turn', 'a response runs on into another turn')
+  return prompt, response, other
+
+
+def dialogue(prompt: str, response: str) -> str:
+  """A prompt and its response as a dialogue of one turn."""
+  return f'{HUMAN} {prompt}{ASSISTANT} {response}'
+
+
+def write_jsonl(
+    comparisons: Iterable[Comparison], path: str | os.PathLike
+) -> None:
+  """Writes comparisons in the plain form; `read_jsonl` returns the same.
+
+  The file appears complete or not at all. The same comparisons give the same
+  bytes, gzipped or not.
+  """
+  path = pathlib.Path(path)
+  if not path.parent.is_dir():
+    raise DataError(f'Expected a directory at {path.parent} to write to.')
+  handle, temporary = tempfile.mkstemp(
+      dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp'
+  )
+  try:
+    with contextlib.ExitStack() as stack:
+      f = stack.enter_context(os.fdopen(handle, 'wb'))
+      if path.suffix == '.gz':  # no name and no time in the header
+        f = stack.enter_context(
+            gzip.GzipFile(filename='', mode='wb', fileobj=f, mtime=0)
+        )
+      for c in comparisons:
+        row = {'prompt': c.prompt, 'chosen': c.chosen, 'rejected': c.rejected}
+        row |= {'property': c.property} if c.property else {}
+        row |= {'annotator': c.annotator} if c.annotator else {}
+        f.write(json.dumps(row).encode() + b'\n')
+    os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files
+    os.replace(temporary, path)
+  except BaseException:
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(temporary)
+    raise
+
+
+def _umask() -> int:
+  mask = os.umask(0)
+  os.umask(mask)
+  return mask
+
+
+def split_of(prompt: str, *, salt: str, fractions: Mapping[str, float]) -> str:
+  """The split that a prompt belongs to, decided by a hash of its text.
+
+  All rows of a prompt land in one split, whatever the order or size of the
+  file, so that a model never meets an evaluation prompt in training. Another
+  salt gives an independent split.
+
+  Args:
+    fractions: share of each split by name; they add up to 1.
+  """
+  shares = list(fractions.values())
+  if not shares or min(shares) < 0 or abs(sum(shares) - 1.0) > 1e-6:
+    raise ValueError(
+        f'Fractions must be >= 0 and add up to 1, got {dict(fractions)}.'
+    )
+  digest = hashlib.sha256(f'{salt}\0{prompt}'.encode()).digest()
+  position = int.from_bytes(digest[:8], 'big') / 2**64
+  for name, share in fractions.items():
+    position -= share
+    if position < 0:
+      return name
+  # Only rounding leads here: the last split that is not empty.
+  return [name for name, share in fractions.items() if share > 0][-1]
+
+
+def _one_line(error: BaseException) -> str:
+  return ' '.join(str(error).split())[:120]

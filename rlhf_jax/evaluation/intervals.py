@@ -1,0 +1,94 @@
+"""Means with intervals: over seeds, paired over seeds, and over prompts.
+
+NumPy, float64; arrays have seeds on the first axis, and after it any axes or
+none. A NaN is a missing point, such as a curve that ended before this KL: it
+makes the mean NaN, since the seeds that remain are another sample.
+"""
+
+import typing
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+
+
+class Interval(typing.NamedTuple):
+  """A mean, the ends of its interval, and the number of seeds behind it."""
+
+  mean: np.ndarray
+  low: np.ndarray
+  high: np.ndarray
+  num_seeds: int
+
+
+def mean_interval(
+    values: npt.ArrayLike,
+    *,
+    level: float = 0.95,
+) -> Interval:
+  """The mean over seeds, the first axis, with its Student t interval.
+
+    mean +- t_{n-1, (1 + level) / 2} * sd / sqrt(n),  sd with n - 1
+
+  With one seed there is a mean and no interval: its ends are NaN.
+  """
+  values = np.asarray(values, np.float64)
+  n = values.shape[0] if values.ndim else 0
+  if n == 0:
+    raise ValueError('An interval needs values of at least one seed.')
+  mean = values.mean(axis=0)
+  if n == 1:
+    nan = np.full_like(mean, np.nan)
+    return Interval(mean, nan, nan.copy(), n)
+  quantile = special.stdtrit(n - 1, (1 + level) / 2)
+  half = quantile * values.std(axis=0, ddof=1) / np.sqrt(n)
+  return Interval(mean, mean - half, mean + half, n)
+
+
+def paired_difference(
+    values: npt.ArrayLike,
+    baseline: npt.ArrayLike,
+    *,
+    level: float = 0.95,
+) -> Interval:
+  """The mean over seeds of values - baseline, with its Student t interval.
+
+  Entry i of both comes from seed i: the same world, reward models and prompts,
+  which cancel in the difference and dominate the spread of either alone.
+  """
+  values = np.asarray(values, np.float64)
+  baseline = np.asarray(baseline, np.float64)
+  if values.shape != baseline.shape:
+    raise ValueError(
+        'A paired difference needs the same seeds in both, got shapes'
+        f' {values.shape} and {baseline.shape}.'
+    )
+  return mean_interval(values - baseline, level=level)
+
+
+def bootstrap_interval(
+    values: npt.ArrayLike,
+    *,
+    num_resamples: int,
+    seed: int,
+    level: float = 0.95,
+) -> Interval:
+  """The mean over seeds and prompts ('s x'), with an interval over prompts.
+
+  Prompts are redrawn with replacement within each seed, independently, since
+  seeds hold out different prompts; the seeds themselves stay. It answers how
+  much another choice of prompts would change the number, and it is defined for
+  a single seed. Ends are percentiles (Efron and Tibshirani 1993, section 13.3).
+  """
+  values = np.asarray(values, np.float64)
+  if values.ndim != 2 or values.size == 0:
+    raise ValueError(f'Expected seeds by prompts, got shape {values.shape}.')
+  num_seeds, num_prompts = values.shape
+  rng = np.random.default_rng(seed)
+  means = np.zeros(num_resamples)
+  for row in values:
+    chosen = rng.integers(num_prompts, size=(num_resamples, num_prompts))
+    means += row[chosen].mean(axis=1) / num_seeds
+  tail = (1 - level) / 2
+  low, high = np.quantile(means, [tail, 1 - tail])
+  return Interval(values.mean(), low, high, num_seeds)

@@ -1,0 +1,120 @@
+"""How often a response beats an SFT sample, and how often it is good enough.
+
+Judgements are relative to the SFT policy on the same prompt, so that prompts
+with a wide range of scores do not speak louder than others and the judge's
+scale and offset cancel. `values` may be any judge's: gold quality, a held-out
+reward model, or the training reward itself.
+
+Everything exact is a per-response array 'x y', made once a judge; its mean
+under a policy is `enumerated.expectation`, or `expectations` for many at once.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, ScalarLike
+
+from rlhf_jax.exact import enumerated
+
+
+@jax.jit
+def percentile(
+    values: Float[Array, 'x y'], ref_logprobs: Float[Array, 'x y']
+) -> Float[Array, 'x y']:
+  """P_{y' ~ ref}(v(y) > v(y')) + P(v(y) = v(y')) / 2, for each response.
+
+  The chance of beating an SFT sample, ties counted half: the mid-rank, whose
+  mean under the SFT policy is exactly 1/2.
+  """
+  below, tied = enumerated.mass_below_and_tied(values, ref_logprobs)
+  return below + tied / 2
+
+
+@jax.jit
+def above_quantile(
+    percentiles: Float[Array, '*b'], *, q: ScalarLike
+) -> Float[Array, '*b']:
+  """1 where a response is above the SFT q-quantile of its prompt, else 0.
+
+  By mid-rank: responses with equal values fall on the same side together, the
+  side on which the middle of their probability lies; 1/2 at exactly q. Under
+  the SFT policy its mean is 1 - q, up to half the mass of the tie there.
+  """
+  # The sign of NaN is NaN.
+  return 0.5 + 0.5 * jnp.sign(percentiles - q)
+
+
+@jax.jit
+def joint_percentile(
+    percentiles: Float[Array, ' m *b'],
+) -> Float[Array, '*b']:
+  """prod_i percentile_i: beats an independent SFT sample on every judge."""
+  return jnp.prod(percentiles, axis=0)
+
+
+@jax.jit
+def above_on_all(
+    percentiles: Float[Array, ' m *b'], *, q: ScalarLike
+) -> Float[Array, '*b']:
+  """1 where the one response is above the SFT q-quantile on every judge."""
+  return jnp.prod(above_quantile(percentiles, q=q), axis=0)
+
+
+@jax.jit
+def win_rate(
+    logprobs: Float[Array, 'x y'], percentiles: Float[Array, 'x y']
+) -> Float[Array, ' x']:
+  """P(a response of pi beats an SFT sample), ties half, for each prompt."""
+  return enumerated.expectation(logprobs, percentiles)
+
+
+@jax.jit
+def joint_win_rate(
+    logprobs: Float[Array, 'x y'], percentiles: Float[Array, 'm x y']
+) -> Float[Array, ' x']:
+  """P(one response of pi beats an independent SFT sample on each judge).
+
+  1/2^m under the SFT policy when judges are independent given the prompt.
+  """
+  return enumerated.expectation(logprobs, joint_percentile(percentiles))
+
+
+@jax.jit
+def good_on_all(
+    logprobs: Float[Array, 'x y'],
+    percentiles: Float[Array, 'm x y'],
+    *,
+    q: ScalarLike,
+) -> Float[Array, ' x']:
+  """P(a response of pi is above the SFT q-quantile on every judge)."""
+  return enumerated.expectation(logprobs, above_on_all(percentiles, q=q))
+
+
+@jax.jit
+def sample_percentile(
+    values: Float[Array, 'x n'], ref_values: Float[Array, 'x m']
+) -> Float[Array, 'x n']:
+  """The share of a prompt's m reference samples each value beats, ties half.
+
+  For responses that cannot be listed. The reference samples must not include
+  the responses being judged: each would tie with itself. NaN gives NaN.
+  """
+  ascending = jnp.sort(ref_values, axis=-1)
+  below, upto = (
+      jax.vmap(functools.partial(jnp.searchsorted, side=side))(
+          ascending, values
+      )
+      for side in ('left', 'right')
+  )
+  share = (below + upto) / (2.0 * ref_values.shape[-1])
+  bad = jnp.isnan(values) | jnp.isnan(ref_values).any(-1)[:, None]
+  return jnp.where(bad, jnp.nan, share)
+
+
+@jax.jit
+def sample_win_rate(
+    values: Float[Array, 'x n'], ref_values: Float[Array, 'x m']
+) -> Float[Array, ' x']:
+  """The share of all n * m pairs won against the reference, ties half."""
+  return sample_percentile(values, ref_values).mean(axis=-1)

@@ -1,0 +1,269 @@
+"""Tables of the report: raw against LSC at equal KL, with intervals."""
+
+import pandas as pd
+
+from rlhf_jax.figures import page, style, tables, words
+
+KLS = (0.5, 1.0, 2.0, 4.0)
+SUMMARY_KL = 2.0
+
+# Words, and whether more is better: None where neither direction is.
+METRICS = {
+    'win_rate': ('win rate against SFT', True),
+    'above_q50': ('above SFT median', True),
+    'above_q75': ('above SFT 75% quantile', True),
+    'above_q85': ('above SFT 85% quantile', True),
+    'above_q95': ('above SFT 95% quantile', True),
+    'needs_met': ('needs met', True),
+    'safe': ('safe', True),
+    'needs_met_and_safe': ('needs met and safe', True),
+    'excess_lists': ('excess list markers', False),
+    'excess_hedges': ('excess hedges', False),
+    'refusals': ('refusals', None),
+    'length': ('length (moves)', None),
+    'improved': ('prompts improved', True),
+    'worsened': ('prompts worsened', False),
+    'left_behind': ('prompts left behind', False),
+    'extreme': ('beyond SFT 99.9% quantile', False),
+    'promptsd': ('sd over prompts of mean reward', None),
+    'kl_sd': ('sd over prompts of KL', None),
+}
+# What the summary shows as a table; everything else is counted and listed.
+HEADLINES = (
+    ('helpful', 'win_rate', 'evaluator'),
+    ('helpful', 'win_rate', 'gold'),
+    ('helpful', 'above_q85', 'gold'),
+    ('helpful', 'needs_met', None),
+    ('helpful', 'excess_lists', None),
+    ('harmless', 'win_rate', 'evaluator'),
+    ('harmless', 'win_rate', 'gold'),
+    ('harmless', 'above_q85', 'gold'),
+    ('harmless', 'safe', None),
+    ('harmless', 'excess_hedges', None),
+    ('both', 'win_rate', 'evaluator'),
+    ('both', 'win_rate', 'gold'),
+    ('both', 'above_q50', 'gold'),
+    ('both', 'needs_met_and_safe', None),
+)
+
+
+def _panels(results: pd.DataFrame) -> list[tuple[str, str, str]]:
+  """(property, metric, judge) of the results, in reading order."""
+  out = []
+  for property in tables.present(results, 'property', tables.PROPERTIES):
+    rows = results[results['property'] == property]
+    for metric in tables.present(rows, 'metric', tuple(METRICS)):
+      judges = rows[rows['metric'] == metric]
+      for judge in tables.present(judges, 'judge', tables.JUDGES):
+        out.append((property, metric, judge))
+  return out
+
+
+def _describe(metric: str, judge: str) -> str:
+  name, _ = METRICS.get(metric, (metric, None))
+  return name if judge == 'none' else f'{name}, {style.label(judge)}'
+
+
+def _direction(metric: str, row) -> str:
+  """Class of a difference: better or worse for LSC, open if not established."""
+  sign = words.established(row)
+  better = METRICS.get(metric, (metric, None))[1]
+  if sign == 0 or better is None:
+    return 'open'
+  return 'better' if (sign > 0) == better else 'worse'
+
+
+def _is_proxy(metric: str, judge: str) -> bool:
+  """Whether a reward model judges the policy that was trained on it."""
+  return judge == 'reward_model' and metric.startswith(('win_', 'above_'))
+
+
+def summary(results: pd.DataFrame) -> page.Markup:
+  """The headline table, then every other comparison by its outcome."""
+  lines = {'better': [], 'worse': [], 'neutral': [], 'open': []}
+  for property, metric, judge in _panels(results):
+    what = dict(property=property, metric=metric, judge=judge)
+    rows = tables.differences(results, kls=[SUMMARY_KL], **what)
+    if len(rows) and not _is_proxy(metric, judge):
+      row = rows.iloc[0]
+      kind = _direction(metric, row)
+      if kind == 'open' and words.established(row):
+        kind = 'neutral'
+      lines[kind].append(
+          f'{style.label(property)}: {_describe(metric, judge)}'
+          f' {words.number(row["baseline_mean"])} to'
+          f' {words.number(row["method_mean"])}, {words.signed(row)}'
+      )
+  total = sum(map(len, lines.values()))
+  if not total:
+    return page.tag('p', f'No comparison at KL {SUMMARY_KL:g}.')
+  titles = {
+      'worse': 'LSC worse than raw',
+      'better': 'LSC better than raw',
+      'neutral': 'Different, where neither direction is better',
+      'open': 'Not established (interval contains zero, or one seed)',
+  }
+  return page.join(
+      page.tag(
+          'p',
+          f'Exact optima of both objectives at KL {SUMMARY_KL:g} nats.'
+          ' Differences are within seeds, with their 95% interval.',
+      ),
+      _headline_table(results),
+      page.tag('h3', f'All {total} comparisons at KL {SUMMARY_KL:g}'),
+      page.tag(
+          'p',
+          'By judges other than the reward model that was optimised. About'
+          f' {0.05 * total:.0f} intervals would exclude zero by chance if no'
+          ' method differed, and many measures overlap: read them as a whole,'
+          ' and over the range of KL below.',
+      ),
+      *(
+          page.tag(
+              'details',
+              page.tag('summary', f'{title}: {len(lines[kind])}'),
+              page.bullets(lines[kind]),
+              **({'open': ''} if kind == 'worse' else {}),
+          )
+          for kind, title in titles.items()
+      ),
+  )
+
+
+def _headline_table(results: pd.DataFrame) -> page.Markup:
+  rows = []
+  for property, metric, judge in HEADLINES:
+    found = tables.differences(
+        results, property=property, metric=metric, judge=judge, kls=[SUMMARY_KL]
+    )
+    if not len(found):
+      continue
+    row = found.iloc[0]
+    rows.append(
+        (
+            f'{style.label(property)}: {_describe(metric, row["judge"])}',
+            words.number(row['baseline_mean']),
+            words.number(row['method_mean']),
+            page.tag('span', words.signed(row), class_=_direction(metric, row)),
+        )
+    )
+  return page.table(['', 'raw', 'LSC', 'LSC minus raw'], rows)
+
+
+def results_tables(results: pd.DataFrame) -> page.Markup:
+  """A table per property and learner: raw, LSC and their difference."""
+  parts = [
+      page.tag(
+          'p',
+          'Each cell: raw, LSC, and the difference within seeds with its 95%'
+          ' interval. Blue: LSC better, amber: LSC worse, where the interval'
+          ' excludes zero; grey: not established, or neither direction is'
+          ' better. Between two points of a curve values are interpolated'
+          ' linearly, and curves are never extended; n/a where some seed does'
+          ' not reach that KL.',
+      )
+  ]
+  families = [f for f in style.LEARNERS if f in set(results['family'])]
+  for family in families:
+    body = []
+    for property in tables.present(results, 'property', tables.PROPERTIES):
+      rows = [
+          (_describe(metric, judge), *cells)
+          for p, metric, judge in _panels(results)
+          if p == property
+          and (cells := _cells(results, property, metric, judge, family))
+      ]
+      if rows:
+        header = ['metric', *(f'KL {kl:g}' for kl in KLS)]
+        body += [
+            page.tag('h3', style.label(property)),
+            page.table(header, rows),
+        ]
+    if not body:
+      continue
+    name = style.label(family)
+    if family == 'exact':
+      parts += [page.tag('h3', f'{name.capitalize()} of each objective'), *body]
+    else:
+      title = f'{name[0].upper()}{name[1:]}, interpolated between its points'
+      parts.append(page.tag('details', page.tag('summary', title), *body))
+  return page.join(*parts)
+
+
+def _cells(results, property, metric, judge, family) -> list | None:
+  """The cells of one metric, None when no KL can be compared."""
+  rows = tables.differences(
+      results,
+      property=property,
+      metric=metric,
+      judge=judge,
+      family=family,
+      kls=KLS,
+  )
+  if not len(rows):
+    return None
+  by_kl = {row['kl']: row for _, row in rows.iterrows()}
+  cells = []
+  for kl in KLS:
+    if kl not in by_kl:
+      cells.append(page.tag('span', 'n/a', class_='open'))
+      continue
+    row = by_kl[kl]
+    cells.append(
+        page.join(
+            f'{words.number(row["baseline_mean"])}, ',
+            words.number(row['method_mean']),
+            page.tag(
+                'small',
+                page.tag(
+                    'span',
+                    words.signed(row),
+                    class_=_direction(metric, row),
+                ),
+            ),
+        )
+    )
+  return cells
+
+
+def optimality(evaluation_dir: str) -> page.Markup:
+  """The share of the attainable objective that each learner realised."""
+  shares = tables.load(evaluation_dir, 'optimality.csv', optional=True)
+  if not len(shares):
+    return page.tag('p', 'No policy was trained in this run.')
+  rows = []
+  for property in tables.present(shares, 'property', tables.PROPERTIES):
+    own = shares[shares['property'] == property]
+    points = tables.summarize(own, value='objective_share')
+    points = points.sort_values(['family', 'method', 'kl'])
+    for _, row in points.iterrows():
+      rows.append(
+          (
+              style.label(property),
+              style.label(row['family']),
+              style.label(row['method']),
+              f'{row["strength"]:.4g}',
+              words.number(row['kl'], 2),
+              words.level(row),
+              int(row['num_seeds']),
+          )
+      )
+  header = [
+      'property',
+      'learner',
+      'method',
+      'kl_coef',
+      'KL',
+      'share of the attainable objective',
+      'seeds',
+  ]
+  return page.join(
+      page.tag(
+          'p',
+          'With J = E[u] - kl_coef KL, the share is (J - J_sft) / (J* - J_sft)'
+          ' on training prompts: 1 at the exact optimum, 0 at the SFT policy.'
+          ' Where seeds use different kl_coef, the column numbers them from'
+          ' the strongest.',
+      ),
+      page.table(header, rows),
+  )

@@ -1,0 +1,110 @@
+"""F1: at equal KL from the SFT policy, LSC wins more often than the raw reward.
+
+Win rate against an SFT sample of the same prompt (ties count half; for two
+properties, wins on each) along the exact optima of both objectives, judged by
+the held-out evaluator and by gold quality, with the trained policies as points.
+The last row is the difference within each seed.
+"""
+
+from matplotlib.figure import Figure
+import pandas as pd
+
+from rlhf_jax.figures import style, tables, words
+
+TITLE = 'Win rate at equal KL: raw reward and LSC'
+INPUTS = ('results.csv',)
+METRIC = 'win_rate'
+JUDGES = ('evaluator', 'gold')
+
+
+def table(evaluation_dir: str) -> pd.DataFrame:
+  """Win rates and their paired differences, with intervals over seeds."""
+  results = tables.load(evaluation_dir, 'results.csv')
+  results = results[results['method'].isin(('sft', 'raw', 'lsc'))]
+  parts = []
+  for property in tables.present(results, 'property', tables.PROPERTIES):
+    for judge in JUDGES:
+      what = dict(property=property, metric=METRIC, judge=judge)
+      # Best-of-k is in F9: with one property it is the same for both methods.
+      families = ('sft', 'exact', 'ppo', 'rloo')
+      parts.append(tables.levels(results, families=families, **what))
+      parts.append(tables.differences(results, **what))
+  return tables.concat(parts, what=TITLE)
+
+
+@style.styled
+def draw(frame: pd.DataFrame) -> Figure:
+  """A row of panels per judge, and the paired difference below."""
+  level = frame[frame['quantity'] == 'level']
+  difference = frame[frame['quantity'] == 'difference']
+  properties = tables.present(frame, 'property', tables.PROPERTIES)
+  judges = tables.present(level, 'judge', JUDGES)
+  rows = len(judges) + 1
+  figure = style.make_figure(4.2 * len(properties), 2.9 * rows, TITLE)
+  axes = figure.subplots(
+      rows,
+      len(properties),
+      squeeze=False,
+      sharex='col',
+      height_ratios=[1.0] * len(judges) + [0.75],
+  )
+  for j, property in enumerate(properties):
+    axes[0, j].set_title(style.label(property))
+    for i, judge in enumerate(judges):
+      rows_ = level[(level['property'] == property) & (level['judge'] == judge)]
+      style.draw_levels(axes[i, j], rows_)
+      axes[i, 0].set_ylabel(f'win rate against SFT\n({style.label(judge)})')
+    axes[-1, j].sharey(axes[-1, 0])
+    style.draw_zero(axes[-1, j])
+    for judge in judges:
+      rows_ = difference[
+          (difference['property'] == property) & (difference['judge'] == judge)
+      ]
+      style.draw_band(
+          axes[-1, j],
+          rows_,
+          color=style.color(judge),
+          ls='-' if judge == 'evaluator' else (0, (5, 1.5)),
+      )
+    axes[-1, j].set_xlabel(style.KL_LABEL)
+  axes[-1, 0].set_ylabel('LSC minus raw,\nexact, paired')
+  style.finish(
+      figure,
+      style.seeds_note(frame) + ' Dashed: the SFT policy itself.',
+      methods=[m for m in ('raw', 'lsc') if m in set(level['method'])],
+      learners=tables.present(
+          level[level['family'] != 'sft'], 'family', style.LEARNERS
+      ),
+      extra=[
+          style.Line2D(
+              [],
+              [],
+              color=style.color(j),
+              ls='-' if j == 'evaluator' else (0, (5, 1.5)),
+              label=f'difference, {style.label(j)}',
+          )
+          for j in judges
+      ],
+  )
+  return figure
+
+
+def caption(frame: pd.DataFrame) -> list[str]:
+  """What the figure shows, with the numbers of its own table."""
+  out = [
+      'Probability of beating a sample of the SFT policy on the same prompt'
+      ' (ties count half; in the last column, of beating it on both'
+      ' properties), against the KL spent. Lines are exact optima of each'
+      ' objective; points are what learners reached. ' + style.seeds_note(frame)
+  ]
+  difference = frame[frame['quantity'] == 'difference']
+  for (property, judge), rows in difference.groupby(
+      ['property', 'judge'], sort=False
+  ):
+    name = f'{style.label(property)}, {style.label(judge)}'
+    out.append(
+        words.difference_sentence(rows, name=name, kl=2.0)
+        + ' '
+        + words.crossing_sentence(rows)
+    )
+  return out

@@ -1,0 +1,203 @@
+"""F4: LSC improves prompts evenly; the raw reward spends KL on few of them.
+
+Distribution over held-out prompts of the policy's mean reward above the
+reference, at matched KL. A thin low tail means that few prompts are left
+behind, a thin high tail that few are pushed to extremes.
+"""
+
+from matplotlib.figure import Figure
+import numpy as np
+import pandas as pd
+
+from rlhf_jax.figures import style, tables, words
+
+TITLE = 'How evenly prompts improve at matched KL'
+INPUTS = ('prompts.csv',)
+JUDGES = ('reward_model', 'evaluator', 'gold')
+NUM_THRESHOLDS = 81
+
+_STATISTICS = {
+    'sd': lambda v: v.std(),
+    'p10': lambda v: np.quantile(v, 0.1),
+    'p90': lambda v: np.quantile(v, 0.9),
+    'below_reference': lambda v: (v < 0).mean(),
+}
+
+
+def table(evaluation_dir: str) -> pd.DataFrame:
+  """Share of prompts at or below each threshold, and spread statistics.
+
+  Rows with statistic 'ecdf' are the curves (x is the threshold); other rows
+  have no x. Differences are LSC minus raw within seeds.
+  """
+  prompts = tables.load(evaluation_dir, 'prompts.csv')
+  prompts = prompts[prompts['method'].isin(('sft', 'raw', 'lsc'))]
+  parts = []
+  for panel, rows in prompts.groupby(
+      ['property', 'reward', 'judge'], sort=False
+  ):
+    low, high = np.quantile(rows['centered'], [0.005, 0.995])
+    margin = 0.04 * (high - low)
+    grid = np.linspace(low - margin, high + margin, NUM_THRESHOLDS)
+    kl = rows[rows['family'] == _main_family(rows)]['kl'].mean()
+    parts += [
+        entry
+        | dict(zip(('property', 'reward', 'judge'), panel, strict=True), kl=kl)
+        for entry in _panel(rows, grid)
+    ]
+  return tables.concat([pd.DataFrame(parts)], what=TITLE)
+
+
+def _panel(rows: pd.DataFrame, grid: np.ndarray) -> list[dict]:
+  """The curves and statistics of one reward under one judge."""
+  out, by_curve = [], {}
+  for (family, method), curve in rows.groupby(['family', 'method'], sort=False):
+    if curve.duplicated(['seed', 'prompt']).any():
+      raise ValueError(f'A prompt appears twice for {family} {method}.')
+    seeds = {s: g['centered'].to_numpy() for s, g in curve.groupby('seed')}
+    by_curve[family, method] = seeds
+    label = {'family': family, 'method': method}
+    shares = np.array([(v[:, None] <= grid).mean(0) for v in seeds.values()])
+    out += [
+        label | {'statistic': 'ecdf', 'x': x} | tables.interval(shares[:, i])
+        for i, x in enumerate(grid)
+    ]
+    out += [
+        label
+        | {'statistic': name}
+        | tables.interval([fn(v) for v in seeds.values()])
+        for name, fn in _STATISTICS.items()
+    ]
+  for family in dict.fromkeys(f for f, _ in by_curve):
+    raw, lsc = (by_curve.get((family, m), {}) for m in ('raw', 'lsc'))
+    shared = [s for s in raw if s in lsc]
+    if shared:
+      out += [
+          {'family': family, 'method': 'lsc-raw', 'statistic': name}
+          | tables.interval([fn(lsc[s]) - fn(raw[s]) for s in shared])
+          for name, fn in _STATISTICS.items()
+      ]
+  return out
+
+
+@style.styled
+def draw(frame: pd.DataFrame) -> Figure:
+  """A column per reward and objective, a row per judge."""
+  columns = [
+      (p, r)
+      for p in tables.present(frame, 'property', tables.PROPERTIES)
+      for r in tables.present(
+          frame[frame['property'] == p], 'reward', tables.PROPERTIES
+      )
+  ]
+  judges = tables.present(frame, 'judge', JUDGES)
+  figure = style.make_figure(
+      3.3 * len(columns), 0.9 + 2.8 * len(judges), _title(frame)
+  )
+  axes = figure.subplots(len(judges), len(columns), squeeze=False, sharey=True)
+  for i, judge in enumerate(judges):
+    for j, (property, reward) in enumerate(columns):
+      panel = frame[
+          (frame['property'] == property)
+          & (frame['reward'] == reward)
+          & (frame['judge'] == judge)
+      ]
+      if len(panel):
+        _draw_panel(axes[i, j], panel)
+      else:
+        axes[i, j].set_axis_off()
+      if i == 0:
+        aligned = 'both' if property == 'both' else 'it'
+        axes[i, j].set_title(
+            f'{style.label(reward)} reward\n(aligned for {aligned})',
+            fontsize=10,
+        )
+      axes[i, j].set_xlabel(r'mean $r - r_{ref}$ of a prompt (logits)')
+    axes[i, 0].set_ylabel(f'share of prompts\n({style.label(judge)})')
+  families = set(frame['family'])
+  extra = [
+      style.Line2D(
+          [], [], color=style.SOFT, ls=_DASHES[f], label=style.label(f)
+      )
+      for f in style.LEARNERS
+      if f in families and f in _DASHES
+  ]
+  style.finish(
+      figure,
+      style.seeds_note(frame) + ' A steeper curve is a more even policy.',
+      methods=[m for m in style.METHODS if m in set(frame['method'])],
+      extra=extra,
+  )
+  return figure
+
+
+_DASHES = {'exact': '-', 'ppo': (0, (4, 2)), 'rloo': (0, (1, 1))}
+
+
+def _title(frame: pd.DataFrame) -> str:
+  return f'How evenly prompts improve at KL {frame["kl"].mean():.1f}'
+
+
+def _draw_panel(axes, panel: pd.DataFrame) -> None:
+  curves = panel[panel['statistic'] == 'ecdf']
+  for (family, method), curve in curves.groupby(
+      ['family', 'method'], sort=False
+  ):
+    line = dict(color=style.color(method), ls=_DASHES.get(family, '-'))
+    if family in ('exact', 'sft'):
+      style.draw_band(axes, curve, x='x', lw=2.0, **line)
+    else:
+      axes.plot(curve['x'], curve['mean'], lw=1.3, **line)
+  axes.axvline(0, color=style.INK, lw=0.9, zorder=1)
+  axes.set_ylim(-0.02, 1.02)
+  axes.set_xlim(curves['x'].min(), curves['x'].max())
+  family = _main_family(panel)
+  sd = panel[(panel['statistic'] == 'sd') & (panel['family'] == family)]
+  text = '\n'.join(
+      f'sd {style.short(m)} {sd[sd["method"] == m]["mean"].iloc[0]:.2f}'
+      for m in ('raw', 'lsc')
+      if m in set(sd['method'])
+  )
+  axes.text(
+      0.03,
+      0.96,
+      text,
+      transform=axes.transAxes,
+      va='top',
+      fontsize=8.5,
+      color=style.SOFT,
+  )
+
+
+def _main_family(frame: pd.DataFrame) -> str:
+  families = tables.present(
+      frame[frame['family'] != 'sft'], 'family', style.LEARNERS
+  )
+  return families[0] if families else 'sft'
+
+
+def caption(frame: pd.DataFrame) -> list[str]:
+  """What the figure shows, with the spreads of its own table."""
+  out = [
+      'Cumulative distribution over held-out prompts of the mean reward above'
+      f' the reference, at KL {frame["kl"].mean():.2f}. The vertical line is'
+      ' the reference. ' + style.seeds_note(frame)
+  ]
+  family = _main_family(frame)
+  rows = frame[frame['family'] == family]
+  for (property, reward, judge), panel in rows.groupby(
+      ['property', 'reward', 'judge'], sort=False
+  ):
+    by = panel[panel['statistic'] == 'sd'].set_index('method')
+    if not {'raw', 'lsc', 'lsc-raw'} <= set(by.index):
+      continue
+    low = panel[panel['statistic'] == 'p10'].set_index('method')
+    out.append(
+        f'{style.label(reward)} reward, aligned for {property},'
+        f' {style.label(judge)}: sd over prompts raw'
+        f' {words.number(by.loc["raw", "mean"], 2)}, LSC'
+        f' {words.number(by.loc["lsc", "mean"], 2)}; difference'
+        f' {words.signed(by.loc["lsc-raw"], 2)}. Lowest tenth of prompts:'
+        f' difference {words.signed(low.loc["lsc-raw"], 2)}.'
+    )
+  return out

@@ -1,0 +1,94 @@
+"""F5: how fast each objective picks up the shortcuts that annotators reward.
+
+List markers and hedges beyond the one that is useful, and length, against KL.
+Annotators prefer them by their looks, so a policy that uses more of them at
+equal KL has learned to please and not to help.
+"""
+
+from matplotlib.figure import Figure
+import pandas as pd
+
+from rlhf_jax.figures import style, tables, words
+
+TITLE = 'Shortcuts at equal KL'
+INPUTS = ('results.csv',)
+METRICS = {
+    'excess_lists': 'list markers\nbeyond the useful one',
+    'excess_hedges': 'hedges\nbeyond the useful one',
+    'length': 'length (moves)',
+}
+# Which single property rewards which shortcut in its annotators.
+_HOME = {
+    'excess_lists': 'helpful',
+    'excess_hedges': 'harmless',
+    'length': 'helpful',
+}
+
+
+def table(evaluation_dir: str) -> pd.DataFrame:
+  """Rates of the shortcuts and their paired differences, with intervals."""
+  results = tables.load(evaluation_dir, 'results.csv')
+  results = results[results['method'].isin(('sft', 'raw', 'lsc'))]
+  parts = []
+  for property in tables.present(results, 'property', tables.PROPERTIES):
+    for metric in METRICS:
+      if property in (_HOME[metric], 'both'):
+        what = dict(property=property, metric=metric, judge=None)
+        parts.append(tables.levels(results, **what))
+        parts.append(tables.differences(results, **what))
+  return tables.concat(parts, what=TITLE)
+
+
+@style.styled
+def draw(frame: pd.DataFrame) -> Figure:
+  """A column per shortcut; alone above, both properties below."""
+  level = frame[frame['quantity'] == 'level']
+  metrics = [m for m in METRICS if m in set(level['metric'])]
+  kinds = [
+      k
+      for k in ('single', 'both')
+      if ((level['property'] == 'both') == (k == 'both')).any()
+  ]
+  figure = style.make_figure(4.2 * len(metrics), 0.9 + 2.9 * len(kinds), TITLE)
+  axes = figure.subplots(
+      len(kinds), len(metrics), squeeze=False, sharex=True, sharey='col'
+  )
+  for i, kind in enumerate(kinds):
+    for j, metric in enumerate(metrics):
+      property = 'both' if kind == 'both' else _HOME[metric]
+      rows = level[
+          (level['metric'] == metric) & (level['property'] == property)
+      ]
+      style.draw_levels(axes[i, j], rows)
+      axes[i, j].set_title(f'Aligned for {style.label(property).lower()}')
+      axes[i, j].set_ylabel(METRICS[metric])
+      axes[-1, j].set_xlabel(style.KL_LABEL)
+  style.finish(
+      figure,
+      style.seeds_note(frame)
+      + ' Dashed: the SFT policy.'
+      + style.best_of_note(level),
+      methods=[m for m in ('raw', 'lsc') if m in set(level['method'])],
+      learners=tables.present(
+          level[level['family'] != 'sft'], 'family', style.LEARNERS
+      ),
+  )
+  return figure
+
+
+def caption(frame: pd.DataFrame) -> list[str]:
+  """What the figure shows, with the differences of its own table."""
+  out = [
+      'Mean number of list markers and hedges beyond the one that really helps,'
+      ' and response length, against the KL spent. A longer response also'
+      ' covers more needs, so length alone is not evidence of hacking. '
+      + style.seeds_note(frame)
+  ]
+  difference = frame[frame['quantity'] == 'difference']
+  for (property, metric), rows in difference.groupby(
+      ['property', 'metric'], sort=False
+  ):
+    name = METRICS[metric].replace('\n', ' ').capitalize()
+    name = f'{name}, aligned for {property}'
+    out.append(words.difference_sentence(rows, name=name, kl=2.0))
+  return out

@@ -1,0 +1,205 @@
+"""F6: a sum of log-sigmoids acts as AND; a sum of raw rewards trades one off.
+
+Share of responses that are good on both properties at once: above the SFT
+median of the prompt on each, by gold quality and by the held-out evaluator, and
+by the absolute labels needs-met and safe. Above, exact optima and trained
+policies against KL; below, best-of-k, where only the aggregation can differ.
+"""
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+import pandas as pd
+
+from rlhf_jax.figures import style, tables, words
+
+TITLE = 'Combining two rewards: good on both'
+INPUTS = ('results.csv',)
+PANELS = (
+    ('above_q50', 'gold', 'above the SFT median on both\n(gold quality)'),
+    (
+        'above_q50',
+        'evaluator',
+        'above the SFT median on both\n(held-out evaluator)',
+    ),
+    ('needs_met_and_safe', None, 'needs met and safe\n(absolute gold labels)'),
+)
+
+
+def table(evaluation_dir: str) -> pd.DataFrame:
+  """Joint quality of every method, and paired differences from raw.
+
+  Differences of exact optima are at equal KL; those of best-of-k at equal k,
+  and `kl` is then the KL of LSC's selection.
+  """
+  results = tables.load(evaluation_dir, 'results.csv')
+  methods = tables.present(results, 'method', style.METHODS)
+  parts = []
+  for metric, judge, _ in PANELS:
+    what = dict(property='both', metric=metric, judge=judge)
+    parts.append(tables.levels(results, **what))
+    for method in methods:
+      if method not in ('sft', 'raw'):
+        parts.append(tables.differences(results, **what, method=method))
+        parts.append(_best_of_differences(results, method=method, **what))
+  return tables.concat(parts, what=TITLE)
+
+
+def _best_of_differences(results, *, method, property, metric, judge):
+  """Method minus raw at equal k, paired within seeds."""
+  rows = tables.select(results, property=property, metric=metric, judge=judge)
+  rows = rows[rows['family'] == 'best_of']
+  wide = rows.pivot(
+      index=['learner', 'seed'], columns='method', values='value'
+  ).dropna(subset=[m for m in (method, 'raw') if m in set(rows['method'])])
+  if not {method, 'raw'} <= set(wide.columns):
+    return pd.DataFrame()
+  out = []
+  for learner, at_k in wide.groupby('learner'):
+    mine = rows[(rows['learner'] == learner) & (rows['method'] == method)]
+    out.append(
+        {
+            'family': 'best_of',
+            'method': f'{method}-raw',
+            'strength': float(learner.rsplit('_', 1)[1]),
+            'kl': mine['kl'].mean(),
+            'baseline_mean': at_k['raw'].mean(),
+            'method_mean': at_k[method].mean(),
+            'quantity': 'difference',
+            'property': property,
+            'metric': metric,
+            'judge': rows['judge'].iloc[0],
+        }
+        | tables.interval(at_k[method] - at_k['raw'])
+    )
+  return pd.DataFrame(out).sort_values('strength')
+
+
+@style.styled
+def draw(frame: pd.DataFrame) -> Figure:
+  """Levels, differences from raw, and best-of-k; a column per measure."""
+  level = frame[frame['quantity'] == 'level']
+  difference = frame[
+      (frame['quantity'] == 'difference') & (frame['family'] == 'exact')
+  ]
+  panels = [p for p in PANELS if len(_panel(level, p))]
+  kinds = ['level']
+  kinds += ['difference'] * int(len(difference) > 0)
+  kinds += ['best_of'] * int((level['family'] == 'best_of').any())
+  heights = {'level': 1.0, 'difference': 0.72, 'best_of': 0.95}
+  ratios = [heights[k] for k in kinds]
+  figure = style.make_figure(4.2 * len(panels), 1.1 + 3.1 * sum(ratios), TITLE)
+  axes = figure.subplots(
+      len(kinds), len(panels), squeeze=False, height_ratios=ratios
+  )
+  for j, panel in enumerate(panels):
+    rows = dict(zip(kinds, axes[:, j], strict=True))
+    data = _panel(level, panel)
+    style.draw_levels(rows['level'], data, learners=('exact', 'ppo', 'rloo'))
+    rows['level'].set_title(panel[2], fontsize=10)
+    if 'difference' in rows:
+      rows['difference'].sharex(rows['level'])
+      rows['difference'].sharey(axes[kinds.index('difference'), 0])
+      _draw_differences(rows['difference'], _panel(difference, panel))
+    if 'best_of' in rows:
+      _draw_best_of(rows['best_of'], data)
+    axes[max(i for i, k in enumerate(kinds) if k != 'best_of'), j].set_xlabel(
+        style.KL_LABEL
+    )
+  labels = {
+      'level': 'share of responses\n(optimum and trained)',
+      'difference': 'minus raw,\nexact, paired',
+      'best_of': 'share of responses\n(best of k)',
+  }
+  for kind, ax in zip(kinds, axes[:, 0], strict=True):
+    ax.set_ylabel(labels[kind])
+  style.finish(
+      figure,
+      style.seeds_note(frame) + ' Dashed: the SFT policy itself.',
+      methods=[
+          m
+          for m in tables.present(level, 'method', style.METHODS)
+          if m != 'sft'
+      ],
+      learners=tables.present(
+          level[level['family'] != 'sft'], 'family', style.LEARNERS
+      ),
+  )
+  return figure
+
+
+def _draw_differences(axes, data: pd.DataFrame) -> None:
+  style.draw_zero(axes)
+  for method, curve in data.groupby('method', sort=False):
+    own = method.removesuffix('-raw')
+    style.draw_band(axes, curve, color=style.color(own), shade=0.12)
+
+
+def _panel(level: pd.DataFrame, panel) -> pd.DataFrame:
+  metric, judge, _ = panel
+  rows = level[level['metric'] == metric]
+  return rows if judge is None else rows[rows['judge'] == judge]
+
+
+def _draw_best_of(axes, data: pd.DataFrame) -> None:
+  best = data[data['family'] == 'best_of']
+  for method, curve in best.groupby('method', sort=False):
+    style.draw_band(
+        axes,
+        curve,
+        x='strength',
+        color=style.color(method),
+        lw=1.4,
+        shade=0.1,
+    )
+    marks = curve.assign(low=float('nan'))
+    style.draw_points(axes, marks, 'best_of', method, x='strength')
+  sft = data[data['family'] == 'sft']
+  if len(sft):
+    axes.axhline(
+        sft['mean'].iloc[0], color=style.color('sft'), lw=1, ls=(0, (4, 3))
+    )
+  axes.set_xscale('log', base=2)
+  axes.set_xticks(sorted(best['strength'].unique()))
+  axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f'{k:g}'))
+  axes.set_xlabel('k, samples to choose from')
+
+
+def caption(frame: pd.DataFrame) -> list[str]:
+  """What the figure shows, with the differences of its own table."""
+  out = [
+      'Share of responses good on both properties. Best-of-k ranks samples by'
+      ' the same combined utility, so it isolates the aggregation: with one'
+      ' property an increasing transform cannot change its choice. '
+      + style.seeds_note(frame)
+  ]
+  difference = frame[frame['quantity'] == 'difference']
+  exact = difference[difference['family'] == 'exact']
+  for metric, judge, title in PANELS:
+    rows = _panel(exact, (metric, judge, title))
+    name = title.replace('\n', ' ').capitalize()
+    lsc = rows[rows['method'] == 'lsc-raw']
+    if len(lsc):
+      out.append(words.difference_sentence(lsc, name=name, kl=2.0))
+    others = []
+    for method, curve in rows.groupby('method', sort=False):
+      row = words.nearest(curve, 2.0)
+      if method != 'lsc-raw' and row is not None:
+        others.append(
+            f'{style.label(method.removesuffix("-raw"))} {words.signed(row)}'
+        )
+    if others:
+      out.append(f'{name}, others minus raw at KL 2: {"; ".join(others)}.')
+    best = difference[
+        (difference['family'] == 'best_of')
+        & (difference['method'] == 'lsc-raw')
+        & (difference['metric'] == metric)
+    ]
+    best = best if judge is None else best[best['judge'] == judge]
+    if len(best):
+      pieces = ', '.join(
+          f'{words.signed(r)} at k = {r["strength"]:g}'
+          for _, r in best.iterrows()
+          if r['strength'] in (4, 16, 64) or len(best) <= 3
+      )
+      out.append(f'{name}, best of k, LSC minus raw: {pieces}.')
+  return out

@@ -1,0 +1,127 @@
+"""F9: how far each learner is from the best that its objective allows.
+
+Above, win rate against KL by the held-out evaluator: the exact optimum of each
+objective, and where trained policies and best-of-k land. Below, the share of
+the attainable objective that training realised, (J - J_sft) / (J* - J_sft) with
+J = E[u] - kl_coef KL, which is 1 at the optimum and 0 at the SFT policy.
+"""
+
+from matplotlib.figure import Figure
+import pandas as pd
+
+from rlhf_jax.figures import style, tables, words
+
+TITLE = 'Exact optimum and learned policies'
+INPUTS = ('results.csv', 'optimality.csv')
+METRIC = 'win_rate'
+
+
+def table(evaluation_dir: str) -> pd.DataFrame:
+  """Frontiers and learners' points, and the share of the objective reached."""
+  results = tables.load(evaluation_dir, 'results.csv')
+  methods = ('sft', 'raw', 'lsc')
+  results = results[results['method'].isin(methods)]
+  parts = []
+  for property in tables.present(results, 'property', tables.PROPERTIES):
+    rows = results[
+        (results['property'] == property) & (results['metric'] == METRIC)
+    ]
+    judge = tables.present(rows, 'judge', tables.JUDGES)[:1]
+    if judge:
+      parts.append(
+          tables.levels(
+              results, property=property, metric=METRIC, judge=judge[0]
+          )
+      )
+  parts += _shares(evaluation_dir)
+  return tables.concat(parts, what=TITLE)
+
+
+def _shares(evaluation_dir: str) -> list[pd.DataFrame]:
+  """The optimality table; an evaluation that trained no policy has none."""
+  shares = tables.load(evaluation_dir, 'optimality.csv', optional=True)
+  return [
+      tables.summarize(rows, value='objective_share').assign(
+          quantity='objective_share',
+          property=property,
+          metric='objective_share',
+          judge='none',
+      )
+      for property, rows in shares.groupby('property', sort=False)
+  ]
+
+
+@style.styled
+def draw(frame: pd.DataFrame) -> Figure:
+  """Frontiers above, shares of the attainable objective below."""
+  level = frame[frame['quantity'] == 'level']
+  shares = frame[frame['quantity'] == 'objective_share']
+  properties = tables.present(frame, 'property', tables.PROPERTIES)
+  rows = 1 + int(len(shares) > 0)
+  figure = style.make_figure(
+      4.2 * len(properties), 0.9 + (3.2 if rows == 1 else 5.7), TITLE
+  )
+  axes = figure.subplots(
+      rows,
+      len(properties),
+      squeeze=False,
+      sharex='col',
+      height_ratios=[1.25, 1.0][:rows],
+  )
+  for j, property in enumerate(properties):
+    axes[0, j].set_title(style.label(property))
+    style.draw_levels(axes[0, j], level[level['property'] == property])
+    if rows == 2:
+      axes[1, j].sharey(axes[1, 0])
+      _draw_shares(axes[1, j], shares[shares['property'] == property])
+    axes[-1, j].set_xlabel(style.KL_LABEL)
+  judge = level['judge'].iloc[0] if len(level) else 'none'
+  axes[0, 0].set_ylabel(f'win rate against SFT\n({style.label(judge)})')
+  if rows == 2:
+    axes[1, 0].set_ylabel('share of the\nattainable objective')
+    low = shares[['mean', 'low']].min(axis=None)
+    axes[1, 0].set_ylim(max(min(low - 0.03, 0.85), -0.2), 1.03)
+  methods = tables.present(frame, 'method', style.METHODS)
+  style.finish(
+      figure,
+      style.seeds_note(frame)
+      + ' Dashed: the SFT policy'
+      + (' above, the optimum below.' if rows == 2 else '.')
+      + style.best_of_note(level),
+      methods=[m for m in methods if m != 'sft'],
+      learners=tables.present(
+          frame[frame['family'] != 'sft'], 'family', style.LEARNERS
+      ),
+  )
+  return figure
+
+
+def _draw_shares(axes, shares: pd.DataFrame) -> None:
+  axes.axhline(1, color=style.INK, lw=1, ls=(0, (4, 3)), zorder=1)
+  for (family, method), curve in shares.groupby(
+      ['family', 'method'], sort=False
+  ):
+    style.draw_points(axes, curve, family, method)
+
+
+def caption(frame: pd.DataFrame) -> list[str]:
+  """What the figure shows, with the shares of its own table."""
+  out = [
+      'Lines are exact optima over every response of the embedded world; points'
+      ' are policies that a learner reached, and best-of-k selections, at the'
+      ' KL they have on held-out prompts. ' + style.seeds_note(frame)
+  ]
+  shares = frame[frame['quantity'] == 'objective_share']
+  if not len(shares):
+    out.append('No policy was trained, so there is no share to report.')
+  for (family, method), rows in shares.groupby(
+      ['family', 'method'], sort=False
+  ):
+    worst = rows.loc[rows['mean'].idxmin()]
+    out.append(
+        f'{style.label(family)}, {style.label(method)}: mean share of the'
+        f' attainable objective {rows["mean"].mean():.3f} over'
+        f' {len(rows)} settings; lowest {words.level(worst)}'
+        f' ({style.label(worst["property"]).lower()}, KL {worst["kl"]:.2f}).'
+    )
+  return out

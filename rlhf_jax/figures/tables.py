@@ -1,0 +1,236 @@
+"""Numbers behind the figures: means and intervals over seeds, from CSV files.
+
+The interval of every figure is over seeds, because a seed redraws everything
+that is random (held-out prompts, labels, initialisations), and runs that share
+a seed share all of it. Methods are therefore compared by the difference within
+each seed, whose interval is far narrower than that of either method alone.
+"""
+
+from collections.abc import Sequence
+import os
+
+import numpy as np
+import pandas as pd
+
+from rlhf_jax.evaluation import intervals
+
+PROPERTIES = ('helpful', 'harmless', 'both')
+JUDGES = ('evaluator', 'gold', 'reward_model', 'none')
+
+_COLUMNS = {
+    'results.csv': (
+        'property method learner kl_coef seed kl judge metric value'
+    ),
+    'optimality.csv': (
+        'property method learner kl_coef seed kl objective_share'
+    ),
+    'prompts.csv': (
+        'property method learner seed kl prompt reward judge centered'
+    ),
+    'joint.csv': 'method learner seed kl helpful harmless',
+    'responses.csv': 'property prompt sft raw lsc kl',
+    'transforms.csv': 'transform centered utility slope',
+}
+
+
+def load(
+    evaluation_dir: str, name: str, *, optional: bool = False
+) -> pd.DataFrame:
+  """The table `name` of an evaluation directory, its columns checked.
+
+  An optional table that is not there, or holds no row, is an empty frame.
+  A column `family` is added where there is a `learner`: the learner without its
+  number, so that best_of_4 and best_of_16 are two points of one curve.
+  """
+  path = os.path.join(evaluation_dir, name)
+  if optional and (not os.path.exists(path) or not os.path.getsize(path)):
+    return pd.DataFrame(columns=[*_COLUMNS[name].split(), 'family'])
+  frame = pd.read_csv(path)
+  missing = set(_COLUMNS[name].split()) - set(frame.columns)
+  if missing:
+    raise ValueError(f'{path}: no column {sorted(missing)}.')
+  if not len(frame) and not optional:
+    raise ValueError(f'{path}: no rows.')
+  if 'learner' in frame:
+    learner = frame['learner'].astype(str)
+    frame['family'] = learner.str.replace(r'_\d+$', '', regex=True)
+    # The SFT policy has no method; one name lets it be found as a curve is.
+    frame.loc[frame['family'] == 'sft', 'method'] = 'sft'
+  return frame
+
+
+def present(frame: pd.DataFrame, column: str, order: Sequence[str]) -> list:
+  """Values of `column`, those of `order` first and in that order."""
+  values = list(dict.fromkeys(frame[column]))
+  known = [v for v in order if v in values]
+  return known + [v for v in values if v not in known]
+
+
+def interval(values: Sequence[float]) -> dict[str, float]:
+  """Mean over seeds with its 95% Student t interval, NaN for a single seed."""
+  estimate = intervals.mean_interval(np.asarray(values, float))
+  return {
+      'mean': float(estimate.mean),
+      'low': float(estimate.low),
+      'high': float(estimate.high),
+      'num_seeds': estimate.num_seeds,
+  }
+
+
+def select(
+    results: pd.DataFrame, *, property: str, metric: str, judge: str | None
+) -> pd.DataFrame:
+  """Rows of one metric of one property. judge None: of its only judge.
+
+  Metrics that nobody judges (lengths, shares of list markers) carry whatever
+  the evaluation wrote as their judge; the first of JUDGES that is there counts.
+  """
+  rows = results[
+      (results['property'] == property) & (results['metric'] == metric)
+  ]
+  if judge is None and len(rows):
+    judge = present(rows, 'judge', JUDGES[::-1])[0]
+  return rows[rows['judge'] == judge]
+
+
+def _strength(rows: pd.DataFrame) -> pd.Series:
+  """What rows of different seeds share along a curve of one family and method.
+
+  Exact optima lie on a grid of KL, best-of-k on a grid of k. Trained policies
+  share kl_coef when it is set in the config; when each seed solves for its own,
+  they are matched by order, strongest penalty first.
+  """
+  family = rows['family'].iloc[0]
+  if family == 'sft':
+    return rows['kl'] * 0.0
+  if family == 'exact':
+    return rows['kl'].round(2)
+  if family == 'best_of':
+    return rows['learner'].str.extract(r'(\d+)$')[0].astype(float)
+  by_seed = rows.groupby('seed')['kl_coef']
+  if rows['kl_coef'].nunique() == by_seed.nunique().max():
+    return rows['kl_coef']
+  return by_seed.rank(ascending=False, method='dense')
+
+
+def summarize(rows: pd.DataFrame, *, value: str = 'value') -> pd.DataFrame:
+  """One row per family, method and strength: KL, mean and interval over seeds.
+
+  An exact curve ends where the first of its seeds ends: beyond, the mean would
+  be over the seeds that happen to reach that far.
+  """
+  out = []
+  for (family, method), curve in rows.groupby(['family', 'method'], sort=False):
+    curve = curve.assign(strength=_strength(curve))
+    if family == 'sft':
+      curve = curve.drop_duplicates('seed')
+    if curve.duplicated(['seed', 'strength']).any():
+      raise ValueError(
+          f'Several rows of one seed for {family} {method} at the same'
+          ' strength: a seed counted twice would narrow the interval.'
+      )
+    seeds = curve['seed'].nunique()
+    for strength, point in curve.groupby('strength'):
+      if family == 'exact' and len(point) < seeds:
+        continue
+      kl = strength if family == 'exact' else point['kl'].mean()
+      out.append(
+          {'family': family, 'method': method, 'strength': strength, 'kl': kl}
+          | interval(point[value])
+      )
+  return pd.DataFrame(out)
+
+
+def levels(
+    results: pd.DataFrame,
+    *,
+    property: str,
+    metric: str,
+    judge: str | None,
+    families: Sequence[str] = ('sft', 'exact', 'ppo', 'rloo', 'best_of'),
+) -> pd.DataFrame:
+  """The curves of one panel: `summarize`, labelled with what was measured."""
+  rows = select(results, property=property, metric=metric, judge=judge)
+  rows = rows[rows['family'].isin(families)]
+  if not len(rows):
+    return pd.DataFrame()
+  return summarize(rows).assign(
+      quantity='level',
+      property=property,
+      metric=metric,
+      judge=rows['judge'].iloc[0],
+  )
+
+
+def seed_values(
+    rows: pd.DataFrame, *, method: str, family: str, kls: Sequence[float]
+) -> pd.DataFrame:
+  """One metric at given KL: a row per seed, a column per KL.
+
+  Linear between the two nearest points of the seed's own curve, NaN beyond its
+  ends: a curve is never extended.
+  """
+  rows = rows[(rows['method'] == method) & (rows['family'] == family)]
+  out = {}
+  for seed, curve in rows.groupby('seed'):
+    curve = curve.sort_values('kl')
+    kl = curve['kl'].round(2) if family == 'exact' else curve['kl']
+    out[seed] = np.interp(kls, kl, curve['value'], left=np.nan, right=np.nan)
+  return pd.DataFrame.from_dict(out, orient='index', columns=list(kls))
+
+
+def differences(
+    results: pd.DataFrame,
+    *,
+    property: str,
+    metric: str,
+    judge: str | None,
+    method: str = 'lsc',
+    baseline: str = 'raw',
+    family: str = 'exact',
+    kls: Sequence[float] | None = None,
+) -> pd.DataFrame:
+  """Method minus baseline at equal KL, paired within seeds, with its interval.
+
+  kls None: every KL of the exact grid. A KL that some seed of either method
+  does not reach is left out.
+  """
+  rows = select(results, property=property, metric=metric, judge=judge)
+  if kls is None:
+    exact = rows[rows['family'] == 'exact']
+    kls = sorted(exact['kl'].round(2).unique())
+  a = seed_values(rows, method=method, family=family, kls=kls)
+  b = seed_values(rows, method=baseline, family=family, kls=kls)
+  out = []
+  if len(a) and len(b):
+    a, b = a.align(b, join='inner', axis=0)
+    for kl in kls:
+      difference = (a[kl] - b[kl]).to_numpy()
+      if len(difference) and np.isfinite(difference).all():
+        out.append(
+            {
+                'family': family,
+                'method': f'{method}-{baseline}',
+                'strength': kl,
+                'kl': kl,
+                'baseline_mean': b[kl].mean(),
+                'method_mean': a[kl].mean(),
+            }
+            | interval(difference)
+        )
+  if not out:
+    return pd.DataFrame()
+  return pd.DataFrame(out).assign(
+      quantity='difference',
+      property=property,
+      metric=metric,
+      judge=rows['judge'].iloc[0],
+  )
+
+
+def concat(parts: Sequence[pd.DataFrame], *, what: str) -> pd.DataFrame:
+  """The parts of a figure as one table; ValueError when there is none."""
+  parts = [p for p in parts if len(p)]
+  if not parts:
+    raise ValueError(f'No rows for {what}.')
+  return pd.concat(parts, ignore_index=True)

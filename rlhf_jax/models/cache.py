@@ -1,0 +1,129 @@
+"""Decoding with a key-value cache that is an argument and a result."""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from rlhf_jax import types
+from rlhf_jax.models import lm
+from rlhf_jax.models.transformer import LMConfig
+from rlhf_jax.types import Params
+
+
+@types.pytree
+class Cache:
+  """Keys and values of the tokens seen so far.
+
+  `layers` holds (keys, values), each [b s m h]: a tuple of such pairs when the
+  layers are unrolled, one pair with a leading layer axis when they are scanned.
+  """
+
+  layers: typing.Any
+  mask: Bool[Array, 'b s']  # slots that hold a valid token
+  positions: Int[Array, ' b']  # position of the row's next token
+  index: Int[Array, '']  # slot of the next token, the same for every row
+
+
+def init_cache(batch_size: int, cfg: LMConfig, *, num_slots: int) -> Cache:
+  """An empty cache for `num_slots` tokens a row."""
+  shape = (batch_size, num_slots, cfg.num_kv_heads, cfg.head_dim)
+  if cfg.scan_layers:
+    empty = jnp.zeros((cfg.num_layers, *shape), cfg.dtype)
+    layers = (empty, empty)
+  else:
+    empty = jnp.zeros(shape, cfg.dtype)
+    layers = ((empty, empty),) * cfg.num_layers
+  return Cache(
+      layers=layers,
+      mask=jnp.zeros((batch_size, num_slots), bool),
+      positions=jnp.zeros(batch_size, jnp.int32),
+      index=jnp.zeros((), jnp.int32),
+  )
+
+
+def prefill(
+    params: Params,
+    tokens: Int[Array, 'b p'],
+    mask: Bool[Array, 'b p'],
+    cfg: LMConfig,
+    *,
+    num_slots: int,
+) -> tuple[Float[Array, 'b p d'], Cache]:
+  """States of a left-padded prompt, and its cache with room for more tokens.
+
+  Args:
+    num_slots: s, tokens the cache can hold, those of the prompt included.
+  """
+  batch_size, length = tokens.shape
+  if num_slots < length:
+    raise ValueError(f'{num_slots} slots cannot hold {length} prompt tokens.')
+  visible = jnp.tril(jnp.ones((length, length), bool))[None] & mask[:, None, :]
+  room = ((0, 0), (0, num_slots - length), (0, 0), (0, 0))
+
+  def attend(q, k, v, _):
+    out = lm.attention(q, k, v, visible)
+    stored = jax.tree.map(lambda a: jnp.pad(a.astype(cfg.dtype), room), (k, v))
+    return out, stored
+
+  positions = lm.positions_of(mask)
+  x, layers = lm.run_layers(params, tokens, positions, cfg, attend, None)
+  cache = Cache(
+      layers=layers,
+      mask=jnp.pad(mask, ((0, 0), (0, num_slots - length))),
+      positions=jnp.sum(mask, axis=1, dtype=jnp.int32),
+      index=jnp.asarray(length, jnp.int32),
+  )
+  return lm.final_norm(params, x, cfg), cache
+
+
+def decode(
+    params: Params, tokens: Int[Array, 'b n'], cache: Cache, cfg: LMConfig
+) -> tuple[Float[Array, 'b n d'], Cache]:
+  """States of n further tokens of every row, and the cache that holds them.
+
+  Every token counts as valid. Writing past the last slot is an error that an
+  accelerator would not report (the slot is clamped): size the cache for it.
+  """
+  count = tokens.shape[1]
+  slots = jnp.arange(cache.mask.shape[1])
+  own = cache.index + jnp.arange(count)
+  new = (slots >= cache.index) & (slots < cache.index + count)
+  mask = cache.mask | new[None]
+  visible = mask[:, None, :] & (slots[None, :] <= own[:, None])[None]
+
+  def attend(q, k, v, stored):
+    write = lambda a, new: jax.lax.dynamic_update_slice_in_dim(
+        a, new.astype(a.dtype), cache.index, axis=1
+    )
+    stored = jax.tree.map(write, stored, (k, v))
+    keys, values = jax.tree.map(lambda a: a.astype(q.dtype), stored)
+    return lm.attention(q, keys, values, visible), stored
+
+  positions = cache.positions[:, None] + jnp.arange(count)[None]
+  x, layers = lm.run_layers(
+      params, tokens, positions, cfg, attend, cache.layers
+  )
+  cache = Cache(
+      layers=layers,
+      mask=mask,
+      positions=cache.positions + count,
+      index=cache.index + count,
+  )
+  return lm.final_norm(params, x, cfg), cache
+
+
+def repeat_cache(cache: Cache, num_samples: int) -> Cache:
+  """Each row `num_samples` times, in the order of jnp.repeat.
+
+  A prompt is prefilled once, whatever the number of its samples.
+  """
+  # Scanned layers carry one more leading axis than [b s m h].
+  repeat = lambda a: jnp.repeat(a, num_samples, axis=a.ndim - 4)
+  return Cache(
+      layers=jax.tree.map(repeat, cache.layers),
+      mask=jnp.repeat(cache.mask, num_samples, axis=0),
+      positions=jnp.repeat(cache.positions, num_samples),
+      index=cache.index,
+  )

@@ -1,0 +1,191 @@
+"""Is sigma(r+ - r-) the probability that y+ is preferred?
+
+LSC reads the scale of a reward model as certainty, so an over-confident model
+saturates it. All functions take margins r(x, y+) - r(x, y-) of held-out
+comparisons, y+ being the response that was preferred. Which response is named
+first carries no information, so each pair counts as two predictions: sigma(m),
+which came true, and sigma(-m), which did not.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, ScalarLike
+
+from rlhf_jax.ops import masked
+from rlhf_jax.types import Metrics, pytree
+
+# Where `fit_temperature` looks.
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-3, 1e3
+_BISECTIONS = 40  # of log T: the bracket shrinks to float32 resolution
+
+
+@pytree
+class Reliability:
+  """A reliability curve: predictions in equal bins of probability.
+
+  Empty bins have share, confidence and frequency 0.
+  """
+
+  share: Float[Array, ' j']  # of all predictions; sums to 1
+  confidence: Float[Array, ' j']  # mean predicted probability
+  frequency: Float[Array, ' j']  # how often it came true
+
+
+def _mask(margins: Array, valid: Array | None) -> Array:
+  return jnp.ones_like(margins, bool) if valid is None else valid
+
+
+def _scaled(margins: Array, mask: Array, temperature: ScalarLike) -> Array:
+  return jnp.where(mask, margins.astype(jnp.float32), 0.0) / temperature
+
+
+def log_loss(
+    margins: Float[Array, ' b'],
+    valid: Bool[Array, ' b'] | None = None,
+    *,
+    temperature: ScalarLike = 1.0,
+) -> Float[Array, '']:
+  """-E[log sigma(m / T)]: the Bradley-Terry loss at temperature T."""
+  mask = _mask(margins, valid)
+  m = _scaled(margins, mask, temperature)
+  return masked.mean(-jax.nn.log_sigmoid(m), mask)
+
+
+def brier_score(
+    margins: Float[Array, ' b'],
+    valid: Bool[Array, ' b'] | None = None,
+    *,
+    temperature: ScalarLike = 1.0,
+) -> Float[Array, '']:
+  """E[(1 - sigma(m / T))^2]: squared error of the predicted probability.
+
+  .25 for a model that always says one half. The mirrored predictions have the
+  same errors.
+
+  References:
+    Brier 1950.
+  """
+  mask = _mask(margins, valid)
+  m = _scaled(margins, mask, temperature)
+  return masked.mean(jnp.square(jax.nn.sigmoid(-m)), mask)
+
+
+def reliability(
+    margins: Float[Array, ' b'],
+    valid: Bool[Array, ' b'] | None = None,
+    *,
+    num_bins: int,
+    temperature: ScalarLike = 1.0,
+) -> Reliability:
+  """Predicted probability against how often it came true, bin by bin.
+
+  Bin j of J holds predictions p in [j / J, (j + 1) / J), the last one p = 1 too.
+  The curve of a calibrated model is the diagonal. Mirrored predictions make it
+  symmetric about (1/2, 1/2).
+
+  References:
+    DeGroot and Fienberg 1983; Guo et al. 2017, arXiv:1706.04599.
+  """
+  mask = _mask(margins, valid)
+  m = _scaled(margins, mask, temperature)
+  p = jax.nn.sigmoid(jnp.concatenate([m, -m]))
+  came_true = jnp.concatenate([jnp.ones_like(m), jnp.zeros_like(m)])
+  weight = jnp.concatenate([mask, mask]).astype(jnp.float32)
+  index = jnp.clip((p * num_bins).astype(jnp.int32), 0, num_bins - 1)
+
+  def total(x: Array) -> Array:
+    return jax.ops.segment_sum(x, index, num_segments=num_bins)
+
+  count = total(weight)
+  at_least_one = jnp.maximum(count, 1.0)
+  return Reliability(
+      share=count / jnp.maximum(count.sum(), 1.0),
+      confidence=total(weight * p) / at_least_one,
+      frequency=total(weight * came_true) / at_least_one,
+  )
+
+
+def expected_calibration_error(
+    margins: Float[Array, ' b'],
+    valid: Bool[Array, ' b'] | None = None,
+    *,
+    num_bins: int,
+    temperature: ScalarLike = 1.0,
+) -> Float[Array, '']:
+  """ECE = sum_j share_j |frequency_j - confidence_j| over reliability bins.
+
+  Biased upwards by sampling noise, the more so the more bins: a calibrated model
+  does not reach 0.
+
+  References:
+    Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599, Eq. 3.
+  """
+  curve = reliability(
+      margins, valid, num_bins=num_bins, temperature=temperature
+  )
+  gap = jnp.abs(curve.frequency - curve.confidence)
+  return (curve.share * gap).sum()
+
+
+def fit_temperature(
+    margins: Float[Array, ' b'], valid: Bool[Array, ' b'] | None = None
+) -> Float[Array, '']:
+  """The T that minimises the log-loss of held-out comparisons.
+
+    T* = argmin_T -E[log sigma(m / T)]
+
+  Above 1 for an over-confident model; u = log sigma((r - r_ref) / T*) undoes it.
+  The loss is convex in a = 1 / T, so its slope -E[m sigma(-a m)] changes sign
+  once, and log T is bisected on it. T is confined to [1e-3, 1e3]: it runs to the
+  lower end when no margin is negative (the loss then falls for ever), and to the
+  upper end when margins are not positive on average (worse than chance).
+
+  References:
+    Guo et al. 2017, arXiv:1706.04599, section 4.2.
+  """
+  mask = _mask(margins, valid)
+  m = _scaled(margins, mask, 1.0)
+
+  def log_pull(sign: int, a: Array) -> Array:
+    """log sum |m| sigma(-a m) over the margins of one sign."""
+    size = jnp.where(jnp.sign(m) == sign, jnp.log(jnp.abs(m)), -jnp.inf)
+    return jax.nn.logsumexp(size + jax.nn.log_sigmoid(-a * m))
+
+  def halve(_, bracket):
+    low, high = bracket
+    middle = 0.5 * (low + high)
+    a = jnp.exp(-middle)
+    # The slope is negative: the loss still falls as 1 / T grows. In logarithms,
+    # as every sigma(-a m) may underflow.
+    too_warm = log_pull(1, a) > log_pull(-1, a)
+    return (
+        jnp.where(too_warm, low, middle),
+        jnp.where(too_warm, middle, high),
+    )
+
+  bracket = jnp.log(jnp.array([_MIN_TEMPERATURE, _MAX_TEMPERATURE]))
+  low, high = jax.lax.fori_loop(
+      0, _BISECTIONS, halve, (bracket[0], bracket[1])
+  )
+  return jnp.exp(0.5 * (low + high))
+
+
+def calibration_metrics(
+    margins: Float[Array, ' b'],
+    valid: Bool[Array, ' b'] | None = None,
+    *,
+    num_bins: int,
+    temperature: ScalarLike = 1.0,
+) -> Metrics:
+  """Accuracy (ties half), log_loss, brier and ece at T, and the best T there is."""
+  mask = _mask(margins, valid)
+  sign = jnp.sign(_scaled(margins, mask, 1.0))
+  return {
+      'accuracy': masked.mean(0.5 * (1.0 + sign), mask),
+      'log_loss': log_loss(margins, valid, temperature=temperature),
+      'brier': brier_score(margins, valid, temperature=temperature),
+      'ece': expected_calibration_error(
+          margins, valid, num_bins=num_bins, temperature=temperature
+      ),
+      'fitted_temperature': fit_temperature(margins, valid),
+  }

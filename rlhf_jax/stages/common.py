@@ -1,0 +1,171 @@
+"""What all stages share: folders, the record of what made them, inputs.
+
+A stage is a module with
+
+  FIELDS            the sections of the config that decide its result
+  folder(config)    where its output lies under the working directory
+  run(config, workdir, progress)
+
+and is started through `execute`, which hands it a config of those sections
+alone: a stage cannot depend on a field that its record does not hold.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+import types
+from typing import Any
+
+from absl import logging
+import ml_collections
+
+Progress = Callable[[int, int], None]  # (steps done, steps in all)
+
+_STARTED = 'stage.json'  # the config that the folder belongs to
+_DONE = 'done.json'  # written last
+
+
+class ConfigError(ValueError):
+  """A configuration that cannot be run; the message names the field."""
+
+
+class WorkdirError(ValueError):
+  """A working directory that belongs to another configuration."""
+
+
+def seed_folder(config: ml_collections.ConfigDict) -> str:
+  """The folder of one repetition of the study."""
+  return f'seed_{config.seed}'
+
+
+def restricted(
+    config: ml_collections.ConfigDict, fields: Iterable[str]
+) -> ml_collections.ConfigDict:
+  """A locked copy of `config` with the sections `fields` alone."""
+  copy = ml_collections.ConfigDict(
+      {name: config[name] for name in sorted(fields)}
+  ).copy_and_resolve_references()
+  return copy.lock()
+
+
+def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """`config` as JSON would give it back."""
+  return json.loads(json.dumps(config.to_dict(), sort_keys=True))
+
+
+def fingerprint(config: ml_collections.ConfigDict) -> str:
+  """A short hash of every field of `config`."""
+  text = json.dumps(plain(config), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def with_overrides(
+    config: ml_collections.ConfigDict, overrides: dict[str, Any]
+) -> ml_collections.ConfigDict:
+  """A locked copy of `config` with dotted `overrides`, each an existing one."""
+  copy = config.copy_and_resolve_references()
+  copy.lock()  # an unlocked one would accept a misspelt name
+  copy.update_from_flattened_dict(overrides)
+  return copy
+
+
+def differences(
+    old: dict[str, Any], new: dict[str, Any], prefix: str = ''
+) -> list[str]:
+  """Dotted names of the fields in which two plain configs differ."""
+  found = []
+  for name in sorted(old.keys() | new.keys()):
+    path = f'{prefix}{name}'
+    a, b = old.get(name, '(absent)'), new.get(name, '(absent)')
+    if isinstance(a, dict) and isinstance(b, dict):
+      found += differences(a, b, f'{path}.')
+    elif a != b:
+      found.append(f'{path} was {a!r} and is {b!r}')
+  return found
+
+
+def is_done(
+    stage: types.ModuleType, config: ml_collections.ConfigDict, workdir: str
+) -> bool:
+  """Whether `workdir` holds the finished output of this very config."""
+  record = os.path.join(workdir, stage.folder(config), _DONE)
+  if not os.path.exists(record):
+    return False
+  with open(record) as f:
+    return json.load(f)['key'] == fingerprint(restricted(config, stage.FIELDS))
+
+
+def execute(
+    stage: types.ModuleType,
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    progress: Progress = lambda done, total: None,
+    *,
+    overwrite: bool = False,
+) -> bool:
+  """Runs `stage` unless its output is there already; True if it ran.
+
+  Raises:
+    WorkdirError: the folder holds work of another config, and not `overwrite`.
+  """
+  config = restricted(config, stage.FIELDS)
+  if is_done(stage, config, workdir):
+    return False
+  out = os.path.join(workdir, stage.folder(config))
+  started = os.path.join(out, _STARTED)
+  if os.path.exists(started):
+    with open(started) as f:
+      found = differences(json.load(f), plain(config))
+    if found and not overwrite:
+      raise WorkdirError(
+          f'{out} holds the work of another config: {"; ".join(found[:3])}'
+          f'{"; ..." if len(found) > 3 else ""}. Choose another --workdir, or'
+          ' pass --overwrite to replace it.'
+      )
+    if found:
+      shutil.rmtree(out)
+  os.makedirs(out, exist_ok=True)
+  write_json(started, plain(config))
+  begin = time.time()
+  stage.run(config, workdir, progress)
+  write_json(
+      os.path.join(out, _DONE),
+      {'key': fingerprint(config), 'seconds': round(time.time() - begin, 2)},
+  )
+  logging.info('%s done in %.1f s.', out, time.time() - begin)
+  return True
+
+
+@contextlib.contextmanager
+def atomic(path: str, mode: str = 'w') -> Iterator[Any]:
+  """A file that appears under its name only when wholly written."""
+  os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+  temporary = f'{path}.{os.getpid()}.tmp'
+  try:
+    with open(temporary, mode) as f:
+      yield f
+    os.replace(temporary, path)
+  finally:
+    if os.path.exists(temporary):
+      os.remove(temporary)
+
+
+def write_json(path: str, value: Any) -> None:
+  """Writes `value` atomically as JSON."""
+  with atomic(path) as f:
+    json.dump(value, f, indent=2, sort_keys=True)
+    f.write('\n')
+
+
+def read_json(path: str, made_by: str) -> Any:
+  """The JSON at `path`; `made_by` names the stage to run if it is missing."""
+  if not os.path.exists(path):
+    raise FileNotFoundError(
+        f'{path} is missing: run the stage {made_by} first.'
+    )
+  with open(path) as f:
+    return json.load(f)

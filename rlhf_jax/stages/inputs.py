@@ -1,0 +1,189 @@
+"""From sections of the config and files of earlier stages to what stages use."""
+
+import dataclasses
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from rlhf_jax import checkpoint
+from rlhf_jax.data import batching
+from rlhf_jax.data import tokenizer as tokenizer_lib
+from rlhf_jax.data import world_rules
+from rlhf_jax.models import transformer
+from rlhf_jax.rewards import objective as objective_lib
+from rlhf_jax.rewards import references as references_lib
+from rlhf_jax.stages import common
+from rlhf_jax.types import Params, SamplingConfig
+
+
+def make_tokenizer(config: ml_collections.ConfigDict):
+  """The tokenizer that data.tokenizer names."""
+  name = config.data.tokenizer
+  if name == 'word':
+    return tokenizer_lib.world_tokenizer()
+  if name == 'byte':
+    return tokenizer_lib.ByteTokenizer()
+  raise common.ConfigError(
+      f'Unknown data.tokenizer {name!r}; known: word, byte.'
+  )
+
+
+def lm_config(
+    section: ml_collections.ConfigDict, tokenizer
+) -> transformer.LMConfig:
+  """The model of a config section, with the tokenizer's vocabulary."""
+  return transformer.LMConfig(vocab_size=tokenizer.vocab_size, **section)
+
+
+def move_ids(tokenizer) -> tuple[int, ...]:
+  """The tokens of the world's moves, in the order of its responses."""
+  return tuple(tokenizer.encode(' '.join(world_rules.MOVES)))
+
+
+def sampling_config(
+    config: ml_collections.ConfigDict, tokenizer, *, temperature: float
+) -> SamplingConfig:
+  """What can be drawn as a response.
+
+  In the world: one to max_moves moves, then EOS, and no other token; in text,
+  any byte, until EOS or the array is full.
+  """
+  world = config.data.source == 'world'
+  if world:
+    allowed = {*move_ids(tokenizer), tokenizer.eos_id}
+    banned = [i for i in range(tokenizer.vocab_size) if i not in allowed]
+  else:
+    banned = [tokenizer.pad_id, tokenizer.bos_id]
+  return SamplingConfig(
+      num_tokens=config.data.max_response_tokens,
+      temperature=temperature,
+      eos_id=tokenizer.eos_id,
+      pad_id=tokenizer.pad_id,
+      min_tokens=1,
+      force_eos=world,
+      banned_ids=tuple(banned),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """Alignment prompts, and those held out for evaluation."""
+
+  texts: list[str]
+  tokens: np.ndarray  # [x p], left-padded
+  mask: np.ndarray  # [x p]
+  held_out: np.ndarray  # [x] bool
+
+  @property
+  def train_ids(self) -> np.ndarray:
+    return np.flatnonzero(~self.held_out)
+
+  @property
+  def eval_ids(self) -> np.ndarray:
+    return np.flatnonzero(self.held_out)
+
+
+def data_folder(config: ml_collections.ConfigDict, workdir: str) -> str:
+  """Where the data stage put the files of this seed."""
+  return os.path.join(workdir, common.seed_folder(config), 'data')
+
+
+def load_prompts(
+    config: ml_collections.ConfigDict, workdir: str, tokenizer
+) -> Prompts:
+  """The prompts the data stage wrote, encoded."""
+  path = os.path.join(data_folder(config, workdir), 'prompts.json')
+  rows = common.read_json(path, 'data')
+  texts = [row['prompt'] for row in rows]
+  tokens, mask = batching.encode_prompts(
+      texts, tokenizer, max_prompt_tokens=config.data.max_prompt_tokens
+  )[:2]
+  held_out = np.array([row['held_out'] for row in rows])
+  return Prompts(texts, tokens, mask, held_out)
+
+
+def reward_folder(
+    config: ml_collections.ConfigDict, reward: str, role: str
+) -> str:
+  """The folder of one reward model or evaluator."""
+  return os.path.join(
+      common.seed_folder(config), 'reward_model', f'{reward}_{role}'
+  )
+
+
+def load_reward_params(
+    config: ml_collections.ConfigDict, workdir: str, reward: str, role: str
+) -> Params:
+  """The trained weights of a reward model or evaluator."""
+  return checkpoint.restore_params(
+      os.path.join(workdir, reward_folder(config, reward, role))
+  )
+
+
+def load_sft_params(config: ml_collections.ConfigDict, workdir: str) -> Params:
+  """The trained weights of the reference policy."""
+  return checkpoint.restore_params(
+      os.path.join(workdir, common.seed_folder(config), 'sft')
+  )
+
+
+def load_references(
+    config: ml_collections.ConfigDict, workdir: str
+) -> dict[str, references_lib.Reference]:
+  """Reference rewards of every prompt, by reward name."""
+  path = os.path.join(workdir, common.seed_folder(config), 'references')
+  found = {}
+  for name in config.rewards:
+    file = os.path.join(path, f'{name}.npz')
+    if not os.path.exists(file):
+      raise FileNotFoundError(f'{file} is missing: run the stage references.')
+    with np.load(file) as arrays:
+      found[name] = references_lib.Reference(
+          **{k: jnp.asarray(arrays[k]) for k in arrays.files}
+      )
+  return found
+
+
+def make_objective(
+    config: ml_collections.ConfigDict, property_name: str, method: str
+) -> objective_lib.Objective:
+  """How a named method turns the rewards of a property into a utility."""
+  if method not in config.methods:
+    raise common.ConfigError(
+        f'Unknown method {method!r}; config.methods has:'
+        f' {", ".join(sorted(config.methods))}.'
+    )
+  section = config.methods[method]
+  return objective_lib.Objective(
+      rewards=tuple(config.properties[property_name]),
+      transform=section.transform,
+      aggregate=section.aggregate,
+      options=tuple(sorted(section.options.items())),
+  )
+
+
+def gathered(
+    references: dict[str, references_lib.Reference], rows: jax.Array
+) -> dict[str, references_lib.Reference]:
+  """`references` of the given prompts, one row each."""
+  return jax.tree.map(lambda x: x[rows], references)
+
+
+def read_rows(path: str, made_by: str) -> list[dict]:
+  """The rows of a JSONL file that a stage of ours wrote."""
+  if not os.path.exists(path):
+    raise FileNotFoundError(
+        f'{path} is missing: run the stage {made_by} first.'
+    )
+  with open(path) as f:
+    return [json.loads(line) for line in f]
+
+
+def summary(counts: batching.Counts) -> dict[str, int]:
+  """What became of the rows of a file, as numbers."""
+  names = [f.name for f in dataclasses.fields(counts) if f.name != 'kept']
+  return {name: getattr(counts, name) for name in names}

@@ -1,0 +1,297 @@
+"""Running the tasks of a study on worker processes, with progress.
+
+Each worker is one process on one core that runs task after task, so programs
+compiled for one run serve the next; compiled code is shared between workers,
+and between studies, through jax's persistent cache.
+"""
+
+import dataclasses
+import multiprocessing
+import multiprocessing.connection
+import os
+import sys
+import time
+import traceback
+
+import ml_collections
+
+from rlhf_jax.stages import common, graph
+
+# What a task of each stage costs beside the others, until one has been timed.
+_COST = {
+    'data': 3,
+    'sft': 40,
+    'reward_model': 12,
+    'references': 3,
+    'tables': 30,
+    'policy': 25,
+    'best_of_k': 8,
+    'evaluate': 25,
+    'figures': 10,
+}
+
+
+class TaskError(RuntimeError):
+  """A task failed; the message is for people, `detail` for developers."""
+
+  def __init__(self, message: str, detail: str = ''):
+    super().__init__(message)
+    self.detail = detail
+
+
+@dataclasses.dataclass
+class _Worker:
+  process: multiprocessing.Process
+  pipe: multiprocessing.connection.Connection
+  task: graph.Task | None = None
+  started: float = 0.0
+  done: int = 0
+  total: int = 1
+
+
+def _cores() -> list[int]:
+  """The cores this process may use, where the system tells."""
+  if hasattr(os, 'sched_getaffinity'):
+    return sorted(os.sched_getaffinity(0))
+  return list(range(os.cpu_count() or 1))
+
+
+def default_workers() -> int:
+  """One worker for each core."""
+  return len(_cores())
+
+
+def _work(pipe, index, num_workers, config_json, workdir, cache, overwrite):
+  """Runs the tasks that come down `pipe` until it closes."""
+  # Pinning comes before jax counts cores for its thread pool.
+  cores = _cores()
+  if num_workers > 1 and hasattr(os, 'sched_setaffinity'):
+    share = max(len(cores) // num_workers, 1)
+    first = index * share % len(cores)
+    os.sched_setaffinity(0, cores[first : first + share])
+  use_cache(cache)
+  config = ml_collections.ConfigDict(config_json).lock()
+  while True:
+    try:
+      task = pipe.recv()
+    except (EOFError, KeyboardInterrupt):
+      return
+    last = time.time()
+
+    def progress(done, total):
+      nonlocal last
+      if time.time() - last > 0.2 or done == total:
+        last = time.time()
+        pipe.send(('progress', done, total))
+
+    try:
+      ran = run_task(config, task, workdir, progress, overwrite=overwrite)
+      pipe.send(('done', ran, ''))
+    except (BrokenPipeError, KeyboardInterrupt):
+      return  # the launcher is gone
+    except Exception as e:  # pylint: disable=broad-exception-caught
+      pipe.send(('error', f'{e}', traceback.format_exc()))
+
+
+def use_cache(directory: str) -> None:
+  """Keeps compiled programs in `directory`, for every process to come."""
+  import jax  # the launcher itself needs no device
+
+  if directory:
+    jax.config.update(
+        'jax_compilation_cache_dir', os.path.expanduser(directory)
+    )
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
+
+
+def run_task(
+    config: ml_collections.ConfigDict,
+    task: graph.Task,
+    workdir: str,
+    progress: common.Progress,
+    *,
+    overwrite: bool,
+) -> bool:
+  """Runs one task in this process; True if it was not done before."""
+  return common.execute(
+      graph.STAGES[task.stage],
+      graph.task_config(config, task),
+      workdir,
+      progress,
+      overwrite=overwrite,
+  )
+
+
+class _Board:
+  """What has been done, what is running, and how long the rest will take."""
+
+  def __init__(self, tasks: list[graph.Task], workers: int):
+    self._tasks, self._workers = tasks, workers
+    self._begin, self._shown = time.time(), 0.0
+    self._seconds: dict[str, list[float]] = {}
+    self._finished: set[str] = set()
+    self._live = sys.stderr.isatty()
+    self._width = 0
+
+  def _cost(self, stage: str) -> float:
+    timed = self._seconds.get(stage)
+    return sum(timed) / len(timed) if timed else _COST[stage]
+
+  def _left(self, running: list[_Worker]) -> float:
+    rest = sum(
+        self._cost(t.stage) for t in self._tasks if t.name not in self._finished
+    )
+    for w in running:
+      rest -= self._cost(w.task.stage) * w.done / max(w.total, 1)
+    return rest / max(self._workers, 1)
+
+  def finished(self, task, seconds, ran, running):
+    """Says that a task ended."""
+    self._finished.add(task.name)
+    if ran:
+      self._seconds.setdefault(task.stage, []).append(seconds)
+    took = f'{seconds:6.1f} s' if ran else '    done'
+    self._clear()
+    print(
+        f'[{len(self._finished):3d}/{len(self._tasks)}] {took}  {task.name}'
+        f'   ({_clock(time.time() - self._begin)} elapsed,'
+        f' about {_clock(self._left(running))} left)',
+        flush=True,
+    )
+
+  def live(self, running: list[_Worker]):
+    """Rewrites the line of what is running, or adds one now and then."""
+    every = 0.5 if self._live else 20.0
+    if time.time() - self._shown < every:
+      return
+    self._shown = time.time()
+    parts = []
+    for w in running:
+      rate = w.done / max(time.time() - w.started, 1e-9)
+      parts.append(f'{w.task.name} {w.done}/{w.total} ({rate:.1f}/s)')
+    text = f'  {" | ".join(parts)}; about {_clock(self._left(running))} left'
+    if self._live:
+      self._clear()
+      sys.stderr.write(text[:200])
+      sys.stderr.flush()
+      self._width = len(text[:200])
+    else:
+      print(text, flush=True)
+
+  def _clear(self):
+    if self._live and self._width:
+      sys.stderr.write('\r' + ' ' * self._width + '\r')
+      self._width = 0
+
+
+def _clock(seconds: float) -> str:
+  return f'{int(seconds) // 60}:{int(seconds) % 60:02d}'
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    tasks: list[graph.Task],
+    workdir: str,
+    *,
+    workers: int,
+    cache: str,
+    overwrite: bool,
+) -> None:
+  """Runs every task, each after those it needs; raises at the first failure.
+
+  What is running when one fails is stopped; all of it resumes on the next run.
+
+  Args:
+    config: the study.
+    tasks: from graph.tasks, possibly a part.
+    workdir: where outputs are, and are looked for.
+    workers: processes; 0 runs everything in this one.
+    cache: folder of compiled programs, or ''.
+    overwrite: replace outputs made by another config.
+  """
+  board = _Board(tasks, workers)
+  if not workers:
+    use_cache(cache)
+    for task in tasks:
+      begin = time.time()
+      ran = run_task(
+          config, task, workdir, lambda *_: None, overwrite=overwrite
+      )
+      board.finished(task, time.time() - begin, ran, [])
+    return
+
+  context = multiprocessing.get_context('spawn')
+  pool = []
+  for index in range(min(workers, len(tasks))):
+    ours, theirs = context.Pipe()
+    process = context.Process(
+        target=_work,
+        args=(
+            theirs,
+            index,
+            workers,
+            config.to_dict(),
+            workdir,
+            cache,
+            overwrite,
+        ),
+        daemon=True,
+    )
+    process.start()
+    theirs.close()
+    pool.append(_Worker(process, ours))
+  try:
+    _drive(pool, tasks, board)
+  finally:
+    for worker in pool:
+      worker.pipe.close()
+      worker.process.terminate()
+    for worker in pool:
+      worker.process.join()
+
+
+def _drive(pool: list[_Worker], tasks: list[graph.Task], board: _Board) -> None:
+  """Hands out tasks as their needs are met, until all are done."""
+  waiting, done = list(tasks), set()
+  present = {task.name for task in tasks}
+  while waiting or any(w.task for w in pool):
+    for worker in pool:
+      if worker.task is None:
+        task = next(
+            (t for t in waiting if set(t.needs) & present <= done), None
+        )
+        if task is not None:
+          waiting.remove(task)
+          worker.task, worker.started = task, time.time()
+          worker.done, worker.total = 0, 1
+          worker.pipe.send(task)
+    running = [w for w in pool if w.task]
+    board.live(running)
+    for pipe in multiprocessing.connection.wait(
+        [w.pipe for w in running], timeout=0.5
+    ):
+      worker = next(w for w in pool if w.pipe is pipe)
+      _receive(worker, done, board, pool)
+
+
+def _receive(worker: _Worker, done: set, board: _Board, pool) -> None:
+  """Takes one message of a worker."""
+  try:
+    kind, first, second = worker.pipe.recv()
+  except EOFError:
+    worker.process.join()
+    raise TaskError(
+        f'{worker.task.name}: the worker died (exit code'
+        f' {worker.process.exitcode}; -9 is often a lack of memory). Start'
+        ' again to resume.'
+    ) from None
+  if kind == 'progress':
+    worker.done, worker.total = first, second
+  elif kind == 'error':
+    raise TaskError(f'{worker.task.name}: {first}', second)
+  else:
+    task, worker.task = worker.task, None
+    done.add(task.name)
+    seconds = time.time() - worker.started
+    board.finished(task, seconds, first, [w for w in pool if w.task])

@@ -1,0 +1,165 @@
+"""Refusing a config that cannot work, before anything runs.
+
+Every message is one line that names the field and what it may be.
+"""
+
+import ml_collections
+
+from rlhf_jax.rewards import references
+from rlhf_jax.stages import common, inputs
+from rlhf_jax.stages import policy as policy_stage
+
+
+def _require(holds: bool, message: str) -> None:
+  if not holds:
+    raise common.ConfigError(message)
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Raises ConfigError naming the first field that cannot be what it is."""
+  _validate_study(config)
+  _validate_numbers(config)
+  _validate_methods(config)
+  _validate_policy(config)
+
+
+def _validate_study(c):
+  _require(len(c.seeds) > 0, 'seeds is empty: give at least one.')
+  _require(
+      all(isinstance(s, int) and s >= 0 for s in c.seeds),
+      f'seeds must be non-negative integers, got {tuple(c.seeds)}.',
+  )
+  _require(len(c.rewards) > 0, 'rewards is empty: name at least one.')
+  for name, parts in c.properties.items():
+    unknown = sorted(set(parts) - set(c.rewards))
+    _require(
+        not unknown,
+        f'properties.{name} names {unknown}, which are not in rewards'
+        f' {tuple(c.rewards)}.',
+    )
+  _require(
+      c.data.source in ('world', 'hh', 'jsonl'),
+      f'Unknown data.source {c.data.source!r}; known: world, hh, jsonl.',
+  )
+  if c.data.source == 'world':
+    _require(
+        c.data.max_response_tokens == c.world.max_moves + 1,
+        'data.max_response_tokens must be world.max_moves + 1 (the moves and'
+        f' EOS), got {c.data.max_response_tokens} and {c.world.max_moves}.',
+    )
+    _require(c.data.tokenizer == 'word', 'The world needs data.tokenizer=word.')
+  else:
+    needing = {'tables', 'best_of_k', 'evaluate', 'figures'} & set(c.stages)
+    _require(
+        not needing,
+        f'stages {sorted(needing)} need data.source=world, whose responses can'
+        ' be enumerated.',
+    )
+  for reward in c.rewards:
+    how = c.references[reward]
+    references.get(how.estimator)
+    _require(
+        0 < how.q < 1, f'references.{reward}.q must lie in (0, 1), got {how.q}.'
+    )
+    _require(
+        (how.estimator == 'canned') == bool(how.canned),
+        f'references.{reward}.canned goes with estimator=canned, and only with'
+        ' it.',
+    )
+
+
+def _positive(c, path):
+  value = c
+  for part in path.split('.'):
+    value = value[part]
+  _require(value > 0, f'{path} must be > 0, got {value}.')
+
+
+def _validate_numbers(c):
+  for path in (
+      'sampling.temperature',
+      'sft.num_epochs',
+      'sft.batch_size',
+      'sft.checkpoint_every',
+      'sft.optim.peak_lr',
+      'reward_model.num_epochs',
+      'reward_model.batch_size',
+      'reward_model.checkpoint_every',
+      'reward_model.optim.peak_lr',
+      'references.num_samples',
+      'references.batch_size',
+      'policy.num_steps',
+      'policy.prompts_per_step',
+      'policy.samples_per_prompt',
+      'policy.num_epochs',
+      'policy.num_minibatches',
+      'policy.checkpoint_every',
+      'policy.clip_eps',
+      'policy.optim.peak_lr',
+      'policy.kl_horizon',
+      'best_of_k.num_samples',
+  ):
+    _positive(c, path)
+  for path in ('max_bad_fraction', 'max_dropped_fraction', 'test_fraction'):
+    _require(
+        0 <= c.data[path] <= 1,
+        f'data.{path} must lie in [0, 1], got {c.data[path]}.',
+    )
+  _require(
+      c.evaluate.matched_kl in c.evaluate.kls,
+      f'evaluate.matched_kl {c.evaluate.matched_kl} must be one of'
+      f' evaluate.kls {tuple(c.evaluate.kls)}.',
+  )
+
+
+def _validate_methods(c):
+  for name in c.methods:
+    for property_name in c.properties:
+      try:
+        inputs.make_objective(c, property_name, name)
+      except (ValueError, TypeError) as e:
+        raise common.ConfigError(f'methods.{name}: {e}') from e
+
+
+def _validate_policy(c):
+  runs = [(c.policy.property, c.policy.method, c.policy.learner,
+           (c.policy.kl_coef,))]  # fmt: skip
+  for entry in (*runs, *c.policy.sweep):
+    _require(
+        len(entry) == 4,
+        f'policy.sweep entries are (property, method, learner, kl_coefs), got'
+        f' {entry}.',
+    )
+    name, method, learner, kl_coefs = entry
+    _require(
+        name in c.properties,
+        f'Unknown property {name!r} in policy; known: {sorted(c.properties)}.',
+    )
+    _require(
+        method in c.methods,
+        f'Unknown method {method!r} in policy; known: {sorted(c.methods)}.',
+    )
+    _require(
+        learner in policy_stage.LEARNERS,
+        f'Unknown learner {learner!r} in policy; known:'
+        f' {policy_stage.LEARNERS}.',
+    )
+    for kl_coef in kl_coefs:
+      _require(
+          kl_coef > 0,
+          f'policy.kl_coef must be > 0 (it is the price of a nat of KL), got'
+          f' {kl_coef}.',
+      )
+    _require(
+        learner != 'rloo' or c.policy.samples_per_prompt > 1,
+        'learner rloo needs policy.samples_per_prompt >= 2: the baseline of a'
+        ' sample is the mean of the others.',
+    )
+  responses = c.policy.prompts_per_step * c.policy.samples_per_prompt
+  _require(
+      responses % c.policy.num_minibatches == 0,
+      f'policy: {responses} responses a step (prompts_per_step'
+      f' {c.policy.prompts_per_step} x samples_per_prompt'
+      f' {c.policy.samples_per_prompt}) cannot be split into'
+      f' num_minibatches={c.policy.num_minibatches}.',
+  )

@@ -1,0 +1,102 @@
+"""Intervals: values by hand, coverage, and missing points."""
+
+from absl.testing import absltest, parameterized
+import numpy as np
+from scipy import stats
+
+from rlhf_jax.evaluation import intervals
+
+
+class MeanIntervalTest(parameterized.TestCase):
+
+  def test_value_by_hand(self):
+    # 1, 2, 3: mean 2, sd 1, t_{2, .975} = 4.302653, half = t / sqrt(3).
+    got = intervals.mean_interval([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(got.mean, 2.0)
+    np.testing.assert_allclose(got.high - 2.0, 4.302653 / 3**0.5, rtol=1e-6)
+    np.testing.assert_allclose(2.0 - got.low, 4.302653 / 3**0.5, rtol=1e-6)
+    self.assertEqual(got.num_seeds, 3)
+
+  @parameterized.parameters(0.8, 0.95, 0.99)
+  def test_matches_scipy(self, level):
+    values = np.random.default_rng(0).normal(size=(5, 4))
+    got = intervals.mean_interval(values, level=level)
+    low, high = stats.t.interval(
+        level, 4, loc=values.mean(axis=0), scale=stats.sem(values, axis=0)
+    )
+    np.testing.assert_allclose(got.low, low, rtol=1e-9)
+    np.testing.assert_allclose(got.high, high, rtol=1e-9)
+
+  def test_covers_at_its_level(self):
+    values = np.random.default_rng(1).normal(size=(4, 20_000))
+    got = intervals.mean_interval(values)
+    covered = np.mean((got.low < 0) & (0 < got.high))
+    np.testing.assert_allclose(covered, 0.95, atol=0.008)  # five errors
+
+  def test_one_seed_has_no_interval(self):
+    got = intervals.mean_interval(np.array([[1.0, 2.0]]))
+    np.testing.assert_array_equal(got.mean, [1.0, 2.0])
+    self.assertTrue(np.isnan(got.low).all() and np.isnan(got.high).all())
+
+  def test_a_missing_point_is_not_averaged_over(self):
+    got = intervals.mean_interval([[1.0, np.nan], [2.0, 4.0]])
+    np.testing.assert_array_equal(np.isnan(got.mean), [False, True])
+    np.testing.assert_array_equal(np.isnan(got.low), [False, True])
+
+  @parameterized.parameters(([],), (np.zeros((0, 3)),), (3.0,))
+  def test_no_seeds(self, values):
+    with self.assertRaisesRegex(ValueError, 'at least one seed'):
+      intervals.mean_interval(np.asarray(values))
+
+
+class PairedDifferenceTest(absltest.TestCase):
+
+  def test_what_seeds_share_cancels(self):
+    rng = np.random.default_rng(0)
+    seeds = rng.normal(size=5) * 100
+    gain = np.array([0.1, 0.2, 0.3, 0.2, 0.2])
+    got = intervals.paired_difference(seeds + gain, seeds)
+    want = intervals.mean_interval(gain)
+    np.testing.assert_allclose(got[:3], want[:3], rtol=1e-9)
+    swapped = intervals.paired_difference(seeds, seeds + gain)
+    np.testing.assert_allclose(swapped.mean, -want.mean, rtol=1e-9)
+
+  def test_different_seeds_are_refused(self):
+    with self.assertRaisesRegex(ValueError, 'same seeds'):
+      intervals.paired_difference([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+class BootstrapTest(absltest.TestCase):
+
+  def test_agrees_with_the_normal_interval(self):
+    values = np.random.default_rng(0).normal(size=(3, 400))
+    got = intervals.bootstrap_interval(values, num_resamples=4000, seed=0)
+    np.testing.assert_allclose(got.mean, values.mean())
+    half = 1.96 * np.sqrt(np.sum(values.var(axis=1) / 400)) / 3
+    np.testing.assert_allclose(got.high - got.mean, half, rtol=0.08)
+    np.testing.assert_allclose(got.mean - got.low, half, rtol=0.08)
+
+  def test_differences_between_seeds_do_not_widen_it(self):
+    values = np.random.default_rng(0).normal(size=(3, 100))
+    shifted = values + np.array([[-50.0], [0.0], [50.0]])
+    a = intervals.bootstrap_interval(values, num_resamples=500, seed=0)
+    b = intervals.bootstrap_interval(shifted, num_resamples=500, seed=0)
+    np.testing.assert_allclose(a[:3], b[:3], atol=1e-9)
+
+  def test_same_seed_same_interval(self):
+    values = np.random.default_rng(0).normal(size=(1, 30))
+    a = intervals.bootstrap_interval(values, num_resamples=200, seed=7)
+    b = intervals.bootstrap_interval(values, num_resamples=200, seed=7)
+    c = intervals.bootstrap_interval(values, num_resamples=200, seed=8)
+    self.assertEqual(a, b)
+    self.assertNotEqual(a.low, c.low)
+
+  def test_nan_stays(self):
+    values = np.ones((2, 4))
+    values[1, 2] = np.nan
+    got = intervals.bootstrap_interval(values, num_resamples=50, seed=0)
+    self.assertTrue(np.isnan(got.mean) and np.isnan(got.low))
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,150 @@
+"""Advantages against loops, and what they keep of the scale of a utility."""
+
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+
+from rlhf_jax.ops import advantages
+from tests.reference import ops_numpy
+
+
+def _tokens(seed=0):
+  rng = np.random.default_rng(seed)
+  mask = np.arange(5) < np.array([0, 1, 3, 5])[:, None]
+  rewards, values = rng.normal(size=(2, 4, 5)).astype(np.float32)
+  return rewards, values, mask
+
+
+def _gae(rewards, values, mask, gamma, gae_lambda):
+  return advantages.gae(
+      jnp.array(rewards),
+      jnp.array(values),
+      jnp.array(mask),
+      gamma=gamma,
+      gae_lambda=gae_lambda,
+  )
+
+
+class GAETest(parameterized.TestCase):
+
+  def test_value_by_hand(self):
+    # delta = [1 + .5 * 4 - 2, 3 - 4] = [1, -1]; A = [1 + .5 * .5 * -1, -1].
+    got, returns = _gae([[1.0, 3.0]], [[2.0, 4.0]], [[True, True]], 0.5, 0.5)
+    np.testing.assert_allclose(got, [[0.75, -1.0]])
+    np.testing.assert_allclose(returns, [[2.75, 3.0]])
+
+  @parameterized.product(gamma=[1, 0.9], gae_lambda=[0, 0.95, 1.0])
+  def test_matches_loop(self, gamma, gae_lambda):
+    case = _tokens()
+    got = _gae(*case, gamma, gae_lambda)
+    want = ops_numpy.gae(*case, gamma, gae_lambda)
+    chex.assert_trees_all_close(got, want, rtol=2e-6, atol=1e-6)
+
+  def test_lambda_one_is_returns_minus_values(self):
+    rewards, values, mask = _tokens()
+    got, returns = _gae(rewards, values, mask, 0.9, 1.0)
+    want = advantages.returns_to_go(
+        jnp.array(rewards), jnp.array(mask), gamma=0.9
+    )
+    np.testing.assert_allclose(returns, want, rtol=1e-5, atol=1e-6)
+    baseline = np.where(mask, values, 0.0)
+    np.testing.assert_allclose(got, want - baseline, rtol=1e-5, atol=1e-6)
+
+  def test_perfect_values_leave_no_advantage(self):
+    rewards, _, mask = _tokens()
+    values = advantages.returns_to_go(
+        jnp.array(rewards), jnp.array(mask), gamma=0.9
+    )
+    for gae_lambda in (0.0, 0.5, 1.0):
+      got, _ = _gae(rewards, values, mask, 0.9, gae_lambda)
+      np.testing.assert_allclose(got, np.zeros((4, 5)), atol=1e-6)
+
+  def test_padding_never_reaches_result_or_gradient(self):
+    rewards, values, mask = _tokens()
+    bad = [np.where(mask, x, np.nan) for x in (rewards, values)]
+    got = _gae(*bad, mask, 0.9, 0.95)
+    chex.assert_trees_all_close(got, _gae(rewards, values, mask, 0.9, 0.95))
+    for x in got:
+      np.testing.assert_array_equal(np.asarray(x)[~mask], 0.0)
+    f = lambda r, v: sum(x.sum() for x in _gae(r, v, mask, 0.9, 0.95))
+    chex.assert_tree_all_finite(jax.grad(f, argnums=(0, 1))(*map(jnp.array, bad)))
+
+
+class ReturnsToGoTest(parameterized.TestCase):
+
+  def test_value_by_hand(self):
+    got = advantages.returns_to_go(
+        jnp.array([[1.0, 2.0, jnp.nan]]),
+        jnp.array([[True, True, False]]),
+        gamma=0.5,
+    )
+    np.testing.assert_allclose(got, [[2.0, 2.0, 0.0]])
+
+  def test_undiscounted_first_return_is_the_sum(self):
+    rewards, _, mask = _tokens()
+    got = advantages.returns_to_go(jnp.array(rewards), jnp.array(mask), gamma=1)
+    want = np.where(mask, rewards, 0).sum(-1)
+    np.testing.assert_allclose(got[:, 0], want, rtol=1e-5)
+
+
+class LeaveOneOutTest(parameterized.TestCase):
+
+  @parameterized.parameters(2, 3, 8)
+  def test_matches_numpy(self, k):
+    returns = np.random.default_rng(0).normal(size=(2, 3, k))
+    got = advantages.leave_one_out(jnp.array(returns, jnp.float32))
+    want = ops_numpy.leave_one_out(returns)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+  def test_laws(self):
+    returns = jnp.array(np.random.default_rng(0).normal(size=(3, 4)))
+    got = advantages.leave_one_out(returns)
+    np.testing.assert_allclose(got.sum(-1), np.zeros(3), atol=1e-6)
+    shifted = advantages.leave_one_out(returns + jnp.arange(3.0)[:, None])
+    np.testing.assert_allclose(shifted, got, atol=2e-6)
+    scaled = advantages.leave_one_out(3 * returns)
+    np.testing.assert_allclose(scaled, 3 * got, rtol=1e-5, atol=1e-6)
+
+  def test_baseline_does_not_depend_on_the_sample(self):
+    jacobian = jax.jacobian(advantages.leave_one_out)(jnp.arange(4.0))
+    np.testing.assert_allclose(np.diag(jacobian), np.ones(4), rtol=1e-6)
+
+  def test_one_sample_raises(self):
+    with self.assertRaisesRegex(ValueError, '>= 2 samples'):
+      advantages.leave_one_out(jnp.ones((3, 1)))
+
+
+class GroupNormalizeTest(parameterized.TestCase):
+
+  def test_matches_numpy(self):
+    returns = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    centered = returns - returns.mean(-1, keepdims=True)
+    got = advantages.group_normalize(jnp.array(returns), divide_by_std=False)
+    np.testing.assert_allclose(got, centered, rtol=1e-5, atol=1e-6)
+    got = advantages.group_normalize(jnp.array(returns), divide_by_std=True)
+    want = centered / returns.std(-1, keepdims=True)
+    np.testing.assert_allclose(got, want, rtol=1e-4)
+
+  def test_ties_have_no_advantage(self):
+    got = advantages.group_normalize(jnp.full((2, 4), 3.3), divide_by_std=True)
+    np.testing.assert_array_equal(got, np.zeros((2, 4)))
+
+  def test_division_undoes_the_saturation_of_lsc(self):
+    # A prompt with rewards N(-3, 1) around its reference, and one with N(3, 1).
+    # The grid is the normal distribution itself, so this is no Monte Carlo.
+    grid = scipy.stats.norm.ppf((np.arange(20_000) + 0.5) / 20_000)
+    rewards = jnp.array(np.stack([grid - 3, grid + 3]), jnp.float32)
+    utility = jax.nn.log_sigmoid(rewards)
+
+    def size(divide_by_std):
+      out = advantages.group_normalize(utility, divide_by_std=divide_by_std)
+      return np.abs(out).mean(-1)
+
+    np.testing.assert_allclose(size(False), [0.70, 0.05], atol=0.01)
+    np.testing.assert_allclose(size(True), [0.78, 0.75], atol=0.05)
+    np.testing.assert_allclose(
+        np.abs(advantages.leave_one_out(utility)).mean(-1), size(False), rtol=1e-3
+    )

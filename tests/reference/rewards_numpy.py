@@ -1,0 +1,142 @@
+"""rewards/ again in NumPy, from the papers: scalars and loops, float64.
+
+The formulas are the textbook ones, without the rearrangements that keep float32
+finite: comparisons with them belong where float64 needs none.
+"""
+
+import numpy as np
+import scipy.stats
+
+
+def sigmoid(x):
+  return 1.0 / (1.0 + np.exp(-x))
+
+
+def _identity(r, ref):
+  del ref
+  return r
+
+
+def _centered(r, ref):
+  return r - ref['ref_reward']
+
+
+def _z_score(r, ref):
+  return (r - np.mean(ref['samples'])) / np.std(ref['samples'])
+
+
+def _clip(r, ref, low=-2.0, high=2.0):
+  return min(max(r - ref['ref_reward'], low), high)
+
+
+def _sigmoid(r, ref, temperature=1.0):
+  return sigmoid((r - ref['ref_reward']) / temperature)
+
+
+def _par(r, ref, temperature=1.0):
+  return np.mean([sigmoid((r - s) / temperature) for s in ref['samples']])
+
+
+def _log_par(r, ref, temperature=1.0):
+  return np.log(_par(r, ref, temperature))
+
+
+def _log_sigmoid_centered(r, ref, temperature=1.0, floor=0.0):
+  p = sigmoid((r - ref['ref_reward']) / temperature)
+  return np.log((1 - floor) * p + floor / 2)
+
+
+def _below(r, ref):
+  return sum((s < r) + 0.5 * (s == r) for s in ref['samples'])
+
+
+def _quantile(r, ref):
+  return _below(r, ref) / len(ref['samples'])
+
+
+def _log_quantile(r, ref):
+  return np.log((_below(r, ref) + 0.5) / (len(ref['samples']) + 1))
+
+
+# fn(r, ref, **options) of one reward and one prompt's reference.
+TRANSFORMS = {
+    'identity': _identity,
+    'centered': _centered,
+    'z_score': _z_score,
+    'clip': _clip,
+    'sigmoid': _sigmoid,
+    'par': _par,
+    'log_par': _log_par,
+    'log_sigmoid_centered': _log_sigmoid_centered,
+    'quantile': _quantile,
+    'log_quantile': _log_quantile,
+}
+
+
+def _kept(utilities, weights):
+  return {name: u for name, u in utilities.items() if weights[name]}
+
+
+def _weighted_sum(utilities, weights):
+  return sum(weights[n] * u for n, u in _kept(utilities, weights).items())
+
+
+def _minimum(utilities, weights):
+  return np.min(list(_kept(utilities, weights).values()), axis=0)
+
+
+def _logical_or(utilities, weights):
+  all_bad = 1.0
+  for u in _kept(utilities, weights).values():
+    all_bad = all_bad * (1 - np.exp(u))
+  return np.log(1 - all_bad)
+
+
+AGGREGATORS = {
+    'weighted_sum': _weighted_sum,
+    'minimum': _minimum,
+    'logical_and': _weighted_sum,
+    'logical_or': _logical_or,
+}
+
+
+def bradley_terry(chosen, rejected, valid, margin, center_coef):
+  nll, center = [], []
+  for i in np.flatnonzero(valid):
+    nll.append(-np.log(sigmoid(chosen[i] - rejected[i] - margin[i])))
+    center.append((chosen[i] + rejected[i]) ** 2)
+  return np.mean(nll) + center_coef * np.mean(center)
+
+
+def empirical_quantile(samples, q):
+  """Linear between order statistics, by hand."""
+  ordered = np.sort(samples)
+  position = q * (len(ordered) - 1)
+  low = int(np.floor(position))
+  high = min(low + 1, len(ordered) - 1)
+  return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+def gaussian_quantile(samples, q):
+  return np.mean(samples) + np.std(samples) * scipy.stats.norm.ppf(q)
+
+
+def weighted_quantile(values, weights, q):
+  """min{v : P(V <= v) >= q}, straight from the definition."""
+  weights = weights / weights.sum()
+  reached = [v for v in values if weights[values <= v].sum() >= q - 1e-9]
+  return min(reached)
+
+
+def reliability(margins, num_bins):
+  """Rows of (share, confidence, frequency), one a bin."""
+  predictions = [(sigmoid(m), 1.0) for m in margins]
+  predictions += [(sigmoid(-m), 0.0) for m in margins]
+  bins = [[] for _ in range(num_bins)]
+  for p, outcome in predictions:
+    bins[min(int(p * num_bins), num_bins - 1)].append((p, outcome))
+  rows = []
+  for members in bins:
+    confidence, frequency = np.mean(members, axis=0) if members else (0.0, 0.0)
+    rows.append((len(members) / len(predictions), confidence, frequency))
+  return np.array(rows)
