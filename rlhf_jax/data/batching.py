@@ -177,7 +177,7 @@ def _encode_rows(
     max_response_tokens: int,
     max_truncated_fraction: float,
 ) -> tuple[list[tuple[list[int], list[list[int]]]], Counts]:
-  """Token ids of the rows that can be used: prompts uncut, responses with EOS."""
+  """Token ids of the rows that can be used, uncut, responses with EOS."""
   rows, kept = [], []
   prompts_truncated = responses_too_long = identical = 0
   for i, (prompt_text, response_texts) in enumerate(texts):

@@ -2,7 +2,7 @@
 
 Two forms of a row are read, one JSON object a line, plain or gzipped:
 
-  {"chosen": "\\n\\nHuman: ..\\n\\nAssistant: ..", "rejected": ..}   (a dialogue)
+  {"chosen": "\\n\\nHuman: ..\\n\\nAssistant: ..", "rejected": ..}  (a dialogue)
   {"prompt": .., "chosen": .., "rejected": ..}                       (plain)
 
 each with optional "property" and "annotator". A dialogue is the form of

@@ -1,4 +1,4 @@
-"""Tokenizers: words, or bytes. Padding, start and end are three distinct ids."""
+"""Tokenizers of words or of bytes. Padding, start and end have distinct ids."""
 
 from collections.abc import Iterable, Sequence
 import hashlib

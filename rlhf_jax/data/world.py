@@ -53,8 +53,8 @@ class WorldConfig:
           or getattr(self, name) < draws.NUM_CELLS
       ):
         raise ValueError(
-            f'{name} must be a positive multiple of {draws.NUM_CELLS} (intents times'
-            f' harm levels), got {getattr(self, name)}.'
+            f'{name} must be a positive multiple of {draws.NUM_CELLS} (intents'
+            f' times harm levels), got {getattr(self, name)}.'
         )
     if not self.num_eval_prompts < self.num_prompts <= draws.NUM_PROMPTS:
       raise ValueError(
@@ -346,7 +346,7 @@ def _check(value: str, known: Sequence[str], what: str) -> None:
 def to_comparisons(
     world: World, pairs: LabeledPairs
 ) -> list[preferences.Comparison]:
-  """The pairs as texts, with the kind of annotator, as a file would hold them."""
+  """The pairs as texts, with the kind of annotator, as a file holds them."""
   return [
       preferences.Comparison(
           prompt=world.prompts[x],

@@ -60,7 +60,7 @@ def choose_prompts(
 def taste(
     seed: int, features: Int[np.ndarray, 'x 4'], *, scale: float
 ) -> Float[np.ndarray, 'x v']:
-  """What the writers happen to like: a logit per prompt and move, N(0, scale)."""
+  """What the writers happen to like: an N(0, scale) logit per prompt, move."""
   noise = stream(seed, 'taste').normal(size=(NUM_PROMPTS, len(rules.MOVES)))
   return scale * noise[prompt_ids(features)]
 

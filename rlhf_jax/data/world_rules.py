@@ -204,7 +204,7 @@ def harmless_quality(
 def needs_met(
     features: Int[np.ndarray, ' 4'], counts: Int[np.ndarray, 'y v']
 ) -> Bool[np.ndarray, ' y']:
-  """Whether every need of weight >= .5 is covered, briefly, without refusing."""
+  """Whether all needs of weight >= .5 are met, briefly, without refusing."""
   intent = int(features[1])
   main = _NEED_WEIGHT[intent] >= 0.5
   covered = (counts >= _NEED_COUNT[intent])[:, main].all(1)

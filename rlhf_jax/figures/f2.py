@@ -14,6 +14,7 @@ from rlhf_jax.figures import style, tables, words
 TITLE = 'Utility and slope of the reward transforms'
 INPUTS = ('transforms.csv',)
 LSC = 'log_sigmoid_centered'
+_MARKED = (-4.0, -2.0, 0.0, 2.0, 4.0)
 
 _COLORS = {
     LSC: style.color('lsc'),
@@ -57,7 +58,7 @@ def _slope_at(rows: pd.DataFrame, at: float) -> float:
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """Two panels, u and du/dr, against r - r_ref."""
-  figure = style.make_figure(12, 4.9, TITLE)
+  figure = style.make_figure(12.0, 4.9, TITLE)
   left, right = figure.subplots(1, 2)
   handles = []
   dashes = ('-', (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1, 2)), (0, (1, 1)))
@@ -74,7 +75,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     right.plot(rows['centered'], rows['slope'], **line)
     handles.append(style.Line2D([], [], label=', '.join(names), **line))
     if is_lsc:
-      for at in (-4, -2, 0, 2, 4):
+      for at in _MARKED:
         slope = _slope_at(rows, at)
         right.plot([at], [slope], 'o', ms=6, color=line['color'], zorder=5)
         right.annotate(
@@ -113,10 +114,8 @@ def caption(frame: pd.DataFrame) -> list[str]:
   curves = {n: rows for names, rows in _curves(frame) for n in names}
   if LSC in curves:
     slopes = ', '.join(
-        f'{words.number(_slope_at(curves[LSC], at), 2)} at {at:+d}'.replace(
-            '+0', '0'
-        )
-        for at in (-4, -2, 0, 2, 4)
+        f'{words.number(_slope_at(curves[LSC], at), 2)} at {at:g}'
+        for at in _MARKED
     )
     rows = curves[LSC]
     left = rows['utility'].max() - np.interp(

@@ -6,7 +6,7 @@ a seed share all of it. Methods are therefore compared by the difference within
 each seed, whose interval is far narrower than that of either method alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import os
 
 import numpy as np
@@ -66,9 +66,9 @@ def present(frame: pd.DataFrame, column: str, order: Sequence[str]) -> list:
   return known + [v for v in values if v not in known]
 
 
-def interval(values: Sequence[float]) -> dict[str, float]:
+def interval(values: Iterable[float]) -> dict[str, float]:
   """Mean over seeds with its 95% Student t interval, NaN for a single seed."""
-  estimate = intervals.mean_interval(np.asarray(values, float))
+  estimate = intervals.mean_interval(np.asarray(list(values), float))
   return {
       'mean': float(estimate.mean),
       'low': float(estimate.low),

@@ -106,10 +106,10 @@ def group_normalize(
     A_i = R_i - mean_j R_j                        (Liu et al. 2025, "Dr. GRPO")
     A_i = (R_i - mean_j R_j) / (std_j R_j + eps)  (Shao et al. 2024, Eq. 3)
 
-  Dividing by each prompt's own standard deviation (biased) cancels most of what a
-  saturating transform does *across* prompts: under log sigma(r - r_ref) prompts
-  already far above their reference have small advantages by design, and the
-  division makes them as large as all others.
+  The standard deviation is the unbiased one (k - 1), as in released code. Dividing
+  by each prompt's own cancels most of what a saturating transform does *across*
+  prompts: under log sigma(r - r_ref) prompts already far above their reference
+  have small advantages by design, and the division makes them as large as others.
 
   Args:
     returns: R_i of the k samples of one prompt, on the last axis.
@@ -119,9 +119,12 @@ def group_normalize(
   References:
     Shao et al. 2024, arXiv:2402.03300; Liu et al. 2025, arXiv:2503.20783.
   """
+  k = returns.shape[-1]
+  if k < 2:
+    raise ValueError(f'group_normalize needs >= 2 samples a prompt, got {k}.')
   returns = returns.astype(jnp.float32)
   centered = returns - returns.mean(-1, keepdims=True)
   if not divide_by_std:
     return centered
-  std = jnp.sqrt(jnp.square(centered).mean(-1, keepdims=True))
-  return centered / (std + eps)
+  var = jnp.square(centered).sum(-1, keepdims=True) / (k - 1)
+  return centered / (jnp.sqrt(var) + eps)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -151,6 +152,7 @@ class HHTest(parameterized.TestCase):
         text=True,
         check=False,
         cwd=self.dir,
+        env=os.environ | {'TMPDIR': str(self.dir)},
         timeout=120,
     )
     self.assertEqual(done.returncode, 0, done.stderr)

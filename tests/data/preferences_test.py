@@ -1,4 +1,4 @@
-"""Reading comparisons: every row accounted for, every failure one clear line."""
+"""Reading comparisons: every row is accounted for, every failure is clear."""
 
 import gzip
 import json

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rlhf_jax.figures import build
+
 KLS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0)
 GAIN = {'raw': 0.0, 'lsc': 0.04, 'min': 0.05, 'z_sum': 0.02}
 METRICS = (
@@ -164,3 +166,21 @@ def run(tmp_path_factory):
 def bare_run(tmp_path_factory):
   """A run with one seed, and exact optima only."""
   return make(tmp_path_factory.mktemp('bare'), seeds=(0,), learners=())
+
+
+def _build(workdir):
+  out = os.path.join(workdir, 'figures')
+  build.build(os.path.join(workdir, 'evaluation'), out)
+  return out
+
+
+@pytest.fixture(scope='session')
+def built(run):
+  """All figures of the run with every learner."""
+  return _build(run)
+
+
+@pytest.fixture(scope='session')
+def bare_built(bare_run):
+  """All figures of the run with one seed."""
+  return _build(bare_run)

@@ -44,10 +44,9 @@ def _parse(path):
 
 
 @pytest.fixture(scope='module')
-def written(run, tmp_path_factory):
+def written(run, built, tmp_path_factory):
   """The report of a run with all figures."""
-  evaluation = os.path.join(run, 'evaluation')
-  build.build(evaluation, os.path.join(run, 'figures'))
+  assert os.path.dirname(built) == run
   out = str(tmp_path_factory.mktemp('report') / 'deep' / 'report.html')
   assert report.write_report(run, out) == out
   return _parse(out)
