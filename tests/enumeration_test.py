@@ -8,8 +8,7 @@ import pytest
 
 from rlhf_jax import enumeration
 from rlhf_jax import sampling as sampling_lib
-from rlhf_jax.models import heads
-from rlhf_jax.models import lm
+from rlhf_jax.models import heads, lm
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.types import SamplingConfig
 
@@ -39,7 +38,8 @@ _logprobs = jax.jit(
     enumeration.enumerate_logprobs, static_argnames=('cfg', 'sampling')
 )
 _rewards = jax.jit(
-    enumeration.enumerate_rewards, static_argnames=('cfg', 'readout', 'sampling')
+    enumeration.enumerate_rewards,
+    static_argnames=('cfg', 'readout', 'sampling'),
 )
 _rescore = jax.jit(lm.response_logprobs, static_argnames=('cfg', 'sampling'))
 _reward = jax.jit(heads.reward, static_argnames=('cfg', 'readout'))
@@ -119,14 +119,14 @@ def test_rewards_equal_those_of_explicit_sequences(readout, num_kv_heads):
 def test_sampled_responses_have_their_enumerated_probability():
   params = lm.init(jax.random.key(1), CFG)
   logprobs = np.asarray(
-      _logprobs(params, PROMPTS, PROMPT_MASK, CFG, sampling=SAMPLING, moves=MOVES)
+      _logprobs(
+          params, PROMPTS, PROMPT_MASK, CFG, sampling=SAMPLING, moves=MOVES
+      )
   )
   keys = sampling_lib.sample_keys(0, 0, jnp.arange(4), 50)
   rollout = jax.jit(
       sampling_lib.sample, static_argnames=('cfg', 'sampling', 'num_samples')
-  )(
-      params, PROMPTS, PROMPT_MASK, keys, CFG, sampling=SAMPLING, num_samples=50
-  )
+  )(params, PROMPTS, PROMPT_MASK, keys, CFG, sampling=SAMPLING, num_samples=50)
   tokens, _ = enumeration.all_responses(MOVES, sampling=SAMPLING)
   index = {tuple(row): i for i, row in enumerate(np.asarray(tokens))}
   for row in range(200):

@@ -193,7 +193,13 @@ def test_compiles_once():
   def counted(params, keys):
     traces.append(1)
     return sampling_lib.sample(
-        params, PROMPTS, PROMPT_MASK, keys, CFG, sampling=SAMPLING, num_samples=2
+        params,
+        PROMPTS,
+        PROMPT_MASK,
+        keys,
+        CFG,
+        sampling=SAMPLING,
+        num_samples=2,
     )
 
   fn = jax.jit(counted)

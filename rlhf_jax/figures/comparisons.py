@@ -73,6 +73,18 @@ def _direction(metric: str, row) -> str:
   return 'better' if (sign > 0) == better else 'worse'
 
 
+def _difference(metric: str, row) -> page.Markup:
+  """A difference and its interval, which may go on a line of its own."""
+  mean, _, interval = words.signed(row).partition(' ')
+  return page.tag(
+      'span',
+      mean,
+      ' ',
+      page.tag('span', interval, class_='interval'),
+      class_=_direction(metric, row),
+  )
+
+
 def _is_proxy(metric: str, judge: str) -> bool:
   """Whether a reward model judges the policy that was trained on it."""
   return judge == 'reward_model' and metric.startswith(('win_', 'above_'))
@@ -113,10 +125,8 @@ def summary(results: pd.DataFrame) -> page.Markup:
       page.tag('h3', f'All {total} comparisons at KL {SUMMARY_KL:g}'),
       page.tag(
           'p',
-          'By judges other than the reward model that was optimised. About'
-          f' {0.05 * total:.0f} intervals would exclude zero by chance if no'
-          ' method differed, and many measures overlap: read them as a whole,'
-          ' and over the range of KL below.',
+          'By judges other than the reward model that was optimised. '
+          + _how_to_read(results, total),
       ),
       *(
           page.tag(
@@ -127,6 +137,16 @@ def summary(results: pd.DataFrame) -> page.Markup:
           )
           for kind, title in titles.items()
       ),
+  )
+
+
+def _how_to_read(results: pd.DataFrame, total: int) -> str:
+  if results['seed'].nunique() < 2:
+    return 'Without a second seed none of them is established.'
+  return (
+      f'About {0.05 * total:.0f} intervals would exclude zero by chance if no'
+      ' method differed, and many measures overlap: read them as a whole, and'
+      ' over the range of KL below.'
   )
 
 
@@ -144,7 +164,7 @@ def _headline_table(results: pd.DataFrame) -> page.Markup:
             f'{style.label(property)}: {_describe(metric, row["judge"])}',
             words.number(row['baseline_mean']),
             words.number(row['method_mean']),
-            page.tag('span', words.signed(row), class_=_direction(metric, row)),
+            _difference(metric, row),
         )
     )
   return page.table(['', 'raw', 'LSC', 'LSC minus raw'], rows)
@@ -215,11 +235,7 @@ def _cells(results, property, metric, judge, family) -> list | None:
             words.number(row['method_mean']),
             page.tag(
                 'small',
-                page.tag(
-                    'span',
-                    words.signed(row),
-                    class_=_direction(metric, row),
-                ),
+                _difference(metric, row),
             ),
         )
     )
@@ -241,7 +257,7 @@ def optimality(evaluation_dir: str) -> page.Markup:
           (
               style.label(property),
               style.label(row['family']),
-              style.label(row['method']),
+              style.short(row['method']),
               f'{row["strength"]:.4g}',
               words.number(row['kl'], 2),
               words.level(row),

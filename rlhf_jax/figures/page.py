@@ -39,6 +39,8 @@ th, td { text-align: left; padding: 7px 12px; vertical-align: top;
 th { background: var(--wash); font-weight: 600; white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
 td.number { white-space: nowrap; }
+td:first-child { min-width: 140px; }
+.interval { display: inline-block; }
 details ul { margin: 8px 0 16px; font-size: 15px; }
 td small { display: block; color: var(--soft); font-size: 12.5px; }
 .better { color: var(--lsc); font-weight: 600; }
@@ -64,7 +66,8 @@ code { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas,
   h1 { font-size: 24px; }
   h2 { font-size: 20px; margin-top: 40px; }
   .responses { grid-template-columns: 1fr; }
-  th, td { padding: 6px 8px; }
+  th, td { padding: 6px 7px; }
+  .interval { display: block; font-size: 12px; }
 }
 """
 

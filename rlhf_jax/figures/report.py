@@ -127,10 +127,7 @@ def _responses(evaluation_dir: str) -> page.Markup:
   parts = []
   for property in tables.present(rows, 'property', tables.PROPERTIES):
     own = rows[rows['property'] == property]
-    kls = sorted({f'{float(kl):.1f}' for kl in own['kl'] if kl})
-    parts.append(
-        page.tag('h3', f'{style.label(property)}, KL {", ".join(kls) or "n/a"}')
-    )
+    parts.append(page.tag('h3', style.label(property)))
     for _, row in own.head(_MAX_RESPONSES).iterrows():
       parts.append(page.tag('div', row['prompt'], class_='prompt'))
       parts.append(
@@ -153,15 +150,19 @@ def _responses(evaluation_dir: str) -> page.Markup:
 
 
 def _response(row, method: str) -> page.Markup:
-  """One response, with its rewards above the reference and gold quality."""
+  """One response: its words, and its rewards above the reference and gold."""
   notes = [
       _scores(name, row.get(f'{method}_{column}', ''))
       for name, column in (('reward - ref', 'rewards'), ('gold', 'gold'))
   ]
+  if row.get(f'{method}_kl'):
+    kl = float(row[f'{method}_kl'])
+    learner = style.label(row[f'{method}_learner'])
+    notes.append(f'{learner}, KL {kl:.2f} nats')
   return page.tag(
       'div',
       page.tag('b', style.short(method)),
-      row[method],
+      row.get(f'{method}_text') or row[method],
       *(page.tag('small', note) for note in notes if note),
       class_=f'response {method}',
   )

@@ -116,9 +116,7 @@ def make_update(
     metrics = kl_control.kl_metrics(
         rollout.logprobs, ref_logprobs, exact_kl, mask
     )
-    metrics['explained_variance'] = _explained_variance(
-        values, returns, mask
-    )
+    metrics['explained_variance'] = _explained_variance(values, returns, mask)
     if cfg.whiten_advantages:
       advantages = masked.whiten(advantages, mask)
 

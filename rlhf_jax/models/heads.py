@@ -53,9 +53,7 @@ def readout_config(cfg: LMConfig, readout: str) -> LMConfig:
   return dataclasses.replace(cfg, final_norm=readout == 'norm')
 
 
-def scalar(
-    params: Params, hidden: Float[Array, '*b d']
-) -> Float[Array, '*b']:
+def scalar(params: Params, hidden: Float[Array, '*b d']) -> Float[Array, '*b']:
   """The head's float32 output for each state: hidden . kernel + bias."""
   kernel, bias = params['head']['kernel'], params['head']['bias']
   return jnp.matmul(hidden.astype(jnp.float32), kernel) + bias

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from rlhf_jax import types
 from rlhf_jax.models import transformer
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.ops import kl as kl_ops

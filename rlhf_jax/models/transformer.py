@@ -178,9 +178,7 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    kernel = self.param(
-        'kernel', _fan_in(self.num_in, self.gain), self.shape
-    )
+    kernel = self.param('kernel', _fan_in(self.num_in, self.gain), self.shape)
     out_shape = self.shape[self.num_in :]
     fan_in = kernel.size // max(1, _product(out_shape))
     batch = x.shape[: x.ndim - self.num_in]
@@ -242,4 +240,7 @@ class Block(nn.Module):
     normed = RMSNorm(eps, name='attn_norm')(x)
     out, carry = Attention(self.cfg, name='attn')(normed, rope, attend)
     x = x + out
-    return x + MLP(self.cfg, name='mlp')(RMSNorm(eps, name='mlp_norm')(x)), carry
+    return (
+        x + MLP(self.cfg, name='mlp')(RMSNorm(eps, name='mlp_norm')(x)),
+        carry,
+    )

@@ -67,7 +67,7 @@ def returns_to_go(
 ) -> Float[Array, 'b t']:
   """Discounted sum of the rewards from token t on; 0 where masked out.
 
-    G_t = r_t + gamma * G_{t+1}
+  G_t = r_t + gamma * G_{t+1}
   """
   rewards = jnp.where(mask, rewards.astype(jnp.float32), 0.0)
   returns = _reverse_discounted_sum(rewards, gamma)

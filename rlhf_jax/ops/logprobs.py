@@ -99,7 +99,7 @@ def sequence_logprob(
 def entropy(log_p: Float[Array, '... v']) -> Float[Array, '...']:
   """Entropy in nats of normalised log-probabilities; -inf entries add 0.
 
-    H(p) = -sum_v p(v) log p(v),   with 0 log 0 = 0
+  H(p) = -sum_v p(v) log p(v),   with 0 log 0 = 0
   """
   log_p = log_p.astype(jnp.float32)
   possible = log_p > -jnp.inf

@@ -8,8 +8,7 @@ meant for the first argument.
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, ScalarLike
 
-from rlhf_jax.ops import kl
-from rlhf_jax.ops import masked
+from rlhf_jax.ops import kl, masked
 from rlhf_jax.types import Metrics
 
 # exp overflows float32 at 89, and inf * 0 would be NaN. A ratio of e^20 is far
@@ -188,7 +187,10 @@ def value_loss(
         values, old_values - value_clip_eps, old_values + value_clip_eps
     )
     clipped_error = jnp.square(near - returns)
-    loss, used_clipped = jnp.maximum(error, clipped_error), clipped_error > error
+    loss, used_clipped = (
+        jnp.maximum(error, clipped_error),
+        clipped_error > error,
+    )
   total = masked.var(returns, mask)
   residual = masked.var(returns - values, mask)
   explained = 1.0 - residual / jnp.where(total > 0, total, 1.0)

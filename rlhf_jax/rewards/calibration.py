@@ -164,9 +164,7 @@ def fit_temperature(
     )
 
   bracket = jnp.log(jnp.array([_MIN_TEMPERATURE, _MAX_TEMPERATURE]))
-  low, high = jax.lax.fori_loop(
-      0, _BISECTIONS, halve, (bracket[0], bracket[1])
-  )
+  low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (bracket[0], bracket[1]))
   return jnp.exp(0.5 * (low + high))
 
 

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
-from rlhf_jax.rewards import aggregate
-from rlhf_jax.rewards import transforms
+from rlhf_jax.rewards import aggregate, transforms
 from rlhf_jax.rewards.references import Reference
 from rlhf_jax.types import Metrics
 

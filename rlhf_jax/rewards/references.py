@@ -203,12 +203,13 @@ def weighted_quantile(
     logweights: their log-probabilities up to a constant; -inf for impossible.
     q: level in [0, 1]; 0 gives the smallest value, possible or not.
   """
-  return _weighted_quantiles(values, logweights, jnp.asarray(q)[None])[..., 0]
+  _check_level(q)
+  q = jnp.asarray(q, jnp.float32)[None]
+  return _weighted_quantiles(values, logweights, q)[..., 0]
 
 
 def _weighted_quantiles(values: Array, logweights: Array, q: Array) -> Array:
   """`weighted_quantile` at several levels from one sort; they go last."""
-  _check_level(q)
   values = values.astype(jnp.float32)
   weights = jax.nn.softmax(logweights.astype(jnp.float32), axis=-1)
   order = jnp.argsort(values, axis=-1)

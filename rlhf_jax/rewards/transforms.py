@@ -33,31 +33,31 @@ class Transform:
     fn: `fn(reward, reference, **options) -> utility`.
     range: the smallest interval, over all options, that holds every utility. An
       upper end of 0 or less means the utility can be read as a log-probability.
-    increasing: never decreases in the reward.
-    needs_reference: reads its reference, and is invariant to adding c(x) to both.
     scale_dependent: multiplying the reward and its references by a constant
       changes more than the scale of the utility, so calibration matters.
+    source: where it was published.
+    increasing: never decreases in the reward.
+    needs_reference: reads its reference, and is invariant to adding c(x) to both.
     whole_batch: a row's utility depends on the other rows of the batch, so that
       the fixed optimum pi_0 exp(u / kl_coef) no longer applies.
-    source: where it was published.
   """
 
   name: str
   fn: Callable[..., Array]
   range: tuple[float, float]
-  increasing: bool
-  needs_reference: bool
   scale_dependent: bool
-  whole_batch: bool
   source: str
+  increasing: bool = True
+  needs_reference: bool = True
+  whole_batch: bool = False
 
   @property
-  def options(self) -> dict[str, float]:
+  def options(self) -> dict:
     """Option names and defaults; the default of a required one is `empty`."""
     parameters = inspect.signature(self.fn).parameters.values()
     return {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
 
-  def check_options(self, options: dict[str, float]) -> None:
+  def check_options(self, options: dict[str, ScalarLike]) -> None:
     """Raises ValueError for an option unknown to this transform, or missing."""
     for option in options:
       if option not in self.options:
@@ -139,10 +139,8 @@ def _over_samples(reward: Array, reference: Reference, combine, init) -> Array:
 
 @register(
     range=(-math.inf, math.inf),
-    increasing=True,
     needs_reference=False,
     scale_dependent=False,
-    whole_batch=False,
     source='Ouyang et al. 2022, arXiv:2203.02155',
 )
 def identity(
@@ -155,10 +153,7 @@ def identity(
 
 @register(
     range=(-math.inf, math.inf),
-    increasing=True,
-    needs_reference=True,
     scale_dependent=False,
-    whole_batch=False,
     source='Wang et al. 2024, arXiv:2402.00742',
 )
 def centered(
@@ -174,10 +169,7 @@ def centered(
 
 @register(
     range=(-math.inf, math.inf),
-    increasing=True,
-    needs_reference=True,
     scale_dependent=False,
-    whole_batch=False,
     source='per-prompt form of the normalisation in Ziegler et al. 2019, arXiv:1909.08593',
 )
 def z_score(
@@ -200,10 +192,7 @@ def z_score(
 
 @register(
     range=(-math.inf, math.inf),
-    increasing=True,
-    needs_reference=True,
     scale_dependent=True,
-    whole_batch=False,
     source='folklore; as reward clipping in Mnih et al. 2015',
 )
 def clip(
@@ -222,10 +211,7 @@ def clip(
 
 @register(
     range=(0.0, 1.0),
-    increasing=True,
-    needs_reference=True,
     scale_dependent=True,
-    whole_batch=False,
     source='Wang et al. 2024, arXiv:2402.00742 (the probability itself)',
 )
 def sigmoid(
@@ -245,10 +231,7 @@ def sigmoid(
 
 @register(
     range=(0.0, 1.0),
-    increasing=True,
-    needs_reference=True,
     scale_dependent=True,
-    whole_batch=False,
     source='Fu et al. 2025, arXiv:2502.18770',
 )
 def par(
@@ -275,10 +258,7 @@ def par(
 
 @register(
     range=(-math.inf, 0.0),
-    increasing=True,
-    needs_reference=True,
     scale_dependent=True,
-    whole_batch=False,
     source='logarithm of PAR, Fu et al. 2025, arXiv:2502.18770',
 )
 def log_par(
@@ -305,10 +285,7 @@ def log_par(
 
 @register(
     range=(-math.inf, 0.0),
-    increasing=True,
-    needs_reference=True,
     scale_dependent=True,
-    whole_batch=False,
     source='Wang et al. 2024, arXiv:2402.00742',
 )
 def log_sigmoid_centered(
@@ -361,10 +338,7 @@ def _quantile(reward: Array, reference: Reference) -> Array:
 
 @register(
     range=(0.0, 1.0),
-    increasing=True,
-    needs_reference=True,
     scale_dependent=False,
-    whole_batch=False,
     source='Gui et al. 2024 (BoNBoN), arXiv:2406.00832; Balashankar et al. 2024 (InfAlign), arXiv:2412.19792',
 )
 def quantile(
@@ -380,10 +354,7 @@ def quantile(
 
 @register(
     range=(-math.inf, 0.0),
-    increasing=True,
-    needs_reference=True,
     scale_dependent=False,
-    whole_batch=False,
     source='Balashankar et al. 2024 (InfAlign), arXiv:2412.19792',
 )
 def log_quantile(

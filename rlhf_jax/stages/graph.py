@@ -7,16 +7,16 @@ from typing import Any
 import ml_collections
 
 from rlhf_jax.stages import (
-  best_of_k,
-  common,
-  data,
-  evaluate,
-  figures,
-  policy,
-  references,
-  reward_model,
-  sft,
-  tables,
+    best_of_k,
+    common,
+    data,
+    evaluate,
+    figures,
+    policy,
+    references,
+    reward_model,
+    sft,
+    tables,
 )
 
 STAGES: dict[str, types.ModuleType] = {

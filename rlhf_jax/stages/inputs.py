@@ -10,9 +10,8 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import checkpoint
-from rlhf_jax.data import batching
+from rlhf_jax.data import batching, world_rules
 from rlhf_jax.data import tokenizer as tokenizer_lib
-from rlhf_jax.data import world_rules
 from rlhf_jax.models import transformer
 from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.rewards import references as references_lib

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import heads
-from rlhf_jax.models import lm
+from rlhf_jax.models import heads, lm
 from rlhf_jax.models.transformer import LMConfig
 
 CFG = LMConfig(
@@ -63,7 +62,13 @@ def test_padding_moves_no_reward_and_no_gradient(readout):
 
   def total(params, prompt, response):
     return _reward(
-        params, prompt, prompt_mask, response, response_mask, CFG, readout=readout
+        params,
+        prompt,
+        prompt_mask,
+        response,
+        response_mask,
+        CFG,
+        readout=readout,
     ).sum()
 
   grad = jax.jit(jax.value_and_grad(total))

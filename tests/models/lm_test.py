@@ -37,9 +37,18 @@ MODES = [
     dict(num_kv_heads=4),
 ]
 
+_init = jax.jit(lm.init, static_argnums=1)
+_states = jax.jit(lm.hidden_states, static_argnums=3)
+_prefill = jax.jit(cache_lib.prefill, static_argnames=('cfg', 'num_slots'))
+_decode = jax.jit(cache_lib.decode, static_argnums=3)
+_logprobs = jax.jit(
+    lm.response_logprobs, static_argnames=('cfg', 'sampling', 'chunk_size')
+)
+_kl = jax.jit(lm.response_kl, static_argnames=('cfg', 'sampling', 'chunk_size'))
+
 
 def _params(cfg=CFG, seed=0):
-  return lm.init(jax.random.key(seed), cfg)
+  return _init(jax.random.key(seed), cfg)
 
 
 def _tokens(shape, seed=1):
@@ -103,7 +112,7 @@ def test_matches_numpy_twin(mode):
   cfg = dataclasses.replace(CFG, **mode)
   params = _params(cfg)
   tokens = _tokens((2, 6))
-  got = lm.hidden_states(params, tokens, jnp.ones((2, 6), bool), cfg)
+  got = _states(params, tokens, jnp.ones((2, 6), bool), cfg)
   want = np.stack([_numpy_forward(params, row, cfg) for row in tokens])
   np.testing.assert_allclose(got, want, atol=2e-5)
 
@@ -111,11 +120,10 @@ def test_matches_numpy_twin(mode):
 def test_bfloat16_is_close_to_float32():
   cfg = dataclasses.replace(CFG, dtype='bfloat16')
   batch = _batch()
-  loss = lambda p, cfg: lm.response_logprobs(
-      p, *batch, cfg, sampling=SAMPLING
-  )[0].sum()
-  want, want_grad = jax.value_and_grad(loss)(_params(), CFG)
-  got, got_grad = jax.value_and_grad(loss)(_params(), cfg)
+  loss = lambda p, cfg: _logprobs(p, *batch, cfg, sampling=SAMPLING)[0].sum()
+  grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+  want, want_grad = grad(_params(), CFG)
+  got, got_grad = grad(_params(), cfg)
   assert got != want
   np.testing.assert_allclose(got, want, rtol=0.02)
   for g, w in zip(
@@ -133,13 +141,11 @@ def test_scan_and_remat_change_no_value_and_no_gradient(mode):
   batch = _batch()
 
   def loss(params, cfg):
-    logprobs, entropy = lm.response_logprobs(
-        params, *batch, cfg, sampling=SAMPLING
-    )
+    logprobs, entropy = _logprobs(params, *batch, cfg, sampling=SAMPLING)
     return jnp.sum(logprobs) + jnp.sum(entropy**2)
 
-  want = jax.value_and_grad(loss)(_params(), CFG)
-  got = jax.value_and_grad(loss)(_params(cfg), cfg)
+  grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+  want, got = grad(_params(), CFG), grad(_params(cfg), cfg)
   jax.tree.map(
       lambda g, w: np.testing.assert_allclose(g, w, atol=2e-5, rtol=1e-4),
       got,
@@ -180,15 +186,18 @@ def test_states_do_not_see_the_future():
   params, tokens = _params(), _tokens((1, 6))
   mask = jnp.ones((1, 6), bool)
   # The gradient with respect to each position's embedding, given its own row.
-  wide = dict(params, embed={'embedding': params['embed']['embedding'][tokens[0]]})
+  wide = dict(
+      params, embed={'embedding': params['embed']['embedding'][tokens[0]]}
+  )
   own = jnp.arange(6)[None]
 
   def state(embedding, position):
     p = dict(wide, embed={'embedding': embedding})
-    return lm.hidden_states(p, own, mask, CFG)[0, position].sum()
+    return _states(p, own, mask, CFG)[0, position].sum()
 
+  state_grad = jax.jit(jax.grad(state))
   for position in range(6):
-    grad = jax.grad(state)(wide['embed']['embedding'], position)
+    grad = state_grad(wide['embed']['embedding'], position)
     reach = np.abs(grad).sum(-1) > 0
     np.testing.assert_array_equal(reach, np.arange(6) <= position)
 
@@ -196,13 +205,13 @@ def test_states_do_not_see_the_future():
 @pytest.mark.parametrize('side', ['left', 'right', 'both'])
 def test_padding_and_batch_change_no_valid_position(side):
   params, tokens = _params(), _tokens((1, 4))
-  want = lm.hidden_states(params, tokens, jnp.ones((1, 4), bool), CFG)
+  want = _states(params, tokens, jnp.ones((1, 4), bool), CFG)
   left, right = {'left': (3, 0), 'right': (0, 3), 'both': (2, 2)}[side]
   pad = ((0, 0), (left, right))
   row = jnp.pad(tokens, pad, constant_values=7)
   mask = jnp.pad(jnp.ones((1, 4), bool), pad)
   others = _tokens((5, row.shape[1]), seed=3)
-  got = lm.hidden_states(
+  got = _states(
       params,
       jnp.concatenate([others, row]),
       jnp.concatenate([jnp.ones(others.shape, bool), mask]),
@@ -221,14 +230,12 @@ def test_cached_decode_equals_full_forward(scan_layers, step):
   rest = _tokens((3, 4), seed=5)
   tokens = jnp.concatenate([prompt, rest], axis=1)
   mask = jnp.concatenate([prompt_mask, jnp.ones((3, 4), bool)], axis=1)
-  want = lm.hidden_states(params, tokens, mask, cfg)
+  want = _states(params, tokens, mask, cfg)
   # One slot more than needed: an empty slot must not be seen.
-  hidden, cache = cache_lib.prefill(
-      params, prompt, prompt_mask, cfg, num_slots=8
-  )
+  hidden, cache = _prefill(params, prompt, prompt_mask, cfg, num_slots=8)
   states = [hidden]
   for i in range(0, 4, step):
-    hidden, cache = cache_lib.decode(params, rest[:, i : i + step], cache, cfg)
+    hidden, cache = _decode(params, rest[:, i : i + step], cache, cfg)
     states.append(hidden)
   got = jnp.concatenate(states, axis=1)
   valid = np.asarray(mask)
@@ -239,9 +246,9 @@ def test_cached_decode_equals_full_forward(scan_layers, step):
 def test_decode_from_an_empty_cache(scan_layers):
   cfg = dataclasses.replace(CFG, scan_layers=scan_layers)
   params, tokens = _params(cfg), _tokens((2, 3))
-  want = lm.hidden_states(params, tokens, jnp.ones((2, 3), bool), cfg)
+  want = _states(params, tokens, jnp.ones((2, 3), bool), cfg)
   cache = cache_lib.init_cache(2, cfg, num_slots=4)
-  got, cache = cache_lib.decode(params, tokens, cache, cfg)
+  got, cache = _decode(params, tokens, cache, cfg)
   np.testing.assert_allclose(got, want, atol=1e-5)
   np.testing.assert_array_equal(cache.positions, [3, 3])
 
@@ -251,31 +258,35 @@ def test_repeated_cache_continues_each_row(scan_layers):
   cfg = dataclasses.replace(CFG, scan_layers=scan_layers)
   params = _params(cfg)
   prompt, prompt_mask, *_ = _batch()
-  _, cache = cache_lib.prefill(params, prompt, prompt_mask, cfg, num_slots=4)
+  _, cache = _prefill(params, prompt, prompt_mask, cfg, num_slots=4)
   tokens = _tokens((6, 1), seed=6)
-  got, _ = cache_lib.decode(
-      params, tokens, cache_lib.repeat_cache(cache, 2), cfg
-  )
+  got, _ = _decode(params, tokens, cache_lib.repeat_cache(cache, 2), cfg)
   for row in range(6):
     one = slice(row // 2, row // 2 + 1)
     full = jnp.concatenate([prompt[one], tokens[row : row + 1]], axis=1)
     mask = jnp.concatenate([prompt_mask[one], jnp.ones((1, 1), bool)], axis=1)
-    want = lm.hidden_states(params, full, mask, cfg)[0, -1]
+    want = _states(params, full, mask, cfg)[0, -1]
     np.testing.assert_allclose(got[row, 0], want, atol=1e-5)
 
 
 def test_prefill_refuses_too_few_slots():
   prompt, prompt_mask, *_ = _batch()
   with pytest.raises(ValueError, match='2 slots cannot hold 3'):
-    cache_lib.prefill(_params(), prompt, prompt_mask, CFG, num_slots=2)
+    _prefill(_params(), prompt, prompt_mask, CFG, num_slots=2)
 
 
 def test_response_logprobs_by_hand():
   """Against the numpy forward, with temperature, bans and EOS rules by hand."""
   params = _params()
   prompt, prompt_mask, response, response_mask = _batch()
-  logprobs, entropy = lm.response_logprobs(
-      params, prompt, prompt_mask, response, response_mask, CFG, sampling=SAMPLING
+  logprobs, entropy = _logprobs(
+      params,
+      prompt,
+      prompt_mask,
+      response,
+      response_mask,
+      CFG,
+      sampling=SAMPLING,
   )
   embedding = np.asarray(params['embed']['embedding'], np.float64)
   for row in range(3):
@@ -299,9 +310,7 @@ def test_response_logprobs_by_hand():
       log_p = np.log(np.where(p > 0, p, 1))
       want = log_p[response[row, t]] if p[response[row, t]] else -np.inf
       np.testing.assert_allclose(logprobs[row, t], want, atol=2e-5)
-      np.testing.assert_allclose(
-          entropy[row, t], -(p * log_p).sum(), atol=2e-5
-      )
+      np.testing.assert_allclose(entropy[row, t], -(p * log_p).sum(), atol=2e-5)
 
 
 @pytest.mark.parametrize('chunk_size', [1, 5, 12, 100])
@@ -310,14 +319,13 @@ def test_chunks_change_no_value_and_no_gradient(chunk_size):
 
   def loss(params, chunk_size):
     options = dict(sampling=SAMPLING, chunk_size=chunk_size)
-    logprobs, entropy = lm.response_logprobs(params, *batch, CFG, **options)
-    kl = lm.response_kl(params, ref_params, *batch, CFG, **options)
+    logprobs, entropy = _logprobs(params, *batch, CFG, **options)
+    kl = _kl(params, ref_params, *batch, CFG, **options)
     return logprobs.sum() + (entropy**2).sum() + (kl**2).sum()
 
-  want = jax.value_and_grad(loss)(_params(), None)
-  got = jax.jit(jax.value_and_grad(loss), static_argnums=1)(
-      _params(), chunk_size
-  )
+  grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+  want = grad(_params(), None)
+  got = grad(_params(), chunk_size)
   assert np.isfinite(want[0])
   jax.tree.map(
       lambda g, w: np.testing.assert_allclose(g, w, atol=2e-5, rtol=1e-4),
@@ -335,7 +343,7 @@ def test_chunks_keep_the_vocabulary_out_of_memory():
 
   def peak(chunk_size):
     def loss(params):
-      return lm.response_logprobs(
+      return _logprobs(
           params,
           tokens,
           mask,
@@ -356,9 +364,9 @@ def test_chunks_keep_the_vocabulary_out_of_memory():
 def test_response_kl_is_exact_and_zero_for_equal_models():
   params, other = _params(), _params(seed=4)
   batch = _batch()
-  same = lm.response_kl(params, params, *batch, CFG, sampling=SAMPLING)
+  same = _kl(params, params, *batch, CFG, sampling=SAMPLING)
   np.testing.assert_array_equal(same, 0)
-  got = lm.response_kl(params, other, *batch, CFG, sampling=SAMPLING)
+  got = _kl(params, other, *batch, CFG, sampling=SAMPLING)
   hidden, ref_hidden = (
       lm.response_hidden(p, *batch, CFG) for p in (params, other)
   )
@@ -369,12 +377,14 @@ def test_response_kl_is_exact_and_zero_for_equal_models():
         for m, h in ((params, hidden), (other, ref_hidden))
     )
     p, q = np.exp(p) / np.exp(p).sum(), np.exp(q) / np.exp(q).sum()
-    np.testing.assert_allclose(got[row, t], (p * np.log(p / q)).sum(), rtol=1e-4)
+    np.testing.assert_allclose(
+        got[row, t], (p * np.log(p / q)).sum(), rtol=1e-4
+    )
   assert got[0, 3] == 0  # EOS is forced under both
   np.testing.assert_array_equal(got[2, 1:], 0)  # masked
   # The minimum over params is at ref: no gradient there.
-  grad = jax.grad(
-      lambda p: lm.response_kl(p, params, *batch, CFG, sampling=SAMPLING).sum()
+  grad = jax.jit(
+      jax.grad(lambda p: _kl(p, params, *batch, CFG, sampling=SAMPLING).sum())
   )(params)
   assert max(np.abs(g).max() for g in jax.tree.leaves(grad)) < 1e-5
 
@@ -383,14 +393,21 @@ def test_padding_reaches_neither_value_nor_gradient():
   prompt, prompt_mask, response, response_mask = _batch()
 
   def loss(params, prompt, response):
-    logprobs, entropy = lm.response_logprobs(
-        params, prompt, prompt_mask, response, response_mask, CFG, sampling=SAMPLING
+    logprobs, entropy = _logprobs(
+        params,
+        prompt,
+        prompt_mask,
+        response,
+        response_mask,
+        CFG,
+        sampling=SAMPLING,
     )
     logprobs = jnp.where(logprobs > -jnp.inf, logprobs, 0.0)
     return logprobs.sum() + entropy.sum()
 
-  want = jax.value_and_grad(loss)(_params(), prompt, response)
-  got = jax.value_and_grad(loss)(
+  grad = jax.jit(jax.value_and_grad(loss))
+  want = grad(_params(), prompt, response)
+  got = grad(
       _params(),
       jnp.where(prompt_mask, prompt, 8),
       jnp.where(response_mask, response, 9),

@@ -69,7 +69,9 @@ class GAETest(parameterized.TestCase):
     for x in got:
       np.testing.assert_array_equal(np.asarray(x)[~mask], 0.0)
     f = lambda r, v: sum(x.sum() for x in _gae(r, v, mask, 0.9, 0.95))
-    chex.assert_tree_all_finite(jax.grad(f, argnums=(0, 1))(*map(jnp.array, bad)))
+    chex.assert_tree_all_finite(
+        jax.grad(f, argnums=(0, 1))(*map(jnp.array, bad))
+    )
 
 
 class ReturnsToGoTest(parameterized.TestCase):

@@ -198,9 +198,7 @@ class EntropyTest(parameterized.TestCase):
     sampling, logits = _CONFIGS['all'], _logits()
 
     def f(x):
-      z = logprobs_lib.action_logits(
-          x, jnp.arange(4)[None], sampling=sampling
-      )
+      z = logprobs_lib.action_logits(x, jnp.arange(4)[None], sampling=sampling)
       return logprobs_lib.entropy(jax.nn.log_softmax(z))
 
     p = ops_numpy.action_probabilities(logits, _t(), sampling)

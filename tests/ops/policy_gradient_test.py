@@ -19,9 +19,7 @@ def _case(seed=0, spread=0.3):
 
 
 def _arrays(*xs):
-  return [
-      jnp.array(x, jnp.float32 if x.dtype != bool else bool) for x in xs
-  ]
+  return [jnp.array(x, jnp.float32 if x.dtype != bool else bool) for x in xs]
 
 
 class PPOClipLossTest(parameterized.TestCase):
@@ -68,9 +66,9 @@ class PPOClipLossTest(parameterized.TestCase):
             x, old, a, mask, clip_eps=0.2
         )[0]
     )(old)
-    plain = jax.grad(
-        lambda x: policy_gradient.reinforce_loss(x, a, mask)[0]
-    )(old)
+    plain = jax.grad(lambda x: policy_gradient.reinforce_loss(x, a, mask)[0])(
+        old
+    )
     # Means over 9 tokens and over the 3 responses that have any.
     np.testing.assert_allclose(9 * token, 3 * plain, rtol=1e-5)
     np.testing.assert_allclose(sequence, plain, rtol=1e-6)

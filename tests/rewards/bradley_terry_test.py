@@ -17,9 +17,7 @@ def _case(seed=0):
 
 
 def _arrays(*xs):
-  return [
-      jnp.array(x, jnp.float32 if x.dtype != bool else bool) for x in xs
-  ]
+  return [jnp.array(x, jnp.float32 if x.dtype != bool else bool) for x in xs]
 
 
 class BradleyTerryLossTest(chex.TestCase):

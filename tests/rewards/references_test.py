@@ -151,8 +151,8 @@ class WeightedQuantileTest(parameterized.TestCase):
     for i in range(10):
       got = references.weighted_quantile(values, zeros, (i + 1) / 10)
       self.assertEqual(got, i)
-      got = references.weighted_quantile(values, zeros, (i + 1) / 10 + 1e-3)
-      self.assertEqual(got, min(i + 1, 9))
+      got = references.weighted_quantile(values, zeros, i / 10 + 1e-3)
+      self.assertEqual(got, i)
 
   def test_impossible_values_are_never_returned(self):
     values = jnp.array([-9.0, 1.0, 2.0, 99.0])
@@ -179,7 +179,7 @@ class WeightedQuantileTest(parameterized.TestCase):
         jnp.array(values, jnp.float32), jnp.log(jnp.array(p, jnp.float32)), 0.85
     )
     draws = values[rng.choice(50, 200_000, p=p)]
-    np.testing.assert_allclose((draws < got).mean(), 0.85, atol=0.06)
+    # P(V < q) < .85 <= P(V <= q), to the .0008 standard error of the draws.
     self.assertGreaterEqual((draws <= got + 1e-6).mean(), 0.85 - 0.003)
     self.assertLess((draws < got - 1e-6).mean(), 0.85 + 0.003)
 
