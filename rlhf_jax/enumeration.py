@@ -74,7 +74,7 @@ def enumerate_logprobs(
     return jax.nn.log_softmax(scores, axis=-1)
 
   def one_prompt(prompt):
-    first, tree = prompt[0], _Tree.of_prompt(*prompt[1:])
+    first, tree = prompt[0], _Tree(*prompt[1:])
     prefix = log_softmax(first[None], 0)[0, moves]
     out = []
     for i in range(1, max_moves + 1):
@@ -109,30 +109,19 @@ def enumerate_rewards(
       trunk, prompt_tokens, prompt_mask, cfg, num_slots=prompt_tokens.shape[1]
   )
 
-  def ends(x):
-    return heads.scalar(params, lm.final_norm(trunk, x, cfg))
-
-  def so_far(x):  # what a prefix adds to the rewards of all that begin with it
-    return heads.scalar(params, x) if readout == 'sum' else jnp.zeros(len(x))
-
-  eos = jnp.full(1, sampling.eos_id, moves.dtype)
-  moves_and_eos = jnp.concatenate([moves, eos])
-
   def one_prompt(prompt):
-    x, tree = _Tree.of_prompt(*prompt).grow(trunk, moves, cfg)
-    prefix = so_far(x)
+    tree = _Tree(*prompt)
+    prefix = jnp.zeros(1)
     out = []
-    for _ in range(2, sampling.num_tokens):
-      # A level's EOS and the next level's moves have the same ancestors.
-      tokens = jnp.tile(moves_and_eos, len(prefix))
-      x, tree = tree.grow(trunk, tokens, cfg)
-      x = x.reshape(len(prefix), -1, cfg.width)
-      out.append(prefix + ends(x[:, -1]))
+    for _ in range(1, sampling.num_tokens):
+      x, tree = tree.grow(trunk, jnp.tile(moves, len(prefix)), cfg)
       prefix = jnp.repeat(prefix, len(moves))
-      prefix = prefix + so_far(x[:, :-1].reshape(-1, cfg.width))
-      tree = tree.without_last_children(len(moves) + 1)
-    x, _ = tree.grow(trunk, jnp.tile(eos, len(prefix)), cfg)
-    return jnp.concatenate([*out, prefix + ends(x)])
+      if readout == 'sum':
+        prefix = prefix + heads.scalar(params, x)
+      x, _ = tree.grow(trunk, jnp.full(len(prefix), sampling.eos_id), cfg)
+      x = lm.final_norm(trunk, x, cfg)
+      out.append(prefix + heads.scalar(params, x))
+    return jnp.concatenate(out)
 
   return jax.lax.map(one_prompt, _per_prompt(cache))
 
@@ -164,10 +153,6 @@ class _Tree:
   position: Int[Array, '']
   levels: tuple = ()
 
-  @classmethod
-  def of_prompt(cls, layers, mask, position):
-    return cls(layers, mask, position)
-
   def grow(self, params, tokens, cfg):
     """States of a further level, given its tokens, and the tree with it."""
     state = tuple(
@@ -185,16 +170,6 @@ class _Tree:
     return x, dataclasses.replace(
         self, position=self.position + 1, levels=(*self.levels, level)
     )
-
-  def without_last_children(self, num_children):
-    """The tree without the last child of every node of its next-to-last level."""
-
-    def drop(a):
-      a = a.reshape((-1, num_children) + a.shape[1:])[:, :-1]
-      return a.reshape((-1,) + a.shape[2:])
-
-    level = jax.tree.map(drop, self.levels[-1])
-    return dataclasses.replace(self, levels=(*self.levels[:-1], level))
 
 
 def _tree_attention(q, prompt, mask, ancestors):

@@ -84,7 +84,8 @@ def test_mask_ends_with_eos_and_pad_follows():
       *map(
           np.asarray,
           (rollout.response_tokens, rollout.response_mask, rollout.logprobs),
-      )
+      ),
+      strict=True,
   ):
     length = mask.sum()
     assert (mask == (np.arange(4) < length)).all()
@@ -208,27 +209,41 @@ def test_compiles_once():
   assert len(traces) == 1
 
 
-def test_stops_when_every_row_has_ended():
-  """A NaN in the parameters cannot reach steps that are never taken."""
-  sampling = dataclasses.replace(SAMPLING, num_tokens=6, min_tokens=0)
-  params = _params()
-  # EOS far above the rest: every response is EOS alone.
-  hidden = lm.hidden_states(params, PROMPTS, PROMPT_MASK, CFG)[:, -1]
-  params = dict(params)
-  cfg = dataclasses.replace(CFG, tied_embeddings=False)
-  kernel = jnp.zeros((16, 9)).at[:, 2].set(jnp.linalg.pinv(hidden).sum(1) * 99)
-  params['unembed'] = {'kernel': kernel}
-  keys = sampling_lib.sample_keys(0, 0, jnp.arange(3), 2)
-  jaxpr = jax.make_jaxpr(
-      lambda p, k: sampling_lib.sample(
-          p, PROMPTS, PROMPT_MASK, k, cfg, sampling=sampling, num_samples=2
-      )
-  )(params, keys)
-  assert sum(e.primitive.name == 'while' for e in jaxpr.eqns) == 1
-  rollout = _sample(
-      params, PROMPTS, PROMPT_MASK, keys, cfg, sampling=sampling, num_samples=2
+@pytest.mark.parametrize('min_tokens, decodes', [(0, 0), (1, 1), (5, 5)])
+def test_decodes_no_further_than_the_longest_response(
+    monkeypatch, min_tokens, decodes
+):
+  calls = []
+  decode = sampling_lib.cache_lib.decode
+
+  def counted(*args):
+    jax.debug.callback(lambda: calls.append(1))
+    return decode(*args)
+
+  monkeypatch.setattr(sampling_lib.cache_lib, 'decode', counted)
+  # Every token but EOS is banned; t < min_tokens leaves one other.
+  only = (1, 3, 4, 5, 6, 7) + ((8,) if min_tokens == 0 else ())
+  rollout = sampling_lib.sample(
+      _params(),
+      PROMPTS,
+      PROMPT_MASK,
+      sampling_lib.sample_keys(0, 0, jnp.arange(3), 1),
+      CFG,
+      sampling=SamplingConfig(
+          num_tokens=6,
+          temperature=1e-3,
+          eos_id=2,
+          pad_id=0,
+          min_tokens=min_tokens,
+          banned_ids=only,
+      ),
+      num_samples=1,
   )
-  np.testing.assert_array_equal(rollout.response_mask.sum(1), 1)
+  jax.block_until_ready(rollout)
+  jax.effects_barrier()
+  longest = int(rollout.response_mask.sum(1).max())
+  assert len(calls) == longest - 1
+  assert longest >= decodes + 1
 
 
 def test_wrong_number_of_keys_is_refused():

@@ -86,7 +86,7 @@ def leave_one_out(returns: Float[Array, '... k']) -> Float[Array, '... k']:
     returns: R_i of the k samples of one prompt, on the last axis.
 
   References:
-    Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740, Eq. 8.
+    Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740.
   """
   k = returns.shape[-1]
   if k < 2:
@@ -104,7 +104,7 @@ def group_normalize(
   """GRPO advantages: returns centred, and optionally scaled, within a prompt.
 
     A_i = R_i - mean_j R_j                        (Liu et al. 2025, "Dr. GRPO")
-    A_i = (R_i - mean_j R_j) / (std_j R_j + eps)  (Shao et al. 2024, Eq. 3)
+    A_i = (R_i - mean_j R_j) / (std_j R_j + eps)  (Shao et al. 2024)
 
   The standard deviation is the unbiased one (k - 1), as in released code. Dividing
   by each prompt's own cancels most of what a saturating transform does *across*

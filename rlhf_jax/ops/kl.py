@@ -71,7 +71,7 @@ def k3(
   References:
     Schulman 2020, http://joschu.net/blog/kl-approx.html.
   """
-  log_rho = _log_ratio(logprobs, ref_logprobs, mask)
+  log_rho = -_log_ratio(logprobs, ref_logprobs, mask)
   return jnp.expm1(log_rho) - log_rho
 
 

@@ -48,7 +48,9 @@ def test_reward_row_by_row(readout):
   assert got.dtype == jnp.float32
   cfg = dataclasses.replace(CFG, final_norm=readout == 'norm')
   kernel = np.asarray(params['head']['kernel'])
-  for row, (prompt, prompt_mask, response, mask) in enumerate(zip(*batch)):
+  for row, (prompt, prompt_mask, response, mask) in enumerate(
+      zip(*batch, strict=True)
+  ):
     tokens = jnp.concatenate([prompt[prompt_mask], response[mask]])[None]
     states = _states(params['trunk'], tokens, jnp.ones_like(tokens, bool), cfg)
     own = np.asarray(states[0, int(prompt_mask.sum()) :]) @ kernel + 0.3
