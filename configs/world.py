@@ -53,7 +53,6 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
     c.data.max_response_tokens = 4
     c.sft.update(num_epochs=2, batch_size=256)
     c.sft.lm.update(width=32, num_heads=2, num_kv_heads=2, mlp_width=64)
-    c.reward_model.update(num_epochs=4)
     c.reward_model.lm.update(
         width=16, num_heads=2, num_kv_heads=2, mlp_width=32
     )

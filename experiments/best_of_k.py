@@ -5,10 +5,9 @@
 All logic lives in rlhf_jax.stages.best_of_k.
 """
 
-from absl import app
 import stage_main
 
 from rlhf_jax.stages import best_of_k
 
 if __name__ == '__main__':
-  app.run(stage_main.define(best_of_k))
+  stage_main.run(best_of_k)

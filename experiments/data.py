@@ -5,10 +5,9 @@
 All logic lives in rlhf_jax.stages.data.
 """
 
-from absl import app
 import stage_main
 
 from rlhf_jax.stages import data
 
 if __name__ == '__main__':
-  app.run(stage_main.define(data))
+  stage_main.run(data)

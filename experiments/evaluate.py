@@ -5,10 +5,9 @@
 All logic lives in rlhf_jax.stages.evaluate.
 """
 
-from absl import app
 import stage_main
 
 from rlhf_jax.stages import evaluate
 
 if __name__ == '__main__':
-  app.run(stage_main.define(evaluate))
+  stage_main.run(evaluate)

@@ -5,10 +5,9 @@
 All logic lives in rlhf_jax.stages.figures.
 """
 
-from absl import app
 import stage_main
 
 from rlhf_jax.stages import figures
 
 if __name__ == '__main__':
-  app.run(stage_main.define(figures))
+  stage_main.run(figures)

@@ -12,6 +12,7 @@ import time
 
 from absl import app, flags
 from ml_collections import config_flags
+import stage_main
 
 from rlhf_jax.stages import common, graph, provenance, scheduler, validate
 
@@ -85,7 +86,7 @@ def main(argv):
     with open(path, 'w') as f:
       f.write(e.detail)
     sys.exit(f'error: {e} (details: {path})')
-  except (ValueError, KeyError, FileNotFoundError, FloatingPointError) as e:
+  except (ValueError, KeyError, OSError, FloatingPointError) as e:
     if flags.FLAGS.verbosity > 0:
       raise
     sys.exit(f'error: {e} (--verbosity=1 shows where)')
@@ -93,4 +94,4 @@ def main(argv):
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config', 'workdir'])
-  app.run(main)
+  app.run(main, flags_parser=stage_main.parse_flags)

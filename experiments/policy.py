@@ -5,10 +5,9 @@
 All logic lives in rlhf_jax.stages.policy.
 """
 
-from absl import app
 import stage_main
 
 from rlhf_jax.stages import policy
 
 if __name__ == '__main__':
-  app.run(stage_main.define(policy))
+  stage_main.run(policy)

@@ -5,10 +5,9 @@
 All logic lives in rlhf_jax.stages.references.
 """
 
-from absl import app
 import stage_main
 
 from rlhf_jax.stages import references
 
 if __name__ == '__main__':
-  app.run(stage_main.define(references))
+  stage_main.run(references)

@@ -5,10 +5,9 @@
 All logic lives in rlhf_jax.stages.reward_model.
 """
 
-from absl import app
 import stage_main
 
 from rlhf_jax.stages import reward_model
 
 if __name__ == '__main__':
-  app.run(stage_main.define(reward_model))
+  stage_main.run(reward_model)

@@ -5,10 +5,9 @@
 All logic lives in rlhf_jax.stages.sft.
 """
 
-from absl import app
 import stage_main
 
 from rlhf_jax.stages import sft
 
 if __name__ == '__main__':
-  app.run(stage_main.define(sft))
+  stage_main.run(sft)

@@ -9,6 +9,25 @@ import tqdm
 from rlhf_jax.stages import common, scheduler, validate
 
 
+def parse_flags(argv):
+  """The arguments that are no flags; exits in one line at an impossible flag.
+
+  absl reports bad values so, but not names that a config does not have.
+  """
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, ValueError, TypeError, OSError) as e:
+    while e.args and isinstance(e.args[0], Exception):
+      e = e.args[0]
+    text = e.args[0] if e.args and isinstance(e.args[0], str) else e
+    sys.exit(f'error: {" ".join(str(text).split())}')
+
+
+def run(stage):
+  """Runs a script whose main program is `stage`."""
+  app.run(define(stage), flags_parser=parse_flags)
+
+
 def define(stage):
   """Defines --config, --workdir, ..., and returns `main` running `stage`."""
   config = config_flags.DEFINE_config_file(

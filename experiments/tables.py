@@ -5,10 +5,9 @@
 All logic lives in rlhf_jax.stages.tables.
 """
 
-from absl import app
 import stage_main
 
 from rlhf_jax.stages import tables
 
 if __name__ == '__main__':
-  app.run(stage_main.define(tables))
+  stage_main.run(tables)

@@ -6,7 +6,7 @@ whatever the batch around it, its order or its size.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from rlhf_jax.models import cache as cache_lib
 from rlhf_jax.models import lm
@@ -19,8 +19,8 @@ _BLOCK = 256
 
 
 def sample_keys(
-    seed: int | Int[Array, ''],
-    step: int | Int[Array, ''],
+    seed: int | Integer[Array, ''],
+    step: int | Integer[Array, ''],
     prompt_ids: Int[Array, ' x'],
     num_samples: int,
 ) -> Key[Array, ' b']:

@@ -6,6 +6,7 @@ import tempfile
 
 from absl import flags
 import jax
+import pytest
 
 flags.FLAGS.mark_as_parsed()  # for absltest.create_tempdir under pytest
 jax.config.update('jax_num_cpu_devices', 8)
@@ -17,3 +18,28 @@ CACHE = (
 )
 jax.config.update('jax_compilation_cache_dir', str(CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+
+
+@pytest.fixture(scope='session')
+def session_dir(tmp_path_factory, worker_id):
+  """A folder that all processes of this test session share."""
+  base = tmp_path_factory.getbasetemp()
+  return base if worker_id == 'master' else base.parent
+
+
+@pytest.fixture(scope='session')
+def finished_study(session_dir):
+  """The folder of a small study of every stage; not to be written to."""
+  from tests.stages import study
+
+  return study.build(str(session_dir / 'study'))
+
+
+@pytest.fixture(scope='session')
+def zygote(tmp_path_factory):
+  """Starts programs without waiting for their imports."""
+  from tests.stages import zygote
+
+  process = zygote.Zygote(str(tmp_path_factory.mktemp('zygote')), str(CACHE))
+  yield process
+  process.close()

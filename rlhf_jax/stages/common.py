@@ -144,7 +144,7 @@ def execute(
 def atomic(path: str, mode: str = 'w') -> Iterator[Any]:
   """A file that appears under its name only when wholly written."""
   os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-  temporary = f'{path}.{os.getpid()}.tmp'
+  temporary = f'{path}.tmp'  # of a run that was killed: replaced by the next
   try:
     with open(temporary, mode) as f:
       yield f

@@ -56,7 +56,9 @@ class Study:
     held_out = self.prompts.eval_ids
     self.ref_logprobs = jnp.asarray(self.tables['sft'][held_out])
     scores = {
-        'gold': {r: self.world.gold[r][held_out] for r in self.rewards},
+        'gold': {
+            r: jnp.asarray(self.world.gold[r][held_out]) for r in self.rewards
+        },
         'evaluator': self._scores('evaluator', held_out),
         'reward_model': self._scores('reward_model', held_out),
     }
@@ -64,11 +66,16 @@ class Study:
     self.judgements = judgements_lib.make(
         self.ref_logprobs,
         scores,
-        {name: value[held_out] for name, value in statistics.items()},
+        {
+            name: jnp.asarray(value[held_out])
+            for name, value in statistics.items()
+        },
     )
 
   def _scores(self, role, ids):
-    return {r: self.tables[f'{role}/{r}'][ids] for r in self.rewards}
+    return {
+        r: jnp.asarray(self.tables[f'{role}/{r}'][ids]) for r in self.rewards
+    }
 
   def utility(self, method: str, ids: np.ndarray):
     """u(x, y) [x y] of a method, from the references that learners use."""
@@ -128,7 +135,7 @@ def run(
         np.asarray(frontier.kl_coefs)[reached],
         frontier.logprobs[reached],
         utility=utility,
-        kls=np.asarray(targets)[reached],
+        kls=np.asarray(config.evaluate.kls)[reached],
     )
     if at_match in reached:
       matched[method] = ('exact', frontier.logprobs[at_match])

@@ -1,6 +1,5 @@
 """The tables of all seeds joined, the figures drawn from them, and the report."""
 
-import glob
 import os
 
 import jax
@@ -12,9 +11,9 @@ from scipy import stats
 
 from rlhf_jax.figures import build, report
 from rlhf_jax.rewards import references, transforms
-from rlhf_jax.stages import common, evaluate
+from rlhf_jax.stages import best_of_k, common, evaluate, inputs
 
-FIELDS = (*evaluate.FIELDS, 'seeds')
+FIELDS = (*evaluate.FIELDS, 'seeds', 'stages')
 NAMES = ('F1', 'F2', 'F4', 'F5', 'F6', 'F7', 'F9')
 
 
@@ -51,22 +50,25 @@ def transform_table() -> pd.DataFrame:
   return pd.concat(frames)
 
 
-def joined(workdir: str, name: str) -> pd.DataFrame:
-  """One table of all seeds and properties."""
-  found = sorted(
-      glob.glob(os.path.join(workdir, 'seed_*', 'evaluate', '*', f'{name}.csv'))
-  )
-  if name == 'results':
-    found += sorted(
-        glob.glob(
-            os.path.join(workdir, 'seed_*', 'best_of_k', '*', 'results.csv')
-        )
-    )
-  if not found:
-    raise FileNotFoundError(
-        f'{workdir} holds no {name}.csv: run the stage evaluate first.'
-    )
-  frames = [pd.read_csv(path) for path in found]
+def joined(
+    config: ml_collections.ConfigDict, workdir: str, name: str
+) -> pd.DataFrame:
+  """One table of all seeds and properties of the study, and of no others."""
+  sources = {'evaluate': evaluate}
+  if name == 'results' and 'best_of_k' in config.stages:
+    sources['best_of_k'] = best_of_k
+  frames = []
+  for stage_name, stage in sources.items():
+    for seed in config.seeds:
+      for property_name in config.properties:
+        at = {'seed': seed, 'evaluate.property': property_name}
+        folder = stage.folder(common.with_overrides(config, at))
+        path = os.path.join(workdir, folder, f'{name}.csv')
+        if not os.path.exists(path):
+          raise FileNotFoundError(
+              f'{path} is missing: run the stage {stage_name} first.'
+          )
+        frames.append(pd.read_csv(path))
   frames = [f for f in frames if len(f)] or frames[:1]
   return pd.concat(frames, ignore_index=True)
 
@@ -75,15 +77,16 @@ def run(
     config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
 ) -> None:
   """Writes evaluation/*.csv, figures/F*.csv and .png, and report.html."""
-  del config
   evaluation = os.path.join(workdir, 'evaluation')
   for name in evaluate.TABLES:
     with common.atomic(os.path.join(evaluation, f'{name}.csv')) as f:
-      joined(workdir, name).to_csv(f, index=False)
+      joined(config, workdir, name).to_csv(f, index=False)
+  for method in config.methods.values():
+    inputs.registered(method.transform)  # those of projects are drawn as well
   with common.atomic(os.path.join(evaluation, 'transforms.csv')) as f:
     transform_table().to_csv(f, index=False)
-  for done, name in enumerate(NAMES):
-    build.build(evaluation, os.path.join(workdir, 'figures'), (name,))
-    progress(done + 1, len(NAMES) + 1)
+  progress(1, 3)
+  build.build(evaluation, os.path.join(workdir, 'figures'), NAMES)
+  progress(2, 3)
   report.write_report(workdir, os.path.join(workdir, 'report.html'))
-  progress(len(NAMES) + 1, len(NAMES) + 1)
+  progress(3, 3)

@@ -71,6 +71,11 @@ def tasks(config: ml_collections.ConfigDict) -> list[Task]:
     name = STAGES[stage].folder(copy)
     if stage in config.stages:
       have = {task.name for task in found}
+      if name in have:
+        raise common.ConfigError(
+            f'{name} would be made twice: an entry of seeds, rewards or'
+            ' policy.sweep is repeated.'
+        )
       kept = tuple(n for n in needs if n in have)
       found.append(Task(stage, overrides, name, kept))
     return name

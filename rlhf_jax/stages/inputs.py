@@ -1,6 +1,7 @@
 """From sections of the config and files of earlier stages to what stages use."""
 
 import dataclasses
+import importlib
 import json
 import os
 
@@ -147,6 +148,18 @@ def load_references(
   return found
 
 
+def registered(name: str) -> str:
+  """The registered name that a config means by NAME or by MODULE:NAME.
+
+  The module is imported first, and registers it: a project is found by every
+  process that reads the config, and the core imports none by itself.
+  """
+  module, _, name = name.rpartition(':')
+  if module:
+    importlib.import_module(module)
+  return name
+
+
 def make_objective(
     config: ml_collections.ConfigDict, property_name: str, method: str
 ) -> objective_lib.Objective:
@@ -159,14 +172,24 @@ def make_objective(
   section = config.methods[method]
   return objective_lib.Objective(
       rewards=tuple(config.properties[property_name]),
-      transform=section.transform,
-      aggregate=section.aggregate,
+      transform=registered(section.transform),
+      aggregate=registered(section.aggregate),
       options=tuple(sorted(section.options.items())),
   )
 
 
+def committed(state):
+  """`state` tied to its devices, as what a step returns and a restored one are.
+
+  jit takes the two for different inputs: it would compile the step a second
+  time for step 1, or on resuming.
+  """
+  return jax.device_put(state, jax.tree.map(lambda x: x.sharding, state))
+
+
 def gathered(
-    references: dict[str, references_lib.Reference], rows: jax.Array
+    references: dict[str, references_lib.Reference],
+    rows: jax.Array | np.ndarray,
 ) -> dict[str, references_lib.Reference]:
   """`references` of the given prompts, one row each."""
   return jax.tree.map(lambda x: x[rows], references)

@@ -229,12 +229,10 @@ def run(
         jax.random.key(config.seed), ref_params, lm_cfg, zero_head=True
     )
   mngr = checkpoint.manager(out)
-  state = checkpoint.restore_or(
-      mngr,
-      train_state.init_policy_state(
-          params, tx, kl_coef=c.kl_coef, seed=config.seed
-      ),
+  state = train_state.init_policy_state(
+      params, tx, kl_coef=c.kl_coef, seed=config.seed
   )
+  state = checkpoint.restore_or(mngr, inputs.committed(state))
 
   start = int(state.step)
   seed = np.uint32(config.seed)

@@ -8,6 +8,7 @@ import functools
 import os
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -80,6 +81,7 @@ def evaluate(score, params, pairs: PreferenceBatch, batch_size: int) -> dict:
     a, b = score(params, batch)
     chosen.append(np.asarray(a)), rejected.append(np.asarray(b))
   margins = (np.concatenate(chosen) - np.concatenate(rejected))[:num]
+  logits = jnp.asarray(margins)
   longer = np.sign(
       pairs.chosen_mask.sum(-1).astype(int)
       - pairs.rejected_mask.sum(-1).astype(int)
@@ -92,9 +94,9 @@ def evaluate(score, params, pairs: PreferenceBatch, batch_size: int) -> dict:
       'longer_wins': float(np.mean((longer > 0) + 0.5 * (longer == 0))),
       'shorter_wins': float(np.mean((longer < 0) + 0.5 * (longer == 0))),
       **metrics_lib.to_floats(
-          calibration.calibration_metrics(margins, num_bins=10)
+          calibration.calibration_metrics(logits, num_bins=10)
       ),
-      'temperature': float(calibration.fit_temperature(margins)),
+      'temperature': float(calibration.fit_temperature(logits)),
   }
 
 
@@ -129,7 +131,8 @@ def run(
   key = jax.random.fold_in(key, ROLES.index(c.role))
   params = heads.init_scalar(key, lm_cfg, zero_head=False)
   mngr = checkpoint.manager(out)
-  state = checkpoint.restore_or(mngr, train_state.init_train_state(params, tx))
+  state = train_state.init_train_state(params, tx)
+  state = checkpoint.restore_or(mngr, inputs.committed(state))
 
   start = int(state.step)
   writer = metrics_lib.MetricWriter(out, start=start, where=out)

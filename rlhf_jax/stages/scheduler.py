@@ -10,6 +10,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import sys
+import threading
 import time
 import traceback
 
@@ -61,6 +62,16 @@ def default_workers() -> int:
   return len(_cores())
 
 
+def _end_with_launcher():
+  """Ends this process when the launcher is gone, even if it was killed.
+
+  Before the next progress report, so that a launcher started again at once
+  finds nobody writing into its folders.
+  """
+  multiprocessing.parent_process().join()
+  os._exit(1)
+
+
 def _work(pipe, index, num_workers, config_json, workdir, cache, overwrite):
   """Runs the tasks that come down `pipe` until it closes."""
   # Pinning comes before jax counts cores for its thread pool.
@@ -69,6 +80,7 @@ def _work(pipe, index, num_workers, config_json, workdir, cache, overwrite):
     share = max(len(cores) // num_workers, 1)
     first = index * share % len(cores)
     os.sched_setaffinity(0, cores[first : first + share])
+  threading.Thread(target=_end_with_launcher, daemon=True).start()
   use_cache(cache)
   config = ml_collections.ConfigDict(config_json).lock()
   while True:
@@ -136,7 +148,7 @@ class _Board:
 
   def _cost(self, stage: str) -> float:
     timed = self._seconds.get(stage)
-    return sum(timed) / len(timed) if timed else _COST[stage]
+    return sum(timed) / len(timed) if timed else float(_COST[stage])
 
   def _left(self, running: list[_Worker]) -> float:
     rest = sum(
@@ -265,7 +277,10 @@ def _drive(pool: list[_Worker], tasks: list[graph.Task], board: _Board) -> None:
           waiting.remove(task)
           worker.task, worker.started = task, time.time()
           worker.done, worker.total = 0, 1
-          worker.pipe.send(task)
+          try:
+            worker.pipe.send(task)
+          except ConnectionError:
+            raise _death(worker) from None
     running = [w for w in pool if w.task]
     board.live(running)
     for pipe in multiprocessing.connection.wait(
@@ -275,17 +290,22 @@ def _drive(pool: list[_Worker], tasks: list[graph.Task], board: _Board) -> None:
       _receive(worker, done, board, pool)
 
 
+def _death(worker: _Worker) -> TaskError:
+  """The error of a worker that is no more."""
+  worker.process.join()
+  return TaskError(
+      f'{worker.task.name}: the worker died (exit code'
+      f' {worker.process.exitcode}; -9 is often a lack of memory). Start'
+      ' again to resume.'
+  )
+
+
 def _receive(worker: _Worker, done: set, board: _Board, pool) -> None:
   """Takes one message of a worker."""
   try:
     kind, first, second = worker.pipe.recv()
-  except EOFError:
-    worker.process.join()
-    raise TaskError(
-        f'{worker.task.name}: the worker died (exit code'
-        f' {worker.process.exitcode}; -9 is often a lack of memory). Start'
-        ' again to resume.'
-    ) from None
+  except (EOFError, ConnectionError):  # the latter if it died with mail unread
+    raise _death(worker) from None
   if kind == 'progress':
     worker.done, worker.total = first, second
   elif kind == 'error':

@@ -64,7 +64,8 @@ def run(
   )
   params = lm.init(jax.random.key(config.seed), lm_cfg)
   mngr = checkpoint.manager(out)
-  state = checkpoint.restore_or(mngr, train_state.init_train_state(params, tx))
+  state = train_state.init_train_state(params, tx)
+  state = checkpoint.restore_or(mngr, inputs.committed(state))
 
   start = int(state.step)
   writer = metrics_lib.MetricWriter(out, start=start, where=out)

@@ -117,7 +117,7 @@ def _validate_methods(c):
     for property_name in c.properties:
       try:
         inputs.make_objective(c, property_name, name)
-      except (ValueError, TypeError) as e:
+      except (ValueError, TypeError, ImportError) as e:
         raise common.ConfigError(f'methods.{name}: {e}') from e
 
 

@@ -1,0 +1,91 @@
+"""One small study, run once and shared by all tests of stages."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+
+import numpy as np
+
+from rlhf_jax import checkpoint
+from rlhf_jax.stages import common, graph, provenance, scheduler
+from tests.stages import tiny
+
+# Records of when something was made, not of what was made.
+_NOT_RESULTS = ('done.json', 'digest', 'README.txt', 'environment.json')
+
+
+@contextlib.contextmanager
+def locked(path):
+  """Holds the lock file `path`, against other processes."""
+  with open(path, 'w') as f:
+    fcntl.flock(f, fcntl.LOCK_EX)
+    yield
+
+
+def build(workdir: str) -> str:
+  """Runs every stage of the tiny study in this process, unless it was run."""
+  with locked(workdir + '.lock'):
+    config = tiny.get_config().lock()
+    if not os.path.exists(os.path.join(workdir, 'complete')):
+      provenance.claim(config, workdir, overwrite=False)
+      scheduler.run(
+          config,
+          graph.tasks(config),
+          workdir,
+          workers=0,
+          cache='',
+          overwrite=False,
+      )
+      common.write_json(os.path.join(workdir, 'complete'), True)
+  return workdir
+
+
+def copy(study: str, workdir: str, *, without: str) -> None:
+  """A copy of a study's folder that lacks the folder of one task."""
+  lacking = os.path.join(study, without)
+  shutil.copytree(
+      study,
+      workdir,
+      ignore=lambda base, names: [
+          n for n in names if os.path.join(base, n) == lacking
+      ],
+  )
+
+
+def results(folder: str) -> dict:
+  """What the files of a task's folder hold, for comparison to the bit."""
+  found = {}
+  for base, folders, names in os.walk(folder):
+    if 'params' in folders:
+      for path, leaf in _leaves(checkpoint.restore_params(base)):
+        where = os.path.relpath(base, folder)
+        found[f'{where}/params{path}'] = (str(leaf.dtype), leaf.tobytes())
+    folders[:] = sorted(set(folders) - {'params', 'checkpoints', 'digests'})
+    for name in names:
+      if any(word in name for word in _NOT_RESULTS):
+        continue
+      path = os.path.join(base, name)
+      key = os.path.relpath(path, folder)
+      if name.endswith('.npz'):
+        with np.load(path) as arrays:
+          found |= {f'{key}/{k}': arrays[k].tobytes() for k in arrays.files}
+      else:
+        with open(path, 'rb') as f:
+          found[key] = f.read()
+  return found
+
+
+def _leaves(tree, path=''):
+  if isinstance(tree, dict):
+    for name, value in sorted(tree.items()):
+      yield from _leaves(value, f'{path}/{name}')
+  else:
+    yield path, np.asarray(tree)
+
+
+def assert_same(want: dict, got: dict) -> None:
+  """Asserts that two `results` are the same, and not empty."""
+  assert want and want.keys() == got.keys(), want.keys() ^ got.keys()
+  differing = [name for name in want if want[name] != got[name]]
+  assert not differing, differing

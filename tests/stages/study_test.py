@@ -1,0 +1,209 @@
+"""A whole small study: which files there are, and what must hold in them."""
+
+import os
+
+import jax.numpy as jnp
+from matplotlib import image
+import numpy as np
+import pandas as pd
+import pytest
+
+from rlhf_jax.exact import best_of_k, tilted
+from rlhf_jax.stages import common, evaluate, figures, graph
+from rlhf_jax.stages import judgements as judgements_lib
+from tests.stages import tiny
+
+_SINGLE = ('helpful', 'harmless')
+_JUDGES = ('gold', 'evaluator', 'reward_model')
+
+
+def _table(workdir, name):
+  return pd.read_csv(os.path.join(workdir, 'evaluation', f'{name}.csv'))
+
+
+@pytest.fixture(scope='module')
+def results(finished_study):
+  return _table(finished_study, 'results')
+
+
+@pytest.fixture(scope='module')
+def both(finished_study):
+  """The measures of property `both`, as the evaluate stage has them."""
+  config = common.with_overrides(
+      tiny.get_config(), {'evaluate.property': 'both'}
+  )
+  return evaluate.Study(config, finished_study, 'both')
+
+
+def _values(rows):
+  """`rows` by everything but the method."""
+  index = ['property', 'learner', 'seed', 'judge', 'metric']
+  return rows.set_index(index).sort_index()[['kl', 'value']]
+
+
+def test_every_task_is_done(finished_study):
+  config = tiny.get_config()
+  for task in graph.tasks(config):
+    assert common.is_done(
+        graph.STAGES[task.stage],
+        graph.task_config(config, task),
+        finished_study,
+    )
+
+
+def test_columns(finished_study, results):
+  names = 'property method learner kl_coef seed kl judge metric value'
+  assert list(results.columns) == names.split()
+  names = 'property method learner kl_coef seed kl objective_share'
+  assert list(_table(finished_study, 'optimality').columns) == names.split()
+  for name in ('prompts', 'joint', 'responses', 'transforms'):
+    assert len(_table(finished_study, name))
+
+
+def test_every_policy_is_measured_under_every_judge(results):
+  assert not results.value.isna().any()
+  config = tiny.get_config()
+  methods = set(config.methods)
+  for property_name in config.properties:
+    of_it = results[results.property == property_name]
+    for learner in ('exact', 'best_of_1', 'best_of_16'):
+      rows = of_it[of_it.learner == learner]
+      assert set(rows.method) == methods
+      assert set(rows.judge) == {*_JUDGES, 'none'}
+  trained = results[results.learner.isin(['ppo', 'rloo'])]
+  runs = trained[['property', 'method', 'learner', 'kl_coef']].drop_duplicates()
+  assert {tuple(run) for run in runs.values} == {
+      (name, method, learner, kl_coef)
+      for name, method, learner, kl_coefs in config.policy.sweep
+      for kl_coef in kl_coefs
+  }
+
+
+def test_rewards_and_references_of_every_prompt(finished_study):
+  for reward in _SINGLE:
+    path = os.path.join(finished_study, 'seed_0', 'references', f'{reward}.npz')
+    with np.load(path) as arrays:
+      assert arrays['samples'].shape == (192, 8)
+      assert np.isfinite(arrays['ref_reward']).all()
+
+
+@pytest.mark.parametrize('name', figures.NAMES)
+def test_figure(finished_study, name):
+  path = os.path.join(finished_study, 'figures', name)
+  assert len(pd.read_csv(f'{path}.csv'))
+  pixels = image.imread(f'{path}.png')
+  assert min(pixels.shape[:2]) > 200
+  assert len(np.unique(pixels[..., :3].sum(-1))) > 20  # not an empty page
+  with open(os.path.join(finished_study, 'figures', 'README.txt')) as f:
+    assert f'{name}.png' in f.read()
+
+
+def test_report_is_one_file(finished_study):
+  with open(os.path.join(finished_study, 'report.html')) as f:
+    text = f.read()
+  assert text.count('data:image/png;base64') >= len(figures.NAMES)
+  assert 'src="http' not in text
+
+
+def test_exact_frontier_is_on_the_grid_and_has_the_kl_it_says(results, both):
+  exact = results[results.learner == 'exact']
+  assert set(exact.kl) <= set(tiny.get_config().evaluate.kls)
+  rows = exact[exact.property == 'both']
+  assert len(set(rows.kl)) > 1
+  for method in ('raw', 'lsc'):
+    utility = both.utility(method, both.prompts.eval_ids)
+    points = rows[rows.method == method][['kl_coef', 'kl']].drop_duplicates()
+    assert len(points)
+    for kl_coef, kl in points.values:
+      logprobs = tilted.tilted_logprobs(
+          both.ref_logprobs, utility, kl_coef=kl_coef
+      )
+      found = tilted.sequence_kl(logprobs, both.ref_logprobs).mean()
+      np.testing.assert_allclose(found, kl, rtol=2e-3)
+
+
+def test_utility_grows_along_the_exact_frontier(results):
+  rows = results[(results.learner == 'exact') & (results.metric == 'utility')]
+  for _, curve in rows.groupby(['property', 'method']):
+    assert (np.diff(curve.sort_values('kl').value) > 0).all()
+
+
+def test_sft_wins_half_of_the_time_against_itself(results):
+  sft = results[(results.learner == 'sft') & (results.metric == 'win_rate')]
+  assert set(sft.kl) == {0.0}
+  single = sft[sft.property.isin(_SINGLE)]
+  assert len(single) == len(_SINGLE) * len(_JUDGES)
+  np.testing.assert_allclose(single.value, 0.5, atol=1e-5)
+
+
+def test_best_of_one_is_sft_within_sampling_error(results):
+  config = tiny.get_config()
+  # Five standard errors of a number in [0, 1], from all samples of all prompts.
+  error = 5 * 0.5 / np.sqrt(32 * config.best_of_k.num_samples)
+  bounded = ('win_rate', 'above_q50', 'needs_met', 'safe', 'refusals')
+  rows = results[results.metric.isin(bounded)]
+  got = _values(rows[(rows.learner == 'best_of_1') & (rows.method == 'raw')])
+  want = _values(rows[rows.learner == 'sft'])
+  np.testing.assert_allclose(got.kl, 0.0, atol=1e-6)
+  assert len(got) == len(want) > 10
+  np.testing.assert_allclose(got.value.values, want.value.values, atol=error)
+
+
+def test_best_of_k_of_one_property_is_that_of_every_method(results):
+  rows = results[results.learner.str.startswith('best_of')]
+  of = lambda method, names: _values(
+      rows[(rows.method == method) & rows.property.isin(names)]
+  )
+  for method in ('lsc', 'z_sum', 'min'):
+    pd.testing.assert_frame_equal(of('raw', _SINGLE), of(method, _SINGLE))
+  assert not of('raw', ['both']).equals(of('lsc', ['both']))
+
+
+def test_sampled_best_of_k_agrees_with_exact_best_of_k(results, both):
+  config = tiny.get_config()
+  ks = config.best_of_k.ks
+  held_out = both.prompts.eval_ids
+  for method in ('raw', 'lsc'):
+    exact = best_of_k.best_of_k_logprobs(
+        both.ref_logprobs, both.utility(method, held_out), ks=ks
+    )
+    kls, metrics = judgements_lib.measure(both.judgements, jnp.asarray(exact))
+    for k, kl, want in zip(ks, kls.mean(-1), metrics, strict=True):
+      rows = results[
+          (results.property == 'both')
+          & (results.method == method)
+          & (results.learner == f'best_of_{k}')
+      ]
+      np.testing.assert_allclose(rows.kl, kl, rtol=1e-5, atol=1e-6)
+      # About n / k samples a prompt are the best of their k.
+      samples = len(held_out) * config.best_of_k.num_samples / k
+      error = 5 * 0.5 / np.sqrt(samples)
+      for metric in ('win_rate', 'above_q50', 'above_q85'):
+        for judge in _JUDGES:
+          row = rows[(rows.metric == metric) & (rows.judge == judge)]
+          np.testing.assert_allclose(
+              row.value.item(), want[judge, metric], atol=error
+          )
+
+
+def test_shares_of_the_optimum_are_at_most_one(finished_study):
+  share = _table(finished_study, 'optimality').objective_share
+  assert len(share) == 3
+  assert (share <= 1).all()
+
+
+def test_tables_of_another_study_are_not_joined(finished_study, tmp_path):
+  # Left by a study of more seeds that was here before.
+  config = tiny.get_config()
+  for folder in ('seed_0', 'seed_1'):
+    os.symlink(os.path.join(finished_study, 'seed_0'), tmp_path / folder)
+  assert len(figures.joined(config, str(tmp_path), 'results')) == len(
+      _table(finished_study, 'results')
+  )
+
+
+def test_figures_wait_for_every_seed(finished_study, tmp_path):
+  config = common.with_overrides(tiny.get_config(), {'seeds': (0, 1)})
+  os.symlink(os.path.join(finished_study, 'seed_0'), tmp_path / 'seed_0')
+  with pytest.raises(FileNotFoundError, match='seed_1.*run the stage evaluate'):
+    figures.joined(config, str(tmp_path), 'results')
