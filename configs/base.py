@@ -148,17 +148,17 @@ def get_config() -> ml_collections.ConfigDict:
       sweep=(),
       num_steps=250,
       prompts_per_step=64,
-      samples_per_prompt=4,
+      samples_per_prompt=8,
       checkpoint_every=100,
       optim=optimizer(
           peak_lr=1e-3,
           warmup_steps=0,
           decay='linear',
-          end_lr_fraction=0.1,
+          end_lr_fraction=0.0,
           eps=1e-5,
       ),
-      num_epochs=2,  # over each rollout
-      num_minibatches=2,
+      num_epochs=1,  # over each rollout
+      num_minibatches=4,
       clip_eps=0.2,  # of the probability ratio
       value_clip_eps=0.0,  # of the value update; 0: unclipped
       vf_coef=0.5,

@@ -29,12 +29,12 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
   c.methods.z_sum = base.method('z_score', 'weighted_sum')
   c.methods.min = base.method('centered', 'minimum')
   c.policy.sweep = (
-      ('helpful', 'raw', 'ppo', (1.8, 1.2, 0.7, 0.25)),
-      ('helpful', 'lsc', 'ppo', (1.2, 0.7, 0.33, 0.075)),
-      ('harmless', 'raw', 'ppo', (1.6, 1.1, 0.7, 0.3)),
-      ('harmless', 'lsc', 'ppo', (0.95, 0.5, 0.25, 0.07)),
-      ('both', 'raw', 'ppo', (2.4, 1.65, 1.05, 0.4)),
-      ('both', 'lsc', 'ppo', (1.7, 1.05, 0.6, 0.17)),
+      ('helpful', 'raw', 'ppo', (1.06, 0.7, 0.445, 0.245)),
+      ('helpful', 'lsc', 'ppo', (0.58, 0.315, 0.14, 0.045)),
+      ('harmless', 'raw', 'ppo', (1.02, 0.71, 0.49, 0.325)),
+      ('harmless', 'lsc', 'ppo', (0.485, 0.255, 0.123, 0.05)),
+      ('both', 'raw', 'ppo', (1.34, 0.91, 0.58, 0.325)),
+      ('both', 'lsc', 'ppo', (0.84, 0.5, 0.263, 0.106)),
   )
   if variant == 'full':
     c.policy_seeds = (0, 1, 2)

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 
+import jax
 import pytest
 
 from rlhf_jax.stages import common, graph
@@ -16,7 +17,8 @@ _CONFIG = f'--config={os.path.join(ROOT, "tests", "stages", "tiny.py")}'
 
 def _start(zygote, script, workdir, *args):
   path = os.path.join(ROOT, 'experiments', f'{script}.py')
-  args = (_CONFIG, f'--workdir={workdir}', '--compilation_cache=', *args)
+  cache = f'--compilation_cache={jax.config.jax_compilation_cache_dir}'
+  args = (_CONFIG, f'--workdir={workdir}', cache, *args)
   return zygote.start('script', path, *args)
 
 
