@@ -146,7 +146,7 @@ def get_config() -> ml_collections.ConfigDict:
       kl_coef=0.3,  # nats of KL cost this much utility
       # (property, method, learner, kl_coefs) of the runs to make.
       sweep=(),
-      num_steps=250,
+      num_steps=320,
       prompts_per_step=64,
       samples_per_prompt=8,
       checkpoint_every=100,
