@@ -32,10 +32,10 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
       files=dict(helpful='helpful-base', harmless='harmless-base'),
       hh_split='test' if tiny else 'train',
       tokenizer='byte',
-      max_prompt_tokens=128 if tiny else 512,
-      max_response_tokens=384 if tiny else 1024,
+      max_prompt_tokens=64 if tiny else 512,
+      max_response_tokens=320 if tiny else 1024,
       # The small window drops the longest responses, and says how many.
-      max_dropped_fraction=0.4 if tiny else 0.1,
+      max_dropped_fraction=0.5 if tiny else 0.1,
       max_bad_fraction=0.02,
   )
   c.sft.lm.update(width=64, mlp_width=192)
@@ -43,7 +43,7 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
   c.reward_model.lm.update(width=64, head_dim=16, mlp_width=192)
   c.reward_model.update(
       readout='last',
-      num_epochs=3 if tiny else 1,
+      num_epochs=2 if tiny else 1,
       batch_size=16,
       checkpoint_every=100,
   )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import functools
+import textwrap
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -188,7 +189,8 @@ def finish(
       ncols=_columns(handles, figure.get_figwidth()),
       handlelength=1.8,
       columnspacing=1.6,
-      title=note,
+      # About .078 inches a letter at this size.
+      title=textwrap.fill(note, int(figure.get_figwidth() / 0.078)),
       title_fontsize=9,
       alignment='left',
   )
