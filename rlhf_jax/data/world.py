@@ -3,6 +3,10 @@
 Annotators are imperfect, in ways that differ from prompt to prompt, and reward
 models see only their choices; but gold quality is known, and there are few
 enough responses (7,380 at four moves) to list them all with their probability.
+
+The constants were frozen after about ten worlds had been tried, on one or two
+seeds. That choice changed the size of the gain in helpfulness and the sign of
+the effect on hedges; the gains in win rate had one sign in all of them.
 """
 
 from collections.abc import Sequence

@@ -20,14 +20,14 @@ from rlhf_jax.stages import common, graph
 
 # What a task of each stage costs beside the others, until one has been timed.
 _COST = {
-    'data': 3,
-    'sft': 40,
-    'reward_model': 12,
-    'references': 3,
-    'tables': 30,
-    'policy': 25,
-    'best_of_k': 8,
-    'evaluate': 25,
+    'data': 2,
+    'sft': 30,
+    'reward_model': 4,
+    'references': 2,
+    'tables': 6,
+    'policy': 20,
+    'best_of_k': 3,
+    'evaluate': 6,
     'figures': 10,
 }
 
