@@ -189,7 +189,11 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def method(transform: str, aggregate: str, **options):
-  """One way to turn rewards into a utility; options go to the transform."""
+  """One way to turn rewards into a utility; options go to the transform.
+
+  Names are those of rlhf_jax/rewards, or MODULE:NAME for one that a module of
+  your own registers.
+  """
   return config_dict.create(
       transform=transform,
       aggregate=aggregate,

@@ -3,6 +3,7 @@
 A stage is a module with
 
   FIELDS            the sections of the config that decide its result
+  narrowed(config)  optional: the config without what this task ignores
   folder(config)    where its output lies under the working directory
   run(config, workdir, progress)
 
@@ -52,6 +53,17 @@ def restricted(
   return copy.lock()
 
 
+def own_config(
+    stage: types.ModuleType, config: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+  """What `stage` may read of `config`: all that its result depends on.
+
+  Its FIELDS, less what its function `narrowed` takes out, if it has one.
+  """
+  own = restricted(config, stage.FIELDS)
+  return stage.narrowed(own) if hasattr(stage, 'narrowed') else own
+
+
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """`config` as JSON would give it back."""
   return json.loads(json.dumps(config.to_dict(), sort_keys=True))
@@ -96,7 +108,7 @@ def is_done(
   if not os.path.exists(record):
     return False
   with open(record) as f:
-    return json.load(f)['key'] == fingerprint(restricted(config, stage.FIELDS))
+    return json.load(f)['key'] == fingerprint(own_config(stage, config))
 
 
 def execute(
@@ -112,7 +124,8 @@ def execute(
   Raises:
     WorkdirError: the folder holds work of another config, and not `overwrite`.
   """
-  config = restricted(config, stage.FIELDS)
+  # Own configs are their own own config, so is_done reads it the same.
+  config = own_config(stage, config)
   if is_done(stage, config, workdir):
     return False
   out = os.path.join(workdir, stage.folder(config))

@@ -41,6 +41,20 @@ FIELDS = (
 LEARNERS = ('ppo', 'rloo')
 
 
+def narrowed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """`config` with this run's method and property alone.
+
+  So a finished policy stays finished when the sweep or the methods grow.
+  """
+  c = config.policy
+  keep = lambda section, name: {k: v for k, v in section.items() if k == name}
+  plain = config.to_dict()
+  plain['policy']['sweep'] = ()
+  plain['methods'] = keep(plain['methods'], c.method)
+  plain['properties'] = keep(plain['properties'], c.property)
+  return ml_collections.ConfigDict(plain).lock()
+
+
 def run_name(property_name, method, learner, kl_coef) -> str:
   """The folder name of a run: what distinguishes it within a seed."""
   return f'{property_name}_{method}_{learner}_{kl_coef:g}'
