@@ -51,6 +51,10 @@ def get_config() -> ml_collections.ConfigDict:
   c.seeds = (0,)
   c.policy_seeds = (0,)  # the seeds for which policies are trained as well
   c.seed = 0  # of the stage at hand; the launcher runs through `seeds`
+  # Regimes: the exact frontiers again, with some fields changed (see `regime`).
+  c.regimes = ml_collections.ConfigDict()
+  c.regime = ''  # of the stage at hand; '' is the study itself
+  c.regime_methods = ('raw', 'lsc')  # those of `methods` measured in a regime
   c.stages = (  # what launch.py runs; each needs the ones before it
       'data',
       'sft',
@@ -70,6 +74,16 @@ def get_config() -> ml_collections.ConfigDict:
       harmless=('harmless',),
       both=('helpful', 'harmless'),
   )
+  # What scores each reward: learned (a reward model), gold (the annotators' own
+  # log-odds, in the world), or MODULE:NAME, a function of (prompt_tokens,
+  # prompt_mask, response_tokens, response_mask) -> [b]; and a factor on it.
+  c.scorers = config_dict.create(helpful='learned', harmless='learned')
+  c.reward_scales = config_dict.create(helpful=1.0, harmless=1.0)
+  # Modules that register the properties of the world that are not built in.
+  c.property_modules = ()
+  # Held-out evaluators to learn beside the reward models: evaluator (of the same
+  # kind), second_evaluator (another read-out); each sees pairs of its own.
+  c.judges = ('evaluator',)
   # How rewards become one utility: a transform of each, then an aggregate, by
   # the names in rlhf_jax/rewards. A new transform is one line here.
   c.methods = ml_collections.ConfigDict()
@@ -96,9 +110,12 @@ def get_config() -> ml_collections.ConfigDict:
       heterogeneity=1.0,  # exponent on annotators' spread over prompts
       cue_scale=1.0,  # annotators' reliance on lists, length and hedges
       lazy_rate=0.1,  # share of labels given by looks alone
+      alignment=0.0,  # share of gold helpfulness added to gold harmlessness
+      cue_mode='default',  # who is swayed by looks: default, equal or reversed
       num_demonstrations=40_000,
       num_pairs=10_000,  # for the reward model, and as many for the evaluator
       num_test_pairs=2_000,  # on held-out prompts
+      num_ratings=10_000,  # for each role, where reward_model.link needs them
   )
 
   # -- Supervised fine-tuning: the reference policy.
@@ -116,11 +133,17 @@ def get_config() -> ml_collections.ConfigDict:
   # -- Reward models, and the held-out evaluators that judge policies.
   c.reward_model = config_dict.create(
       reward='helpful',  # which of `rewards`; the launcher runs through them
-      role='reward_model',  # or evaluator: the same model, on the other half
+      role='reward_model',  # or one of `judges`: a model on pairs of its own
       lm=model(width=32, num_heads=4, num_kv_heads=4, head_dim=8, mlp_width=64),
       # sum: over response tokens; last: at EOS; norm: at EOS, after a final
       # norm, so bounded. The read-out decides how much there is to gain.
       readout='sum',
+      second_readout='norm',  # of the second_evaluator
+      # The likelihood it is learned by; names in rewards/links.py.
+      link='bradley_terry',
+      # none, temperature (T of held-out log-loss, folded into the head) or
+      # isotonic (a curve, for the transform log_isotonic).
+      calibration='none',
       # Longer lowers the training loss and raises the held-out one.
       num_epochs=3,
       batch_size=128,
@@ -130,12 +153,11 @@ def get_config() -> ml_collections.ConfigDict:
       checkpoint_every=100,
   )
 
-  # -- Reference rewards r_ref(x), by the names in rewards/references.py.
+  # -- Reference rewards r_ref(x); a method names one of `specs`.
   c.references = config_dict.create(
       num_samples=64,  # SFT samples a prompt
       batch_size=48,  # prompts at once
-      helpful=reference(),
-      harmless=reference(),
+      specs=config_dict.create(default=reference()),
   )
 
   # -- Policies.
@@ -188,27 +210,66 @@ def get_config() -> ml_collections.ConfigDict:
   return c
 
 
-def method(transform: str, aggregate: str, **options):
-  """One way to turn rewards into a utility; options go to the transform.
+def method(
+    transform: str,
+    aggregate: str,
+    *,
+    aggregate_options=None,
+    weights=None,
+    per_reward=None,
+    reference='default',
+    **options,
+):
+  """One way to turn rewards into a utility.
 
   Names are those of rlhf_jax/rewards, or MODULE:NAME for one that a module of
   your own registers.
+
+  Args:
+    transform: of every reward.
+    aggregate: of the transformed rewards.
+    aggregate_options: of the aggregate.
+    weights: of rewards in the aggregate, by name; 1 for those not named.
+    per_reward: what differs for a reward, by name: transform, options, negated.
+    reference: which of references.specs is r_ref(x).
+    **options: of the transform.
   """
   return config_dict.create(
       transform=transform,
-      aggregate=aggregate,
       options=config_dict.create(**options),
+      aggregate=aggregate,
+      aggregate_options=config_dict.create(**(aggregate_options or {})),
+      weights=config_dict.create(**(weights or {})),
+      per_reward=ml_collections.ConfigDict(per_reward or {}),
+      reference=reference,
   )
 
 
 def reference(**overrides) -> ml_collections.ConfigDict:
-  """r_ref(x) of one reward."""
+  """r_ref(x), by an estimator of rewards/references.py."""
   c = config_dict.create(
-      # empirical_quantile, gaussian_quantile, mean, canned or constant
+      # empirical_quantile, gaussian_quantile, mean, canned, dataset_response,
+      # learned_quantile or constant; MODULE:NAME for one of your own
       estimator='empirical_quantile',
       q=0.85,  # of the SFT samples' rewards, for the quantiles
-      canned='',  # the response whose reward is the reference, for canned
+      # canned: for each reward, the response whose reward is the reference
+      canned=ml_collections.ConfigDict(),
       constant=0.0,  # for constant
+      per_reward=ml_collections.ConfigDict(),  # reward -> fields that differ
   )
   c.update(overrides)
+  return c
+
+
+def regime(**overrides) -> ml_collections.ConfigDict:
+  """One regime: dotted fields, written with __ for the dot, and their values.
+
+    c.regimes.norm = base.regime(reward_model__readout='norm')
+
+  Prompts and the SFT policy are those of the study, so only fields of what
+  follows them can be changed; methods and properties may be replaced whole.
+  """
+  c = ml_collections.ConfigDict()
+  for name, value in overrides.items():
+    c[name] = value
   return c

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from rlhf_jax.data import world_rules
 from rlhf_jax.exact import best_of_k, tilted
-from rlhf_jax.stages import common, evaluate, inputs
+from rlhf_jax.stages import common, evaluate, inputs, scorers
 from rlhf_jax.stages import judgements as judgements_lib
 from rlhf_jax.stages import references as references_stage
 
@@ -26,13 +25,6 @@ def folder(config: ml_collections.ConfigDict) -> str:
   return os.path.join(
       common.seed_folder(config), 'best_of_k', config.evaluate.property
   )
-
-
-def response_indices(tokens, mask, tokenizer) -> np.ndarray:
-  """Where each response [b t] stands among all responses of the world."""
-  first = inputs.move_ids(tokenizer)[0]
-  moves = np.where(mask & (tokens != tokenizer.eos_id), tokens - first, -1)
-  return world_rules.response_index(moves)
 
 
 def run(
@@ -57,7 +49,7 @@ def run(
   )
   for ids, rollout, found in batches:
     rows = slice(start, start + len(ids))
-    drawn[rows] = response_indices(
+    drawn[rows] = scorers.response_indices(
         np.asarray(rollout.response_tokens),
         np.asarray(rollout.response_mask),
         tokenizer,

@@ -39,8 +39,53 @@ class WorkdirError(ValueError):
 
 
 def seed_folder(config: ml_collections.ConfigDict) -> str:
-  """The folder of one repetition of the study."""
+  """The folder of one repetition of the study, or of one of its regimes."""
+  own = study_folder(config)
+  return os.path.join('regimes', config.regime, own) if config.regime else own
+
+
+def study_folder(config: ml_collections.ConfigDict) -> str:
+  """The folder of one repetition, whatever the regime: of the SFT policy."""
   return f'seed_{config.seed}'
+
+
+def in_regime(
+    config: ml_collections.ConfigDict, name: str
+) -> ml_collections.ConfigDict:
+  """The study's config in one of its regimes: exact, with no policies trained.
+
+  Raises:
+    ConfigError: the regime changes a field that does not exist, or one that the
+      prompts or the SFT policy, which all regimes share, depend on.
+  """
+  copy = config.copy_and_resolve_references()
+  copy.unlock()
+  for path, value in config.regimes[name].items():
+    path = path.replace('__', '.')
+    if path.split('.')[0] in ('sft', 'sampling', 'seed', 'seeds', 'data'):
+      raise ConfigError(
+          f'regimes.{name} changes {path}, but prompts and the SFT policy are'
+          ' shared by all regimes: make it a study of its own.'
+      )
+    section, _, field = path.rpartition('.')
+    target = copy
+    for part in filter(None, section.split('.')):
+      target = target.get(part)
+    if target is None or field not in target:
+      raise ConfigError(f'regimes.{name}: there is no field {path}.')
+    with target.ignore_type():
+      target[field] = value
+  copy.regime = name
+  unknown = sorted(set(copy.regime_methods) - set(copy.methods))
+  if unknown:
+    raise ConfigError(f'regime_methods has {unknown}, not in config.methods.')
+  for method in sorted(set(copy.methods) - set(copy.regime_methods)):
+    del copy.methods[method]
+  copy.regimes = ml_collections.ConfigDict()
+  copy.judges = ()
+  copy.policy_seeds = ()
+  copy.policy.sweep = ()
+  return copy.lock()
 
 
 def restricted(
@@ -48,7 +93,7 @@ def restricted(
 ) -> ml_collections.ConfigDict:
   """A locked copy of `config` with the sections `fields` alone."""
   copy = ml_collections.ConfigDict(
-      {name: config[name] for name in sorted(fields)}
+      {name: config[name] for name in sorted({*fields, 'regime'})}
   ).copy_and_resolve_references()
   return copy.lock()
 

@@ -115,6 +115,12 @@ def reward_folder(
   )
 
 
+def readout(config: ml_collections.ConfigDict, role: str) -> str:
+  """How a reward model of this role reads its states out."""
+  c = config.reward_model
+  return c.second_readout if role == 'second_evaluator' else c.readout
+
+
 def load_reward_params(
     config: ml_collections.ConfigDict, workdir: str, reward: str, role: str
 ) -> Params:
@@ -125,9 +131,9 @@ def load_reward_params(
 
 
 def load_sft_params(config: ml_collections.ConfigDict, workdir: str) -> Params:
-  """The trained weights of the reference policy."""
+  """The trained weights of the reference policy, the same in every regime."""
   return checkpoint.restore_params(
-      os.path.join(workdir, common.seed_folder(config), 'sft')
+      os.path.join(workdir, common.study_folder(config), 'sft')
   )
 
 

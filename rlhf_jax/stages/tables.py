@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import enumeration
-from rlhf_jax.stages import common, inputs
+from rlhf_jax.stages import common, inputs, scorers
 
 FIELDS = (
     'seed',
@@ -24,6 +24,10 @@ FIELDS = (
     'sft',
     'sampling',
     'reward_model',
+    'judges',
+    'scorers',
+    'reward_scales',
+    'property_modules',
 )
 
 
@@ -43,24 +47,6 @@ def compiled_logprobs(lm_cfg, sampling, moves):
   return jax.jit(logprobs)
 
 
-@functools.lru_cache(maxsize=8)
-def compiled_rewards(lm_cfg, readout, sampling, moves):
-  """Jitted rewards [x y] of every response."""
-
-  def rewards(params, tokens, mask):
-    return enumeration.enumerate_rewards(
-        params,
-        tokens,
-        mask,
-        lm_cfg,
-        readout=readout,
-        sampling=sampling,
-        moves=jnp.array(moves),
-    )
-
-  return jax.jit(rewards)
-
-
 def policy_logprobs(config, params, tokens, mask, *, chunk: int = 32):
   """Log-probability of every response under a policy, [x y] float32.
 
@@ -75,17 +61,7 @@ def policy_logprobs(config, params, tokens, mask, *, chunk: int = 32):
       ),
       inputs.move_ids(tokenizer),
   )
-  return in_chunks(functools.partial(fn, params), tokens, mask, chunk)
-
-
-def in_chunks(fn, tokens, mask, chunk):
-  """fn over prompts, `chunk` at a time, as one numpy array."""
-  num = tokens.shape[0]
-  parts = []
-  for start in range(0, num, chunk):
-    rows = np.minimum(np.arange(start, start + chunk), num - 1)
-    parts.append(np.asarray(fn(tokens[rows], mask[rows])))
-  return np.concatenate(parts)[:num]
+  return scorers.in_chunks(functools.partial(fn, params), tokens, mask, chunk)
 
 
 def run(
@@ -94,34 +70,27 @@ def run(
   """Writes tables.npz.
 
   sft [x y]; reward_model/NAME [x y], with NaN on training prompts where no
-  policy is trained for this seed; evaluator/NAME [held-out x, y].
+  policy is trained for this seed; JUDGE/NAME the same, on held-out prompts.
   """
   out = os.path.join(workdir, folder(config))
   tokenizer = inputs.make_tokenizer(config)
   prompts = inputs.load_prompts(config, workdir, tokenizer)
   trained = config.seed in config.policy_seeds
   wanted = np.arange(len(prompts.texts)) if trained else prompts.eval_ids
-  rewards = compiled_rewards(
-      inputs.lm_config(config.reward_model.lm, tokenizer),
-      config.reward_model.readout,
-      inputs.sampling_config(config, tokenizer, temperature=1.0),
-      inputs.move_ids(tokenizer),
-  )
   jobs = [('sft', wanted)]
   for name in config.rewards:
     jobs += [(f'reward_model/{name}', wanted)]
-    jobs += [(f'evaluator/{name}', prompts.eval_ids)]
+    jobs += [(f'{judge}/{name}', prompts.eval_ids) for judge in config.judges]
 
   arrays = {}
   for done, (name, ids) in enumerate(jobs):
-    tokens, mask = prompts.tokens[ids], prompts.mask[ids]
     if name == 'sft':
       params = inputs.load_sft_params(config, workdir)
+      tokens, mask = prompts.tokens[ids], prompts.mask[ids]
       values = policy_logprobs(config, params, tokens, mask)
     else:
       role, reward = name.split('/')
-      params = inputs.load_reward_params(config, workdir, reward, role)
-      values = in_chunks(functools.partial(rewards, params), tokens, mask, 32)
+      values = scorers.table(config, workdir, reward, role, prompts, ids)
     full = np.full((len(prompts.texts), values.shape[1]), np.nan, np.float32)
     full[ids] = values
     arrays[name] = full

@@ -1,0 +1,187 @@
+"""r(x, y) of every reward, whatever it is that scores it.
+
+A reward is learned from comparisons, known (gold, in the world), or given by a
+rule. Learners, references and tables see one function of prompts and responses.
+"""
+
+from collections.abc import Callable
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import ml_collections
+import numpy as np
+
+from rlhf_jax import enumeration
+from rlhf_jax.data import world as world_lib
+from rlhf_jax.data import world_rules
+from rlhf_jax.models import heads
+from rlhf_jax.stages import common, inputs
+from rlhf_jax.stages import data as data_stage
+from rlhf_jax.types import Rollout
+
+# (prompt rows [b], rollout) -> [b]; a row is a prompt's place in prompts.json.
+Scorer = Callable[[jax.Array | np.ndarray, Rollout], Array]
+
+
+@functools.lru_cache(maxsize=8)
+def compiled_reward(lm_cfg, readout):
+  """Jitted `reward(params, scale, prompt and response tokens and masks)`."""
+
+  def reward(params, scale, *tokens):
+    return scale * heads.reward(params, *tokens, lm_cfg, readout=readout)
+
+  return jax.jit(reward)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_table(lm_cfg, readout, sampling, moves):
+  """Jitted rewards [x y] of every response, by a learned model."""
+
+  def rewards(params, scale, tokens, mask):
+    return scale * enumeration.enumerate_rewards(
+        params,
+        tokens,
+        mask,
+        lm_cfg,
+        readout=readout,
+        sampling=sampling,
+        moves=jnp.array(moves),
+    )
+
+  return jax.jit(rewards)
+
+
+@functools.lru_cache(maxsize=32)
+def _rule(name: str):
+  """The jitted function that MODULE:NAME names."""
+  module, _, function = name.rpartition(':')
+  if not module:
+    raise common.ConfigError(
+        f'Unknown scorer {name!r}; it is learned, gold, or MODULE:NAME.'
+    )
+  found = getattr(importlib.import_module(module), function, None)
+  if found is None:
+    raise common.ConfigError(f'{module} has no function {function!r}.')
+  return jax.jit(
+      lambda scale, *tokens: scale * found(*tokens).astype(jnp.float32)
+  )
+
+
+def _how(config: ml_collections.ConfigDict, reward: str) -> tuple[str, float]:
+  how = config.scorers.get(reward, 'learned')
+  return how, np.float32(config.reward_scales.get(reward, 1.0))
+
+
+def _gold_table(config, reward) -> np.ndarray:
+  if config.data.source != 'world':
+    raise common.ConfigError(
+        f'scorers.{reward}=gold needs data.source=world, where gold is known.'
+    )
+  return world_lib.oracle_reward(data_stage.make_world(config), reward)
+
+
+def response_indices(tokens, mask, tokenizer) -> np.ndarray:
+  """Where each response [b t] stands among all responses of the world."""
+  first = inputs.move_ids(tokenizer)[0]
+  moves = np.where(mask & (tokens != tokenizer.eos_id), tokens - first, -1)
+  return world_rules.response_index(moves)
+
+
+def load(
+    config: ml_collections.ConfigDict, workdir: str, reward: str
+) -> Scorer:
+  """The scorer of a reward, with its weights read."""
+  how, scale = _how(config, reward)
+  tokenizer = inputs.make_tokenizer(config)
+  if how == 'learned':
+    fn = compiled_reward(
+        inputs.lm_config(config.reward_model.lm, tokenizer),
+        inputs.readout(config, 'reward_model'),
+    )
+    params = inputs.load_reward_params(config, workdir, reward, 'reward_model')
+    return lambda rows, rollout: fn(params, scale, *tokens_of(rollout))
+  if how == 'gold':
+    table = scale * _gold_table(config, reward)
+
+    def known(rows, rollout):
+      index = response_indices(
+          np.asarray(rollout.response_tokens),
+          np.asarray(rollout.response_mask),
+          tokenizer,
+      )
+      return jnp.asarray(table[np.asarray(rows), index])
+
+    return known
+  rule = _rule(how)
+  return lambda rows, rollout: rule(scale, *tokens_of(rollout))
+
+
+def tokens_of(rollout: Rollout):
+  """Prompt tokens and mask, response tokens and mask."""
+  return (
+      rollout.prompt_tokens,
+      rollout.prompt_mask,
+      rollout.response_tokens,
+      rollout.response_mask,
+  )
+
+
+def table(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    reward: str,
+    role: str,
+    prompts: inputs.Prompts,
+    ids: np.ndarray,
+) -> Float[np.ndarray, 'x y']:
+  """The reward of every response to the prompts `ids`.
+
+  Evaluators are always learned; only the reward models may be something else.
+  """
+  how, scale = (
+      _how(config, reward) if role == 'reward_model' else ('learned', 1)
+  )
+  tokenizer = inputs.make_tokenizer(config)
+  sampling = inputs.sampling_config(config, tokenizer, temperature=1.0)
+  moves = inputs.move_ids(tokenizer)
+  tokens, mask = prompts.tokens[ids], prompts.mask[ids]
+  if how == 'gold':
+    return scale * _gold_table(config, reward)[ids]
+  if how == 'learned':
+    fn = _compiled_table(
+        inputs.lm_config(config.reward_model.lm, tokenizer),
+        inputs.readout(config, role),
+        sampling,
+        moves,
+    )
+    params = inputs.load_reward_params(config, workdir, reward, role)
+    return in_chunks(
+        functools.partial(fn, params, np.float32(scale)), tokens, mask, 32
+    )
+  responses, valid = enumeration.all_responses(
+      jnp.array(moves), sampling=sampling
+  )
+
+  def one(tokens, mask):
+    spread = lambda a: jnp.broadcast_to(a, (len(responses), a.shape[-1]))
+    return _rule(how)(scale, spread(tokens), spread(mask), responses, valid)
+
+  return np.stack(
+      [np.asarray(one(tokens[i], mask[i])) for i in range(len(ids))]
+  )
+
+
+def in_chunks(fn, tokens, mask, chunk):
+  """fn over prompts, `chunk` at a time, as one numpy array.
+
+  The last chunk is filled up, so that one program serves them all.
+  """
+  num = tokens.shape[0]
+  parts = []
+  for start in range(0, num, chunk):
+    rows = np.minimum(np.arange(start, start + chunk), num - 1)
+    parts.append(np.asarray(fn(tokens[rows], mask[rows])))
+  return np.concatenate(parts)[:num]
