@@ -218,6 +218,8 @@ def method(
     weights=None,
     per_reward=None,
     reference='default',
+    properties=(),
+    exact=True,
     **options,
 ):
   """One way to turn rewards into a utility.
@@ -232,6 +234,9 @@ def method(
     weights: of rewards in the aggregate, by name; 1 for those not named.
     per_reward: what differs for a reward, by name: transform, options, negated.
     reference: which of references.specs is r_ref(x).
+    properties: the only properties it applies to; empty: all.
+    exact: whether it has an optimum to compute; False for what depends on the
+      whole batch, which can only be trained.
     **options: of the transform.
   """
   return config_dict.create(
@@ -242,6 +247,8 @@ def method(
       weights=config_dict.create(**(weights or {})),
       per_reward=ml_collections.ConfigDict(per_reward or {}),
       reference=reference,
+      properties=tuple(properties),
+      exact=exact,
   )
 
 

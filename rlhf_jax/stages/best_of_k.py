@@ -17,8 +17,9 @@ from rlhf_jax.exact import best_of_k, tilted
 from rlhf_jax.stages import common, evaluate, inputs, scorers
 from rlhf_jax.stages import judgements as judgements_lib
 from rlhf_jax.stages import references as references_stage
+from rlhf_jax.stages import study as study_lib
 
-FIELDS = evaluate.FIELDS
+FIELDS = (*evaluate.FIELDS, 'best_of_k')
 
 
 def folder(config: ml_collections.ConfigDict) -> str:
@@ -33,7 +34,7 @@ def run(
   """Writes results.csv: the rows of learner best_of_K, for every K."""
   out = os.path.join(workdir, folder(config))
   c = config.best_of_k
-  study = evaluate.Study(config, workdir, config.evaluate.property)
+  study = study_lib.Study(config, workdir, config.evaluate.property)
   tokenizer = inputs.make_tokenizer(config)
   held_out = study.prompts.eval_ids
   drawn = np.zeros((len(held_out), c.num_samples), np.int64)
@@ -70,11 +71,8 @@ def run(
   )
   results = evaluate.Rows(study.property, config.seed)
   ks = tuple(k for k in c.ks if k <= c.num_samples)
-  for method in config.methods:
-    objective = inputs.make_objective(config, study.property, method)
-    utility = evaluate.enumerated_utility(
-        scores, study.references, held_out, objective
-    )
+  for method in study.methods:
+    utility = study.utility_of(method, scores, held_out)
     _, metrics = judgements_lib.measure(
         sampled, best_of_k.sample_logweights(utility, ks=ks)
     )

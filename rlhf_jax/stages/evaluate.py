@@ -2,10 +2,11 @@
 
 Writes one file a table (see `TABLES`), of this seed and property; the figures
 stage joins them. Judging happens on held-out prompts; how much of the
-attainable objective a learner got, on the prompts it trained on.
+attainable objective a learner got, on the prompts it trained on. In a regime,
+exact optima alone are measured, and `results` is the only table.
 """
 
-import json
+from collections.abc import Iterator
 import os
 
 import jax
@@ -14,20 +15,23 @@ import ml_collections
 import numpy as np
 import pandas as pd
 
-from rlhf_jax import checkpoint
-from rlhf_jax.data import world as world_lib
-from rlhf_jax.data import world_rules
 from rlhf_jax.exact import enumerated, tilted
-from rlhf_jax.rewards import objective as objective_lib
-from rlhf_jax.rewards import references as references_lib
-from rlhf_jax.stages import common, inputs
-from rlhf_jax.stages import data as data_stage
+from rlhf_jax.stages import common, responses, trained
 from rlhf_jax.stages import judgements as judgements_lib
 from rlhf_jax.stages import policy as policy_stage
-from rlhf_jax.stages import tables as tables_stage
+from rlhf_jax.stages import study as study_lib
 
-FIELDS = (*policy_stage.FIELDS, 'policy_seeds', 'best_of_k', 'evaluate')
-TABLES = ('results', 'optimality', 'prompts', 'joint', 'responses')
+FIELDS = (*policy_stage.FIELDS, 'judges', 'policy_seeds', 'evaluate')
+TABLES = (
+    'results',
+    'optimality',
+    'prompts',
+    'prompt_values',
+    'joint',
+    'responses',
+)
+# What is kept prompt by prompt, for intervals over prompts.
+_BY_PROMPT = ('win_rate', 'above_q50', 'above_q85')
 
 
 def folder(config: ml_collections.ConfigDict) -> str:
@@ -36,98 +40,26 @@ def folder(config: ml_collections.ConfigDict) -> str:
   )
 
 
-class Study:
-  """What policies of one seed and property are measured with."""
-
-  def __init__(
-      self,
-      config: ml_collections.ConfigDict,
-      workdir: str,
-      property_name: str,
-  ):
-    self.config, self.workdir = config, workdir
-    self.property = property_name
-    self.rewards = tuple(config.properties[property_name])
-    tokenizer = inputs.make_tokenizer(config)
-    self.prompts = inputs.load_prompts(config, workdir, tokenizer)
-    self.world = data_stage.make_world(config)
-    self.tables = tables_stage.load(config, workdir)
-    self.references = inputs.load_references(config, workdir)
-    held_out = self.prompts.eval_ids
-    self.ref_logprobs = jnp.asarray(self.tables['sft'][held_out])
-    scores = {
-        'gold': {
-            r: jnp.asarray(self.world.gold[r][held_out]) for r in self.rewards
-        },
-        'evaluator': self._scores('evaluator', held_out),
-        'reward_model': self._scores('reward_model', held_out),
-    }
-    statistics = world_lib.response_statistics(self.world)
-    self.judgements = judgements_lib.make(
-        self.ref_logprobs,
-        scores,
-        {
-            name: jnp.asarray(value[held_out])
-            for name, value in statistics.items()
-        },
-    )
-
-  def _scores(self, role, ids):
-    return {
-        r: jnp.asarray(self.tables[f'{role}/{r}'][ids]) for r in self.rewards
-    }
-
-  def utility(self, method: str, ids: np.ndarray):
-    """u(x, y) [x y] of a method, from the references that learners use."""
-    objective = inputs.make_objective(self.config, self.property, method)
-    return enumerated_utility(
-        self._scores('reward_model', ids), self.references, ids, objective
-    )
-
-
-def enumerated_utility(scores, references, ids, objective):
-  """u(x, y) of every response [x y] to the prompts `ids`."""
-  rewards = {name: jnp.asarray(value) for name, value in scores.items()}
-  spread = {
-      name: references_lib.expand(
-          jax.tree.map(lambda leaf: leaf[ids], references[name])
-      )
-      for name in rewards
-  }
-  weights = {name: jnp.float32(1.0) for name in rewards}
-  return objective_lib.utility(rewards, spread, weights, objective=objective)[0]
-
-
-def policy_runs(config: ml_collections.ConfigDict) -> list[dict]:
-  """The policy runs of this seed and property, as the sweep lists them."""
-  if config.seed not in config.policy_seeds:
-    return []
-  return [
-      dict(property=p, method=method, learner=learner, kl_coef=kl_coef)
-      for p, method, learner, kl_coefs in config.policy.sweep
-      for kl_coef in kl_coefs
-      if p == config.evaluate.property
-  ]
-
-
 def run(
     config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
 ) -> None:
-  """Writes results, optimality, prompts, joint and responses as CSV."""
+  """Writes the tables of this seed and property as CSV."""
   out = os.path.join(workdir, folder(config))
-  study = Study(config, workdir, config.evaluate.property)
-  runs = policy_runs(config)
-  total = len(config.methods) + len(runs) + 1
+  study = study_lib.Study(config, workdir, config.evaluate.property)
+  runs = trained.runs(config)
+  total = len(study.methods) + len(runs) + 1
   results = Rows(study.property, config.seed)
   matched = {'sft': ('sft', study.ref_logprobs)}
 
   results.add_policies(study, 'sft', 'sft', [np.nan], study.ref_logprobs[None])
   targets = jnp.asarray(config.evaluate.kls, jnp.float32)
   at_match = config.evaluate.kls.index(config.evaluate.matched_kl)
-  for done, method in enumerate(config.methods):
+  for done, method in enumerate(study.methods):
     utility = study.utility(method, study.prompts.eval_ids)
     frontier = tilted.frontier(study.ref_logprobs, utility, targets)
     reached = np.flatnonzero(np.isfinite(frontier.kl_coefs))
+    if not reached.size:
+      continue  # a utility without differences has the SFT policy alone
     results.add_policies(
         study,
         method,
@@ -143,32 +75,33 @@ def run(
 
   optimality = []
   for done, what in enumerate(runs):
-    held_out, row = _trained(study, what, results)
+    held_out, row = trained.measured(study, what)
     optimality.append(row)
-    _keep_nearest(matched, what, held_out, study)
-    progress(len(config.methods) + done + 1, total)
+    results.add_policies(
+        study,
+        what['method'],
+        what['learner'],
+        [what['kl_coef']],
+        held_out[None],
+        utility=study.utility(what['method'], study.prompts.eval_ids)
+        if what['method'] in study.methods
+        else None,
+    )
+    trained.keep_nearest(matched, what, held_out, study)
+    progress(len(study.methods) + done + 1, total)
 
-  frames = {
-      'results': results.frame(),
-      'optimality': pd.DataFrame(
-          optimality,
-          columns=[
-              'property',
-              'method',
-              'learner',
-              'kl_coef',
-              'seed',
-              'kl',
-              'objective_share',
-          ],
-      ),
-      'prompts': _by_prompt(study, matched),
-      'joint': _joint(study, matched),
-      'responses': _responses(study, matched),
-  }
-  for name in TABLES:
+  frames = {'results': results.frame()}
+  if not config.regime:
+    frames |= {
+        'optimality': pd.DataFrame(optimality, columns=list(trained.COLUMNS)),
+        'prompts': _by_prompt(study, matched),
+        'prompt_values': _prompt_values(study, matched),
+        'joint': _joint(study, matched),
+        'responses': responses.rows(study, matched),
+    }
+  for name, frame in frames.items():
     with common.atomic(os.path.join(out, f'{name}.csv')) as f:
-      frames[name].to_csv(f, index=False)
+      frame.to_csv(f, index=False)
   progress(total, total)
 
 
@@ -180,20 +113,9 @@ class Rows:
 
   def add(self, method, learner, kl_coef, kl, metrics) -> None:
     """Adds one policy: a row for each (judge, metric)."""
+    head = (self._property, method, learner, kl_coef, self._seed, float(kl))
     for (judge, metric), value in sorted(metrics.items()):
-      self._rows.append(
-          (
-              self._property,
-              method,
-              learner,
-              kl_coef,
-              self._seed,
-              float(kl),
-              judge,
-              metric,
-              value,
-          )
-      )
+      self._rows.append((*head, judge, metric, value))
 
   def add_policies(
       self,
@@ -220,56 +142,7 @@ class Rows:
     return pd.DataFrame(self._rows, columns=names.split())
 
 
-def _trained(study: Study, what: dict, results: Rows):
-  """Measures a trained policy; its held-out log-probabilities, and its share."""
-  name = policy_stage.run_name(*what.values())
-  params = checkpoint.restore_params(
-      os.path.join(
-          study.workdir, common.seed_folder(study.config), 'policy', name
-      )
-  )
-  prompts, method, kl_coef = study.prompts, what['method'], what['kl_coef']
-  logprobs = jnp.asarray(
-      tables_stage.policy_logprobs(
-          study.config, params, prompts.tokens, prompts.mask
-      )
-  )
-  held_out = logprobs[prompts.eval_ids]
-  results.add_policies(
-      study,
-      method,
-      what['learner'],
-      [kl_coef],
-      held_out[None],
-      utility=study.utility(method, prompts.eval_ids),
-  )
-  train = prompts.train_ids
-  ref_logprobs = jnp.asarray(study.tables['sft'][train])
-  share = tilted.objective_share(
-      logprobs[train],
-      ref_logprobs,
-      study.utility(method, train),
-      kl_coef=kl_coef,
-  )
-  kl = tilted.sequence_kl(logprobs[train], ref_logprobs).mean()
-  return held_out, {
-      **what,
-      'seed': study.config.seed,
-      'kl': float(kl),
-      'objective_share': float(share),
-  }
-
-
-def _keep_nearest(matched, what, logprobs, study):
-  """Keeps, by method and learner, the trained policy nearest the matched KL."""
-  kl = float(tilted.sequence_kl(logprobs, study.ref_logprobs).mean())
-  distance = abs(kl - study.config.evaluate.matched_kl)
-  key = (what['method'], what['learner'])
-  if key not in matched or distance < matched[key][2]:
-    matched[key] = (what['learner'], logprobs, distance)
-
-
-def _entries(study, matched):
+def _entries(study, matched) -> Iterator[tuple]:
   """(method, learner, KL, logprobs) of the policies compared one by one."""
   for key, entry in matched.items():
     method = key if isinstance(key, str) else key[0]
@@ -277,34 +150,50 @@ def _entries(study, matched):
     yield method, entry[0], float(kl), entry[1]
 
 
-def _by_prompt(study: Study, matched) -> pd.DataFrame:
-  """Mean centered rewards of every held-out prompt at the matched KL."""
-  rows = []
-  texts = [study.prompts.texts[i] for i in study.prompts.eval_ids]
-  for method, learner, kl, logprobs in _entries(study, matched):
-    found = judgements_lib.centered_by_prompt(study.judgements, logprobs)
-    for (judge, reward), values in found.items():
-      for text, value in zip(texts, values, strict=True):
-        rows.append(
-            (
-                study.property,
-                method,
-                learner,
-                study.config.seed,
-                kl,
-                text,
-                reward,
-                judge,
-                float(value),
-            )
-        )
-  names = 'property method learner seed kl prompt reward judge centered'
+def _frame(names: str, rows) -> pd.DataFrame:
   return pd.DataFrame(rows, columns=names.split())
 
 
-def _joint(study: Study, matched) -> pd.DataFrame:
+def _texts(study: study_lib.Study) -> list[str]:
+  return [study.prompts.texts[i] for i in study.prompts.eval_ids]
+
+
+def _by_prompt(study: study_lib.Study, matched) -> pd.DataFrame:
+  """Mean centered rewards of every held-out prompt at the matched KL."""
+  rows = []
+  for method, learner, kl, logprobs in _entries(study, matched):
+    head = (study.property, method, learner, study.config.seed, kl)
+    found = judgements_lib.centered_by_prompt(study.judgements, logprobs)
+    for (judge, reward), values in found.items():
+      for text, value in zip(_texts(study), values, strict=True):
+        rows.append((*head, text, reward, judge, float(value)))
+  return _frame(
+      'property method learner seed kl prompt reward judge centered', rows
+  )
+
+
+def _prompt_values(study: study_lib.Study, matched) -> pd.DataFrame:
+  """Win rates of every held-out prompt at the matched KL."""
+  features = {
+      f'{judge}/{metric}': value
+      for (judge, metric), value in study.judgements.features.items()
+      if metric in _BY_PROMPT
+  }
+  rows = []
+  for method, learner, kl, logprobs in _entries(study, matched):
+    head = (study.property, method, learner, study.config.seed, kl)
+    means = enumerated.expectations(logprobs[None], features)
+    for name, values in means.items():
+      for text, value in zip(_texts(study), np.asarray(values[0]), strict=True):
+        rows.append((*head, *name.split('/'), text, float(value)))
+  return _frame(
+      'property method learner seed kl judge metric prompt value', rows
+  )
+
+
+def _joint(study: study_lib.Study, matched) -> pd.DataFrame:
   """Draws of the two centered rewards of one response, at the matched KL."""
-  names = ['method', 'learner', 'seed', 'kl', *study.config.rewards]
+  names = ['method', 'learner', 'seed', 'kl', *study.rewards]
   if len(study.rewards) < 2:
     return pd.DataFrame([], columns=names)
   frames = []
@@ -321,42 +210,3 @@ def _joint(study: Study, matched) -> pd.DataFrame:
       frame[reward] = np.asarray(picked).ravel()
     frames.append(pd.DataFrame(frame))
   return pd.concat(frames)[names]
-
-
-def _responses(study: Study, matched) -> pd.DataFrame:
-  """One drawn response of SFT, raw and LSC to each of a few prompts.
-
-  Of the trained policy where there is one, else of the exact optimum.
-  """
-  num = min(study.config.evaluate.num_responses, len(study.prompts.eval_ids))
-  # Spread over the prompts, which are ordered by their features.
-  shown = np.linspace(0, len(study.prompts.eval_ids) - 1, num).astype(int)
-  rows = [
-      {
-          'property': study.property,
-          'prompt': study.prompts.texts[study.prompts.eval_ids[x]],
-      }
-      for x in shown
-  ]
-  for method in ('sft', 'raw', 'lsc'):
-    entry = matched.get((method, 'ppo'), matched.get(method))
-    if entry is None:
-      continue
-    learner, logprobs = entry[:2]
-    kl = float(tilted.sequence_kl(logprobs, study.ref_logprobs).mean())
-    drawn = enumerated.draw(
-        jax.random.key(study.config.seed + 1), logprobs, num_samples=1
-    )
-    for row, x in zip(rows, shown, strict=True):
-      y = int(drawn[x, 0])
-      row[method] = study.world.responses[y]
-      row[f'{method}_text'] = world_rules.render(study.world.responses[y])
-      row[f'{method}_learner'], row[f'{method}_kl'] = learner, kl
-      for judge, suffix in (('reward_model', 'rewards'), ('gold', 'gold')):
-        row[f'{method}_{suffix}'] = json.dumps(
-            {
-                r: round(float(study.judgements.values[judge, r][x, y]), 2)
-                for r in study.rewards
-            }
-        )
-  return pd.DataFrame(rows)

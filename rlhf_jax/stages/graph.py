@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 
 from rlhf_jax.stages import (
+    analysis,
     best_of_k,
     common,
     data,
@@ -28,6 +29,7 @@ STAGES: dict[str, types.ModuleType] = {
     'policy': policy,
     'best_of_k': best_of_k,
     'evaluate': evaluate,
+    'analysis': analysis,
     'figures': figures,
 }
 
@@ -52,8 +54,11 @@ class Task:
 def task_config(
     config: ml_collections.ConfigDict, task: Task
 ) -> ml_collections.ConfigDict:
-  """The study's config with the task's overrides."""
-  return common.with_overrides(config, task.overrides)
+  """The study's config with the task's overrides, in the task's regime."""
+  overrides = dict(task.overrides)
+  if regime := overrides.pop('regime', ''):
+    config = common.in_regime(config, regime)
+  return common.with_overrides(config, overrides)
 
 
 def tasks(config: ml_collections.ConfigDict) -> list[Task]:
@@ -63,51 +68,78 @@ def tasks(config: ml_collections.ConfigDict) -> list[Task]:
     raise common.ConfigError(
         f'Unknown stages {unknown} in config.stages; known: {list(STAGES)}.'
     )
-  found: list[Task] = []
+  graph = _Graph(config)
+  last = []
+  for seed in config.seeds:
+    last += graph.add_seed({'seed': seed}, config)
+  for regime in config.regimes:
+    changed = common.in_regime(config, regime)
+    for seed in config.seeds:
+      last += graph.add_seed({'regime': regime, 'seed': seed}, changed)
+  graph.add('figures', {}, *last)
+  return graph.found
 
-  def add(stage, overrides, *needs):
+
+class _Graph:
+  """Tasks as they are added."""
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    self._config = config
+    self.found: list[Task] = []
+    self._have: set[str] = set()
+
+  def add(self, stage: str, overrides: dict[str, Any], *needs: str) -> str:
     """Adds a task if the study has its stage; returns its name."""
-    copy = common.with_overrides(config, overrides)
-    name = STAGES[stage].folder(copy)
-    if stage in config.stages:
-      have = {task.name for task in found}
-      if name in have:
+    name = STAGES[stage].folder(
+        task_config(self._config, Task(stage, overrides, '', ()))
+    )
+    if stage in self._config.stages:
+      if name in self._have:
         raise common.ConfigError(
             f'{name} would be made twice: an entry of seeds, rewards or'
             ' policy.sweep is repeated.'
         )
-      kept = tuple(n for n in needs if n in have)
-      found.append(Task(stage, overrides, name, kept))
+      kept = tuple(n for n in needs if n in self._have)
+      self.found.append(Task(stage, overrides, name, kept))
+      self._have.add(name)
     return name
 
-  last = []
-  for seed in config.seeds:
-    at = {'seed': seed}
-    made = add('data', at)
-    policy_0 = add('sft', at, made)
+  def add_seed(
+      self, at: dict[str, Any], config: ml_collections.ConfigDict
+  ) -> list[str]:
+    """Adds one repetition, of the study or a regime; its final tasks."""
+    data_made = self.add('data', at)
+    if config.regime:
+      policy_0 = sft.folder(common.with_overrides(config, {'seed': at['seed']}))
+    else:
+      policy_0 = self.add('sft', at, data_made)
     models = [
-        add(
+        self.add(
             'reward_model',
             at | {'reward_model.reward': r, 'reward_model.role': role},
-            made,
+            data_made,
         )
-        for role in ('reward_model', 'evaluator')
+        for role in ('reward_model', *config.judges)
         for r in config.rewards
+        if role != 'reward_model' or config.scorers.get(r) in (None, 'learned')
     ]
-    refs = add('references', at, policy_0, *models)
-    exact = add('tables', at, policy_0, *models)
+    refs = self.add('references', at, policy_0, *models)
+    exact = self.add('tables', at, policy_0, *models)
+    last = []
     for name in config.properties:
       runs = [
-          add('policy', at | overrides, refs)
+          self.add('policy', at | overrides, refs)
           for overrides in policy_overrides(config)
           if overrides['policy.property'] == name
-          and seed in config.policy_seeds
+          and at['seed'] in config.policy_seeds
       ]
       judged = at | {'evaluate.property': name}
-      last.append(add('best_of_k', judged, refs, exact))
-      last.append(add('evaluate', judged, refs, exact, *runs))
-  add('figures', {}, *last)
-  return found
+      if not config.regime:
+        last.append(self.add('best_of_k', judged, refs, exact))
+      last.append(self.add('evaluate', judged, refs, exact, *runs))
+    if not config.regime:
+      last.append(self.add('analysis', at, refs, exact))
+    return last
 
 
 def policy_overrides(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:

@@ -138,9 +138,10 @@ def load_sft_params(config: ml_collections.ConfigDict, workdir: str) -> Params:
 
 
 def load_references(
-    config: ml_collections.ConfigDict, workdir: str
+    config: ml_collections.ConfigDict, workdir: str, method: str
 ) -> dict[str, references_lib.Reference]:
-  """Reference rewards of every prompt, by reward name."""
+  """Reference rewards of every prompt under a method, by reward name."""
+  spec = section_of(config, method).reference
   path = os.path.join(workdir, common.seed_folder(config), 'references')
   found = {}
   for name in config.rewards:
@@ -148,9 +149,7 @@ def load_references(
     if not os.path.exists(file):
       raise FileNotFoundError(f'{file} is missing: run the stage references.')
     with np.load(file) as arrays:
-      found[name] = references_lib.Reference(
-          **{k: jnp.asarray(arrays[k]) for k in arrays.files}
-      )
+      found[name] = references_lib.reference_of(dict(arrays), spec)
   return found
 
 
@@ -166,22 +165,68 @@ def registered(name: str) -> str:
   return name
 
 
-def make_objective(
-    config: ml_collections.ConfigDict, property_name: str, method: str
-) -> objective_lib.Objective:
-  """How a named method turns the rewards of a property into a utility."""
+def section_of(
+    config: ml_collections.ConfigDict, method: str
+) -> ml_collections.ConfigDict:
+  """The section of a method; ConfigError names the known ones."""
   if method not in config.methods:
     raise common.ConfigError(
         f'Unknown method {method!r}; config.methods has:'
         f' {", ".join(sorted(config.methods))}.'
     )
-  section = config.methods[method]
-  return objective_lib.Objective(
-      rewards=tuple(config.properties[property_name]),
-      transform=registered(section.transform),
-      aggregate=registered(section.aggregate),
-      options=tuple(sorted(section.options.items())),
+  return config.methods[method]
+
+
+def methods_of(
+    config: ml_collections.ConfigDict, property_name: str
+) -> tuple[str, ...]:
+  """The methods whose exact optima a property is measured under.
+
+  All, but those that name other properties, and those that have no optimum.
+  """
+  return tuple(
+      name
+      for name, section in config.methods.items()
+      if section.exact
+      and (not section.properties or property_name in section.properties)
   )
+
+
+def make_objective(
+    config: ml_collections.ConfigDict, property_name: str, method: str
+) -> objective_lib.Objective:
+  """How a named method turns the rewards of a property into a utility."""
+  section = section_of(config, method)
+  components = []
+  for reward in config.properties[property_name]:
+    own = section.per_reward.get(reward, {})
+    # Options belong to a transform: another one has its own alone.
+    options = {} if 'transform' in own else section.options.to_dict()
+    options |= dict(own.get('options', {}))
+    components.append(
+        objective_lib.Component(
+            reward=reward,
+            transform=registered(own.get('transform', section.transform)),
+            options=tuple(sorted(options.items())),
+            negated=own.get('negated', False),
+        )
+    )
+  return objective_lib.Objective(
+      components=tuple(components),
+      aggregate=registered(section.aggregate),
+      options=tuple(sorted(section.aggregate_options.items())),
+  )
+
+
+def reward_weights(
+    config: ml_collections.ConfigDict, property_name: str, method: str
+) -> dict[str, jax.Array]:
+  """The weight of each reward of a property in a method's aggregate."""
+  given = section_of(config, method).weights
+  return {
+      reward: jnp.float32(given.get(reward, 1.0))
+      for reward in config.properties[property_name]
+  }
 
 
 def committed(state):

@@ -19,7 +19,6 @@ from rlhf_jax.evaluation import uniformity, win_rate
 from rlhf_jax.exact import enumerated, tilted
 from rlhf_jax.rewards import references
 
-JUDGES = ('gold', 'evaluator', 'reward_model')
 QUANTILES = (0.5, 0.75, 0.85, 0.95)
 _EXTREME = 0.999
 _CENTER = 0.85

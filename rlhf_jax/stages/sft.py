@@ -17,7 +17,7 @@ FIELDS = ('seed', 'rewards', 'data', 'world', 'sft')
 
 
 def folder(config: ml_collections.ConfigDict) -> str:
-  return os.path.join(common.seed_folder(config), 'sft')
+  return os.path.join(common.study_folder(config), 'sft')
 
 
 @functools.lru_cache(maxsize=8)

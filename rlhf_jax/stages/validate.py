@@ -19,8 +19,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
   """Raises ConfigError naming the first field that cannot be what it is."""
   _validate_study(config)
   _validate_numbers(config)
+  _validate_references(config)
   _validate_methods(config)
   _validate_policy(config)
+  for name in config.regimes:
+    try:
+      validate(common.in_regime(config, name))
+    except common.ConfigError as e:
+      raise common.ConfigError(f'regimes.{name}: {e}') from e
 
 
 def _validate_study(c):
@@ -55,16 +61,50 @@ def _validate_study(c):
         f'stages {sorted(needing)} need data.source=world, whose responses can'
         ' be enumerated.',
     )
-  for reward in c.rewards:
-    how = c.references[reward]
-    references.get(how.estimator)
+  known = ('evaluator', 'second_evaluator')
+  _require(
+      set(c.judges) <= set(known) and len(set(c.judges)) == len(c.judges),
+      f'judges must be distinct and of {known}, got {tuple(c.judges)}.',
+  )
+  for section in ('scorers', 'reward_scales'):
+    unknown = sorted(set(c[section]) - set(c.rewards))
     _require(
-        0 < how.q < 1, f'references.{reward}.q must lie in (0, 1), got {how.q}.'
+        not unknown or bool(c.regime),
+        f'{section} names {unknown}, which are not in rewards'
+        f' {tuple(c.rewards)}.',
     )
+  for reward, scale in c.reward_scales.items():
+    _require(scale > 0, f'reward_scales.{reward} must be > 0, got {scale}.')
+
+
+def _validate_references(c):
+  for name, spec in c.references.specs.items():
+    unknown = sorted(set(spec.per_reward) - set(c.rewards))
     _require(
-        (how.estimator == 'canned') == bool(how.canned),
-        f'references.{reward}.canned goes with estimator=canned, and only with'
-        ' it.',
+        not unknown or bool(c.regime),
+        f'references.specs.{name}.per_reward names {unknown}, which are not in'
+        f' rewards {tuple(c.rewards)}.',
+    )
+    for reward in c.rewards:
+      where = f'references.specs.{name} ({reward})'
+      how = {**spec, **spec.per_reward.get(reward, {})}
+      try:
+        references.get(inputs.registered(how['estimator']))
+      except (ValueError, ImportError) as e:
+        raise common.ConfigError(f'{where}: {e}') from e
+      _require(
+          0 < how['q'] < 1,
+          f'{where}: q must lie in (0, 1), got {how["q"]}.',
+      )
+      _require(
+          how['estimator'] != 'canned' or bool(how['canned'].get(reward)),
+          f'{where}: estimator=canned needs canned.{reward}, a response.',
+      )
+  for name, section in c.methods.items():
+    _require(
+        section.reference in c.references.specs,
+        f'methods.{name}.reference is {section.reference!r}; references.specs'
+        f' has {sorted(c.references.specs)}.',
     )
 
 
@@ -113,12 +153,33 @@ def _validate_numbers(c):
 
 
 def _validate_methods(c):
-  for name in c.methods:
-    for property_name in c.properties:
+  for name, section in c.methods.items():
+    unknown = sorted(set(section.properties) - set(c.properties))
+    _require(
+        not unknown or bool(c.regime),
+        f'methods.{name}.properties names {unknown}; properties has'
+        f' {sorted(c.properties)}.',
+    )
+    for field in ('weights', 'per_reward'):
+      unknown = sorted(set(section[field]) - set(c.rewards))
+      _require(
+          not unknown or bool(c.regime),
+          f'methods.{name}.{field} names {unknown}, which are not in rewards'
+          f' {tuple(c.rewards)}.',
+      )
+    for property_name in section.properties or c.properties:
+      if property_name not in c.properties:
+        continue
       try:
-        inputs.make_objective(c, property_name, name)
-      except (ValueError, TypeError, ImportError) as e:
+        objective = inputs.make_objective(c, property_name, name)
+      except (ValueError, TypeError, KeyError, ImportError) as e:
         raise common.ConfigError(f'methods.{name}: {e}') from e
+      _require(
+          not (section.exact and objective.whole_batch),
+          f'methods.{name} depends on the whole batch, so no fixed optimum'
+          ' pi_0 exp(u / kl_coef) exists to be computed: set'
+          f' methods.{name}.exact=False, and it can be trained.',
+      )
 
 
 def _validate_policy(c):
