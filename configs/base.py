@@ -273,6 +273,29 @@ def reference(**overrides) -> ml_collections.ConfigDict:
   return c
 
 
+def add_property(
+    c: ml_collections.ConfigDict,
+    name: str,
+    *,
+    scorer: str = 'learned',
+    module: str = '',
+) -> None:
+  """Adds a reward, and a property of the same name, to a study.
+
+  Args:
+    c: the config; `c.properties` gains the reward alone, under its name.
+    name: of a property of the world (rlhf_jax/data/properties), or of your data.
+    scorer: learned, gold, or MODULE:NAME of a rule; see `scorers`.
+    module: that registers the property of the world, if it is not built in.
+  """
+  c.rewards += (name,)
+  c.properties[name] = (name,)
+  c.scorers[name] = scorer
+  c.reward_scales[name] = 1.0
+  if module:
+    c.property_modules += (module,)
+
+
 def regime(**overrides) -> ml_collections.ConfigDict:
   """One regime: dotted fields, written with __ for the dot, and their values.
 
