@@ -97,6 +97,10 @@ def get_config() -> ml_collections.ConfigDict:
       path='',
       # hh: subset folder of each reward; jsonl: file name of each reward.
       files=config_dict.create(helpful='', harmless=''),
+      # jsonl: file of ratings of each reward, where reward_model.link needs them.
+      rating_files=config_dict.create(helpful='', harmless=''),
+      # The annotators (tags of rows) that each reward is learned from; (): all.
+      annotators=config_dict.create(helpful=(), harmless=()),
       hh_split='train',  # hh: SUBSET/{train,test}.jsonl.gz
       tokenizer='word',  # word (the world's) or byte
       max_prompt_tokens=4,  # longer prompts lose their beginning
@@ -112,6 +116,7 @@ def get_config() -> ml_collections.ConfigDict:
       lazy_rate=0.1,  # share of labels given by looks alone
       alignment=0.0,  # share of gold helpfulness added to gold harmlessness
       cue_mode='default',  # who is swayed by looks: default, equal or reversed
+      tie_band=0.5,  # log-odds below which annotators call a tie (link: ties)
       num_demonstrations=40_000,
       num_pairs=10_000,  # for the reward model, and as many for the evaluator
       num_test_pairs=2_000,  # on held-out prompts
