@@ -29,6 +29,7 @@ from rlhf_jax.types import Rollout
 FIELDS = (
     'seed',
     'rewards',
+    'judges',  # as reward_model, which this follows from
     'data',
     'world',
     'sft',

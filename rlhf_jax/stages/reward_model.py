@@ -27,6 +27,7 @@ from rlhf_jax.types import PreferenceBatch, RatingBatch
 FIELDS = (
     'seed',
     'rewards',
+    'judges',  # roles share the comparisons of text between them
     'property_modules',
     'data',
     'world',
