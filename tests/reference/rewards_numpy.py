@@ -121,6 +121,13 @@ def gaussian_quantile(samples, q):
   return np.mean(samples) + np.std(samples) * scipy.stats.norm.ppf(q)
 
 
+def pinball_loss(prediction, samples, q):
+  losses = []
+  for p, row in zip(prediction, samples, strict=True):
+    losses += [q * (s - p) if s > p else (1 - q) * (p - s) for s in row]
+  return np.mean(losses)
+
+
 def weighted_quantile(values, weights, q):
   """min{v : P(V <= v) >= q}, straight from the definition."""
   weights = weights / weights.sum()
