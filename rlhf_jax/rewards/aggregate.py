@@ -14,16 +14,16 @@ from jaxtyping import Array, Float, ScalarLike
 
 # Importing it registers its aggregators.
 from rlhf_jax.rewards import probability as probability
-from rlhf_jax.rewards.aggregator_registry import (
-    cone,
-    everything,
-    hull,
-    unless_removed,
-    Utilities,
-    weighted,
-    Weights,
-)
 from rlhf_jax.rewards.aggregator_registry import Aggregator as Aggregator
+from rlhf_jax.rewards.aggregator_registry import (
+  cone,
+  everything,
+  hull,
+  unless_removed,
+  Utilities,
+  weighted,
+  Weights,
+)
 from rlhf_jax.rewards.aggregator_registry import get as get
 from rlhf_jax.rewards.aggregator_registry import names as names
 from rlhf_jax.rewards.aggregator_registry import register as register

@@ -228,4 +228,3 @@ def gated(
       u = jnp.minimum(u, 0.0)
     total = total + weighted(weights[name], u)
   return total
-

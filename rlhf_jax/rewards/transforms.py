@@ -22,7 +22,7 @@ from rlhf_jax.rewards import shaped as shaped
 from rlhf_jax.rewards.options import check_positive
 from rlhf_jax.rewards.references import Reference
 from rlhf_jax.rewards.transform_registry import (
-  centered_reward as centered_reward,
+    centered_reward as centered_reward,
 )
 from rlhf_jax.rewards.transform_registry import get as get
 from rlhf_jax.rewards.transform_registry import names as names
