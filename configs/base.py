@@ -102,6 +102,9 @@ def get_config() -> ml_collections.ConfigDict:
       # The annotators (tags of rows) that each reward is learned from; (): all.
       annotators=config_dict.create(helpful=(), harmless=()),
       hh_split='train',  # hh: SUBSET/{train,test}.jsonl.gz
+      # Whose judgements a reward is learned from, by reward: the annotator tags
+      # of rows; all of them for a reward not named.
+      annotators=ml_collections.ConfigDict(),
       tokenizer='word',  # word (the world's) or byte
       max_prompt_tokens=4,  # longer prompts lose their beginning
       max_response_tokens=5,  # longer responses are dropped; EOS counts
