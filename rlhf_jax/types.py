@@ -53,6 +53,19 @@ class PreferenceBatch:
   rejected_tokens: Int[Array, 'b t']
   rejected_mask: Bool[Array, 'b t']
   valid: Bool[Array, ' b']  # False for rows that only fill the batch
+  tied: Bool[Array, ' b'] | None = None  # True where neither was preferred
+
+
+@pytree
+class RatingBatch:
+  """Responses rated from 1 to 5."""
+
+  prompt_tokens: Int[Array, 'b p']  # left-padded
+  prompt_mask: Bool[Array, 'b p']
+  response_tokens: Int[Array, 'b t']  # right-padded, EOS included
+  response_mask: Bool[Array, 'b t']
+  rating: Int[Array, ' b']
+  valid: Bool[Array, ' b']  # False for rows that only fill the batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
