@@ -45,15 +45,17 @@ def draw(
           [point['high'] - point['mean']],
       ]
     hollow = bool(point.get('hollow', False))
+    marker = point.get('marker', 'o')
+    edge = color if hollow or marker == '|' else 'white'
     axes.errorbar(
         [point['mean']],
         [y],
         xerr=bars,
-        fmt=point.get('marker', 'o'),
+        fmt=marker,
         ms=size,
         mfc='white' if hollow else color,
-        mec=color if hollow else 'white',
-        mew=1.4 if hollow else 0.7,
+        mec=edge,
+        mew=0.7 if edge == 'white' else 1.4,
         color=color,
         elinewidth=1.4,
         zorder=4,
@@ -87,5 +89,6 @@ def write(axes: Axes, y: float, text: str, *, x: float = 0.02) -> None:
       fontsize=8.5,
       style='italic',
       color=style.SOFT,
+      bbox=dict(fc='white', ec='none', pad=1.0),
       zorder=5,
   )

@@ -9,17 +9,15 @@ and how far two judges agree on that order (Kendall's tau).
 import itertools
 
 from matplotlib.figure import Figure
-import numpy as np
 import pandas as pd
 from scipy import stats
 
 from rlhf_jax.figures import dots, style, tables, words
 
-TITLE = 'One property, several judges'
+TITLE = 'Win rate under several judges'
 INPUTS = ('results.csv',)
 METRIC = 'win_rate'
 JUDGES = ('evaluator', 'second_evaluator', 'gold')
-_SAME = 5e-4  # curves nearer than this at every KL are one method
 _SHORT_JUDGES = {
     'evaluator': 'evaluator',
     'second_evaluator': '2nd evaluator',
@@ -40,7 +38,11 @@ def table(evaluation_dir: str) -> pd.DataFrame:
   parts = []
   for property in tables.present(results, 'property', tables.PROPERTIES):
     own = results[results['property'] == property]
-    own = own[own['method'].isin(['sft', *_distinct(own)])]
+    own = own[
+        own['method'].isin(
+            ['sft', *tables.distinct_methods(own, style.METHODS)]
+        )
+    ]
     judges = [j for j in JUDGES if j in set(own['judge'])]
     for judge in judges:
       parts.append(
@@ -54,27 +56,6 @@ def table(evaluation_dir: str) -> pd.DataFrame:
       )
     parts.append(_agreement(own, property, judges))
   return tables.concat(parts, what=TITLE)
-
-
-def _distinct(rows: pd.DataFrame) -> list[str]:
-  """Methods without those whose curves repeat another's.
-
-  With one property the minimum of centered rewards is the raw reward, and a
-  method that is counted twice would be two ranks that always agree.
-  """
-  exact = rows[rows['family'] == 'exact']
-  wide = exact.assign(kl=exact['kl'].round(2)).pivot(
-      index=['judge', 'seed', 'kl'], columns='method', values='value'
-  )
-  kept = []
-  for method in tables.present(exact, 'method', style.METHODS):
-    same = (
-        np.nanmax(np.abs(wide[method] - wide[k]), initial=0.0) < _SAME
-        for k in kept
-    )
-    if not any(same):
-      kept.append(method)
-  return kept
 
 
 def _agreement(
@@ -200,7 +181,8 @@ def _draw_tau(axes, taus: pd.DataFrame, *, first: bool) -> None:
   points = taus.assign(pair=names, color=style.INK)
   dots.draw(axes, points, names, row='pair', lane='judge')
   axes.axvline(0, color=style.INK, lw=0.9, ls=(0, (4, 3)), zorder=1)
-  axes.set_xlim(min(-1.05, taus['low'].min()), max(1.05, taus['high'].max()))
+  axes.set_xlim(min(-1.1, taus['low'].min()), max(1.15, taus['high'].max()))
+  axes.set_xticks((-1, -0.5, 0, 0.5, 1))
   axes.set_xlabel("Kendall's tau of two judges' orders")
   axes.tick_params(labelleft=first)
 

@@ -103,7 +103,7 @@ def _spread(title: str, rows: pd.DataFrame, names: dict[str, str]) -> str:
     return ''
   best, worst = own['mean'].idxmax(), own['mean'].idxmin()
   text = (
-      f'{title.replace(chr(10), " ").capitalize()}: between the best reference'
+      f'{words.sentence_case(title)}: between the best reference'
       f' ({names[best]}) and the worst ({names[worst]}) lie'
       f' {own["mean"].max() - own["mean"].min():.3f}'
   )

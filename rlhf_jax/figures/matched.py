@@ -149,31 +149,36 @@ def draw(
 
 
 def sentences(frame: pd.DataFrame, methods, names: dict[str, str]) -> list[str]:
-  """For each measure, what every method gains over raw; then what is absent."""
+  """The gains of one measure in full, what stands out in the others, and gaps.
+
+  In full: above the SFT median by gold quality, or the last measure there is.
+  """
+  spell = lambda m: names.get(m, style.label(m))
+  found = panels(frame)
+  full = [i for i, p in enumerate(PANELS) if p[:2] == ('above_q50', 'gold')]
+  full = next((t for t in found if t[1] == PANELS[full[0]][2]), found[-1])[1]
   out = []
-  for _, title, rows in panels(frame):
+  for _, title, rows in sorted(found, key=lambda p: p[1] != full):
     gains = rows[rows['quantity'] == 'difference'].set_index('method')
     kept = [m for m in methods if m in gains.index]
-    title = title.replace('\n', ' ').capitalize()
     if not kept:
-      out.append(f'{title}: no method reaches the KL.')
       continue
-    listed = '; '.join(
-        f'{names.get(m, style.label(m))} {words.signed(gains.loc[m])}'
-        for m in kept
-    )
-    below = [m for m in kept if words.established(gains.loc[m]) < 0]
-    verdict = (
-        ' Below raw, established: '
-        + ', '.join(names.get(m, style.label(m)) for m in below)
-        + '.'
-        if below
-        else ''
-    )
-    out.append(f'{title}, minus raw: {listed}.{verdict}')
+    text = f'{words.sentence_case(title)}, minus raw: '
+    if title == full:
+      text += '; '.join(
+          f'{spell(m)} {words.signed(gains.loc[m])}' for m in kept
+      )
+    else:
+      best = gains.loc[kept, 'mean'].idxmax()
+      text += f'highest for {spell(best)}, {words.signed(gains.loc[best])}'
+      if 'lsc' in kept and best != 'lsc':
+        text += f'; {spell("lsc")} {words.signed(gains.loc["lsc"])}'
+    below = [spell(m) for m in kept if words.established(gains.loc[m]) < 0]
+    text += f'. Below raw, established: {"; ".join(below) or "none"}.'
+    out.append(text)
   absent = frame[frame['quantity'] == 'unreached'].drop_duplicates('method')
   out += [
-      f'{names.get(r["method"], style.label(r["method"]))}: {why_unreached(r)}.'
+      f'{words.sentence_case(spell(r["method"]))}: {why_unreached(r)}.'
       for _, r in absent.iterrows()
   ]
   return out

@@ -8,7 +8,7 @@ Frechet bound and the others. LSC is one of them, and not always the best.
 from matplotlib.figure import Figure
 import pandas as pd
 
-from rlhf_jax.figures import matched, style, tables
+from rlhf_jax.figures import matched, style, tables, words
 
 TITLE = 'Every way to combine two rewards'
 INPUTS = ('results.csv',)
@@ -31,16 +31,13 @@ def table(evaluation_dir: str) -> pd.DataFrame:
 
 
 def _sorted(frame: pd.DataFrame) -> list[str]:
-  """Best first by the mean difference of the last panel by gold quality."""
-  methods = _methods(frame)
-  gains = frame[frame['quantity'] == 'difference']
-  gold = gains[gains['judge'] == 'gold']
-  gold = gold if len(gold) else gains
-  mean = gold[gold['metric'] == gold['metric'].iloc[-1]] if len(gold) else gold
-  if 'above_q50' in set(gold['metric']):
-    mean = gold[gold['metric'] == 'above_q50']
-  by = mean.set_index('method')['mean']
-  return sorted(methods, key=lambda m: -by.get(m, float('-inf')))
+  """Best first by the gain above the median; others, as they come, after."""
+  gains = frame[
+      (frame['quantity'] == 'difference')
+      & (frame['metric'] == 'above_q50')
+      & (frame['judge'] == 'gold')
+  ].set_index('method')['mean']
+  return sorted(_methods(frame), key=lambda m: -gains.get(m, float('-inf')))
 
 
 @style.styled
@@ -63,12 +60,14 @@ def caption(frame: pd.DataFrame) -> list[str]:
       ' optima at equal KL. ' + style.seeds_note(frame, 'Bars')
   ]
   out += matched.sentences(frame, methods, {})
-  for _, title, rows in matched.panels(frame):
+  for metric, title, rows in matched.panels(frame):
+    if metric == 'win_rate':
+      continue
     gains = rows[rows['quantity'] == 'difference'].set_index('method')['mean']
     if 'lsc' not in gains.index:
       continue
     above = gains[gains > gains['lsc']].sort_values(ascending=False)
-    name = title.replace('\n', ' ').capitalize()
+    name = words.sentence_case(title)
     better = ', '.join(
         f'{style.label(m)} ({v - gains["lsc"]:+.3f})' for m, v in above.items()
     )
