@@ -237,7 +237,7 @@ def _draw_copula(axes, rows: pd.DataFrame) -> None:
         ls=(0, (4, 2)) if method == 'oracle' else '-',
         label=style.short(method),
     )
-  axes.set_title('Dependent judgements')
+  axes.set_title('Dependence')
   axes.set_xlabel('correlation rho of the two judgements, given the response')
   axes.set_ylabel('P(both good)\nminus raw')
   _legend(axes)
