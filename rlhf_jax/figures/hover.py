@@ -28,7 +28,7 @@ def points(figure: Figure) -> list[dict]:
 
   Each dict has `left` and `top`, the position as fractions of the picture from
   its upper left corner; `x` and `y`, or the category on an axis of words;
-  `low` and `high` where the point has an interval; and the words `label`
+  `low`, `high` and `along` ('x' or 'y') where it has an interval; and the words `label`
   (which curve), `panel`, `x_label` and `y_label`, empty where there are none.
 
   The label of a line is its own when it was given one. Otherwise it is read
@@ -55,6 +55,24 @@ def points(figure: Figure) -> list[dict]:
   return found
 
 
+def compact(found: list[dict]) -> dict:
+  """The same points in a third of the characters, as the page embeds them.
+
+  `words` lists every (label, panel, x_label, y_label) once; a point is
+  [left, top, x, y, index into words], and [along, low, high] after it where
+  it has an interval.
+  """
+  names = ('label', 'panel', 'x_label', 'y_label')
+  words, rows = {}, []
+  for point in found:
+    index = words.setdefault(tuple(point[n] for n in names), len(words))
+    row = [point[n] for n in ('left', 'top', 'x', 'y')] + [index]
+    if 'along' in point:
+      row += [point[n] for n in ('along', 'low', 'high')]
+    rows.append(row)
+  return {'words': [list(w) for w in words], 'points': rows}
+
+
 def _point(axes, x, y, interval, ticks, words) -> list[dict]:
   """The point in a list, or nothing where the panel does not show it."""
   if not (np.isfinite(x) and np.isfinite(y)):
@@ -67,7 +85,8 @@ def _point(axes, x, y, interval, ticks, words) -> list[dict]:
   point = {'left': round(float(left), 4), 'top': round(1 - float(top), 4)}
   point |= {'x': _value(ticks[0], x), 'y': _value(ticks[1], y)}
   if interval is not None:
-    point |= dict(zip(('low', 'high'), map(_rounded, interval), strict=True))
+    along, low, high = interval
+    point |= {'along': along, 'low': _rounded(low), 'high': _rounded(high)}
   return [point | words]
 
 
@@ -177,17 +196,18 @@ def _band_of(line: Line2D, x, y, bands) -> dict:
       continue
     pairs = [(_at(found, a, b), b) for a, b in zip(x, y, strict=True)]
     if any(i for i, _ in pairs) and all(
-        i is None or i[0] - 1e-9 <= b <= i[1] + 1e-9 for i, b in pairs
+        i is None or i[1] - 1e-9 <= b <= i[2] + 1e-9 for i, b in pairs
     ):
       return found
   return {}
 
 
 def _at(intervals: dict, x, y) -> tuple | None:
-  """The interval of a point, vertical or horizontal."""
-  return intervals.get(('y', round(float(x), 6))) or intervals.get(
-      ('x', round(float(y), 6))
-  )
+  """(along, low, high) of a point: vertical, or else horizontal."""
+  for along, place in (('y', x), ('x', y)):
+    if found := intervals.get((along, round(float(place), 6))):
+      return along, *found
+  return None
 
 
 def _legend(figure: Figure) -> list[tuple[str, object]]:

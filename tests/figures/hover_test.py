@@ -65,6 +65,7 @@ class TestPoints:
     first, second, line = found[:2], found[2:4], found[4:]
     assert [(p['low'], p['high']) for p in first] == [(4.9, 5.3), (5.8, 6.4)]
     assert [(p['low'], p['high']) for p in second] == [(0.4, 0.9), (0.6, 0.9)]
+    assert {p['along'] for p in first + second} == {'y'}
     assert len(line) == 2 and not any('low' in p for p in line)
 
   def test_horizontal_bars_have_words_and_intervals(self):
@@ -77,7 +78,7 @@ class TestPoints:
         (0.2, 'above both', 0.1, 0.3),
         (0.8, 'neither', 0.7, 1.0),
     ]
-    assert {p['label'] for p in found} == {'LSC'}
+    assert {(p['label'], p['along']) for p in found} == {('LSC', 'x')}
 
   def test_labels_by_colour_marker_and_dashes_of_the_legend(self):
     figure, axes = _panel()
@@ -139,6 +140,22 @@ class TestPoints:
     axes.set_xscale('log')
     left = [p['left'] for p in hover.points(figure)]
     np.testing.assert_allclose(np.diff(left)[0], np.diff(left)[1], atol=2e-4)
+
+
+def test_compact_keeps_everything():
+  figure, axes = _panel()
+  axes.errorbar([1, 2], [5, 6], yerr=[[0.1, 0.2]] * 2, fmt='o', label='a')
+  axes.plot([1, 2], [5.5, 6.5], label='b')
+  found = hover.points(figure)
+  small = hover.compact(found)
+  names = ('left', 'top', 'x', 'y', None, 'along', 'low', 'high')
+  words = ('label', 'panel', 'x_label', 'y_label')
+  back = [
+      {n: v for n, v in zip(names, row, strict=False) if n}
+      | dict(zip(words, small['words'][row[4]], strict=True))
+      for row in small['points']
+  ]
+  assert back == found and len(small['words']) == 2
 
 
 @pytest.mark.parametrize('name', build.NAMES)
