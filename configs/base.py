@@ -99,8 +99,6 @@ def get_config() -> ml_collections.ConfigDict:
       files=config_dict.create(helpful='', harmless=''),
       # jsonl: file of ratings of each reward, where reward_model.link needs them.
       rating_files=config_dict.create(helpful='', harmless=''),
-      # The annotators (tags of rows) that each reward is learned from; (): all.
-      annotators=config_dict.create(helpful=(), harmless=()),
       hh_split='train',  # hh: SUBSET/{train,test}.jsonl.gz
       # Whose judgements a reward is learned from, by reward: the annotator tags
       # of rows; all of them for a reward not named.

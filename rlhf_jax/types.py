@@ -44,7 +44,10 @@ class Rollout:
 
 @pytree
 class PreferenceBatch:
-  """Pairs of responses to one prompt, the first of which was preferred."""
+  """Pairs of responses to one prompt, the first of which was preferred.
+
+  Where `tied` is True neither was, and their order means nothing.
+  """
 
   prompt_tokens: Int[Array, 'b p']  # left-padded
   prompt_mask: Bool[Array, 'b p']
@@ -64,7 +67,7 @@ class RatingBatch:
   prompt_mask: Bool[Array, 'b p']
   response_tokens: Int[Array, 'b t']  # right-padded, EOS included
   response_mask: Bool[Array, 'b t']
-  rating: Int[Array, ' b']
+  rating: Int[Array, ' b']  # 1 worst, 5 best
   valid: Bool[Array, ' b']  # False for rows that only fill the batch
 
 

@@ -188,15 +188,14 @@ class ValueLossTest(parameterized.TestCase):
     np.testing.assert_allclose(metrics['value_clip_frac'], share)
 
   def test_explained_variance(self):
-    returns = jnp.array([[1.0, 2.0, 3.0]])
-    mask = jnp.ones((1, 3), bool)
-    f = lambda v, g: policy_gradient.value_loss(
-        v, v, g, mask, value_clip_eps=None
-    )[1]['explained_var']
+    returns = jnp.array([[1.0, 2.0, 3.0, np.nan]])
+    mask = jnp.array([[True, True, True, False]])
+    f = lambda v, g: policy_gradient.explained_variance(v, g, mask)
     np.testing.assert_allclose(f(returns, returns), 1.0)
     np.testing.assert_allclose(f(returns + 5, returns), 1.0, rtol=1e-6)
-    np.testing.assert_allclose(f(jnp.zeros((1, 3)), returns), 0.0, atol=1e-6)
-    np.testing.assert_allclose(f(returns, jnp.ones((1, 3))), 0.0)
+    np.testing.assert_allclose(f(jnp.zeros((1, 4)), returns), 0.0, atol=1e-6)
+    np.testing.assert_allclose(f(-returns, returns), -3.0, rtol=1e-6)
+    np.testing.assert_allclose(f(returns, jnp.ones((1, 4))), 0.0)
 
   @parameterized.parameters(None, 0.2)
   def test_padding_never_reaches_loss_or_gradient(self, value_clip_eps):
