@@ -26,7 +26,6 @@ OBJECTIVES = {
         'pi_0 exp(v / kl_coef) / Z with v(y) = E_{y2 ~ pi_0} sigma(u(y) - u(y2))'
     ),
     'best_of_k': 'the best of k = samples_per_prompt draws of pi_0, by u',
-    'rescaled': 'no optimum of u: each prompt has a price of its own',
 }
 
 
@@ -72,11 +71,6 @@ class Learner:
   rescales: Callable[[typing.Any], bool] = lambda cfg: False
 
   def __post_init__(self):
-    if self.samples_from not in ('policy', 'reference'):
-      raise ValueError(
-          f'{self.name}: samples_from is policy or reference, got'
-          f' {self.samples_from!r}.'
-      )
     if self.objective not in OBJECTIVES:
       raise ValueError(
           f'{self.name}: unknown objective {self.objective!r}; known:'
