@@ -97,7 +97,12 @@ def get_config() -> ml_collections.ConfigDict:
       path='',
       # hh: subset folder of each reward; jsonl: file name of each reward.
       files=config_dict.create(helpful='', harmless=''),
+      # jsonl: file of ratings of each reward, where reward_model.link needs them.
+      rating_files=config_dict.create(helpful='', harmless=''),
       hh_split='train',  # hh: SUBSET/{train,test}.jsonl.gz
+      # Whose judgements a reward is learned from, by reward: the annotator tags
+      # of rows; all of them for a reward not named.
+      annotators=ml_collections.ConfigDict(),
       tokenizer='word',  # word (the world's) or byte
       max_prompt_tokens=4,  # longer prompts lose their beginning
       max_response_tokens=5,  # longer responses are dropped; EOS counts
@@ -112,6 +117,7 @@ def get_config() -> ml_collections.ConfigDict:
       lazy_rate=0.1,  # share of labels given by looks alone
       alignment=0.0,  # share of gold helpfulness added to gold harmlessness
       cue_mode='default',  # who is swayed by looks: default, equal or reversed
+      tie_band=0.5,  # log-odds below which annotators call a tie (link: ties)
       num_demonstrations=40_000,
       num_pairs=10_000,  # for the reward model, and as many for the evaluator
       num_test_pairs=2_000,  # on held-out prompts
@@ -266,6 +272,29 @@ def reference(**overrides) -> ml_collections.ConfigDict:
   )
   c.update(overrides)
   return c
+
+
+def add_property(
+    c: ml_collections.ConfigDict,
+    name: str,
+    *,
+    scorer: str = 'learned',
+    module: str = '',
+) -> None:
+  """Adds a reward, and a property of the same name, to a study.
+
+  Args:
+    c: the config; `c.properties` gains the reward alone, under its name.
+    name: of a property of the world (rlhf_jax/data/properties), or of your data.
+    scorer: learned, gold, or MODULE:NAME of a rule; see `scorers`.
+    module: that registers the property of the world, if it is not built in.
+  """
+  c.rewards += (name,)
+  c.properties[name] = (name,)
+  c.scorers[name] = scorer
+  c.reward_scales[name] = 1.0
+  if module:
+    c.property_modules += (module,)
 
 
 def regime(**overrides) -> ml_collections.ConfigDict:

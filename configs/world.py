@@ -26,6 +26,7 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
     )
   c = base.get_config()
   c.seeds = (0, 1, 2)
+  c.judges = ('evaluator', 'second_evaluator')
   c.methods.z_sum = base.method('z_score', 'weighted_sum')
   c.methods.min = base.method('centered', 'minimum')
   c.policy.sweep = (

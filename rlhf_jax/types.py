@@ -44,7 +44,10 @@ class Rollout:
 
 @pytree
 class PreferenceBatch:
-  """Pairs of responses to one prompt, the first of which was preferred."""
+  """Pairs of responses to one prompt, the first of which was preferred.
+
+  Where `tied` is True neither was, and their order means nothing.
+  """
 
   prompt_tokens: Int[Array, 'b p']  # left-padded
   prompt_mask: Bool[Array, 'b p']
@@ -52,6 +55,19 @@ class PreferenceBatch:
   chosen_mask: Bool[Array, 'b t']
   rejected_tokens: Int[Array, 'b t']
   rejected_mask: Bool[Array, 'b t']
+  valid: Bool[Array, ' b']  # False for rows that only fill the batch
+  tied: Bool[Array, ' b'] | None = None  # True where neither was preferred
+
+
+@pytree
+class RatingBatch:
+  """Responses rated from 1 to 5."""
+
+  prompt_tokens: Int[Array, 'b p']  # left-padded
+  prompt_mask: Bool[Array, 'b p']
+  response_tokens: Int[Array, 'b t']  # right-padded, EOS included
+  response_mask: Bool[Array, 'b t']
+  rating: Int[Array, ' b']  # 1 worst, 5 best
   valid: Bool[Array, ' b']  # False for rows that only fill the batch
 
 

@@ -3,24 +3,31 @@
 The paper takes the 85th percentile of the rewards of SFT samples for the same
 prompt, or the reward of a canned response. A reference scored by the same reward
 model on the same prompt cancels the per-prompt constant c(x) that preferences
-leave free; one constant for all prompts does not, and is here as the negative
+leave free; one number for all prompts does not, and is here as the negative
 control.
 
-To add an estimator, write a function of the samples with keyword-only options
-from `make_reference`'s, and `@register` it; its name is its name in a config.
+To add an estimator, write a function of the samples with keyword-only options,
+declare it, and `@register` it; its name is its name in a config. Options are the
+numbers `q` and `constant`, and what it declares to need.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import dataclasses
 import inspect
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, ScalarLike
+from jaxtyping import Array, ArrayLike, Bool, Float, ScalarLike
 
+from rlhf_jax.ops import masked
 from rlhf_jax.types import pytree
 
-Estimator = Callable[..., Array]
-_ESTIMATORS: dict[str, Estimator] = {}
+_ESTIMATORS: dict[str, 'Estimator'] = {}
+
+# What an estimator may need of each prompt beside the rewards of SFT samples: the
+# reward of a canned response, the reward of the response that the data hold, or a
+# model's prediction from the prompt.
+NEEDS = ('canned', 'dataset', 'learned')
 
 # A cumulative probability this close below q has reached it: float32 sums of the
 # probabilities of an enumerated space carry errors of this order.
@@ -35,20 +42,82 @@ class Reference:
   leaves [b] and samples [b m]; rewards [x y] of y responses to each prompt with
   `expand(reference)`, whose leaves are [x 1] and samples [x 1 m].
   `jax.tree.map(lambda leaf: leaf[prompt], reference)` gives the rows of a batch.
+
+  `knots` and `levels` are a curve from r - r_ref to calibrated log-odds (see
+  `calibration.isotonic_log_odds`); None where none was fitted.
   """
 
   ref_reward: Float[Array, '*b']  # r_ref(x)
   mean: Float[Array, '*b']  # over SFT samples
   std: Float[Array, '*b']  # over SFT samples, biased
   samples: Float[Array, '*b m']  # rewards of SFT samples
+  knots: Float[Array, '*b j'] | None = None  # ascending, in units of the reward
+  levels: Float[Array, '*b j'] | None = None  # ascending
 
 
-def register(fn: Estimator) -> Estimator:
-  """Adds `fn(samples, **options)` to the estimators, under its own name."""
-  if fn.__name__ in _ESTIMATORS:
-    raise ValueError(f'Reference {fn.__name__!r} is already registered.')
-  _ESTIMATORS[fn.__name__] = fn
-  return fn
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimator:
+  """A registered estimator of r_ref: its function and its declarations.
+
+  Attributes:
+    name: in configs and figures.
+    fn: `fn(samples [.. m], **options) -> r_ref [..]`.
+    source: where it was published.
+    needs: which of NEEDS it takes as options, each [..].
+    whole_batch: r_ref of a prompt depends on the other prompts.
+    cancels_offset: adding c(x) to every reward of a prompt, those it needs
+      included, adds c(x) to its r_ref, so that c(x) drops out of r - r_ref.
+  """
+
+  name: str
+  fn: Callable[..., Array]
+  source: str
+  needs: tuple[str, ...] = ()
+  whole_batch: bool = False
+  cancels_offset: bool = True
+
+  def __post_init__(self):
+    if unknown := sorted(set(self.needs) - set(NEEDS)):
+      raise ValueError(
+          f'Reference {self.name!r} needs {unknown}; there are only {NEEDS}.'
+      )
+
+  @property
+  def options(self) -> tuple[str, ...]:
+    """Names of the options of its function."""
+    return tuple(inspect.signature(self.fn).parameters)[1:]
+
+  def __call__(self, samples: Array, **options) -> Array:
+    """r_ref, given the options that its function asks for.
+
+    An option that would have no effect is an error, None aside; q always has a
+    value, so it is simply unused where it means nothing.
+    """
+    for name, value in options.items():
+      if name not in self.options and name != 'q' and value is not None:
+        raise ValueError(f'Reference {self.name!r} does not use {name}=.')
+    for name in self.options:
+      if options.get(name) is None:
+        raise ValueError(f'Reference {self.name!r} needs {name}=.')
+    return self.fn(samples, **{name: options[name] for name in self.options})
+
+
+def register(**declarations):
+  """Adds a function to the estimators, under its own name.
+
+  Args:
+    **declarations: the attributes of Estimator, `name` and `fn` aside.
+  """
+
+  def add(fn: Callable[..., Array]) -> Callable[..., Array]:
+    if fn.__name__ in _ESTIMATORS:
+      raise ValueError(f'Reference {fn.__name__!r} is already registered.')
+    _ESTIMATORS[fn.__name__] = Estimator(
+        name=fn.__name__, fn=fn, **declarations
+    )
+    return fn
+
+  return add
 
 
 def names() -> tuple[str, ...]:
@@ -57,7 +126,7 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Estimator:
-  """The estimator registered under `name`."""
+  """The estimator registered under `name`: callable, with its declarations."""
   if name not in _ESTIMATORS:
     raise ValueError(f'Unknown reference {name!r}; known: {names()}.')
   return _ESTIMATORS[name]
@@ -68,7 +137,7 @@ def _check_level(q: ScalarLike) -> None:
     raise ValueError(f'A quantile level must lie in [0, 1], got {q}.')
 
 
-@register
+@register(source='Wang et al. 2024, arXiv:2402.00742')
 def empirical_quantile(
     samples: Float[Array, '... m'], *, q: ScalarLike
 ) -> Float[Array, '...']:
@@ -86,7 +155,7 @@ def empirical_quantile(
   return jnp.quantile(samples.astype(jnp.float32), q, axis=-1)
 
 
-@register
+@register(source='Fu et al. 2025 (PAR), arXiv:2502.18770')
 def gaussian_quantile(
     samples: Float[Array, '... m'], *, q: ScalarLike
 ) -> Float[Array, '...']:
@@ -105,13 +174,13 @@ def gaussian_quantile(
   return samples.mean(-1) + samples.std(-1) * jax.scipy.stats.norm.ppf(q)
 
 
-@register
+@register(source='folklore')
 def mean(samples: Float[Array, '... m']) -> Float[Array, '...']:
   """The mean of the samples: about half of SFT responses already count as good."""
   return samples.astype(jnp.float32).mean(-1)
 
 
-@register
+@register(needs=('canned',), source='Wang et al. 2024, arXiv:2402.00742')
 def canned(
     samples: Float[Array, '... m'], *, canned: Float[Array, '...']
 ) -> Float[Array, '...']:
@@ -128,7 +197,41 @@ def canned(
   return jnp.broadcast_to(canned.astype(jnp.float32), samples.shape[:-1])
 
 
-@register
+@register(needs=('dataset',), source='folklore')
+def dataset_response(
+    samples: Float[Array, '... m'], *, dataset: Float[Array, '...']
+) -> Float[Array, '...']:
+  """The reward of the response that the data hold for the same prompt.
+
+    r_ref(x) = r(x, y_data)
+
+  A response counts as good when it beats a demonstration. One draw, so as noisy
+  as a single SFT sample where demonstrations are what SFT learned from.
+  """
+  return jnp.broadcast_to(dataset.astype(jnp.float32), samples.shape[:-1])
+
+
+@register(
+    needs=('learned',),
+    cancels_offset=False,  # only as far as the model has learned c(x)
+    source='quantile regression, Koenker and Bassett 1978',
+)
+def learned_quantile(
+    samples: Float[Array, '... m'], *, learned: Float[Array, '...']
+) -> Float[Array, '...']:
+  """A model's prediction of the q-quantile of SFT rewards, from the prompt alone.
+
+  The model is fitted by `pinball_loss`, at its own q, on training prompts: a new
+  prompt then needs no SFT samples. It cancels c(x) only as far as c(x) can be
+  predicted.
+
+  References:
+    Koenker and Bassett 1978, "Regression Quantiles".
+  """
+  return jnp.broadcast_to(learned.astype(jnp.float32), samples.shape[:-1])
+
+
+@register(cancels_offset=False, source='a negative control')
 def constant(
     samples: Float[Array, '... m'], *, constant: ScalarLike
 ) -> Float[Array, '...']:
@@ -141,20 +244,50 @@ def constant(
   return jnp.broadcast_to(value, samples.shape[:-1])
 
 
-def _estimate(samples: Array, estimator: str, options: dict) -> Array:
-  """r_ref by `estimator`, given the options that its signature asks for.
+@register(whole_batch=True, cancels_offset=False, source='a negative control')
+def pooled_quantile(
+    samples: Float[Array, '... m'], *, q: ScalarLike
+) -> Float[Array, '...']:
+  """The q-quantile of the samples of all prompts together, for every prompt.
 
-  A canned response or a constant that would have no effect is an error; q always
-  has a value, so it is simply unused where it means nothing.
+  The negative control at the scale of the rewards: as many SFT responses count
+  as good as with `empirical_quantile`, but not the same number for each prompt.
   """
-  fn = get(estimator)
-  wanted = list(inspect.signature(fn).parameters)[1:]
-  for name, value in options.items():
-    if name in wanted and value is None:
-      raise ValueError(f'Reference {estimator!r} needs {name}=.')
-    if name not in wanted and name != 'q' and value is not None:
-      raise ValueError(f'Reference {estimator!r} does not use {name}=.')
-  return fn(samples, **{name: options[name] for name in wanted})
+  _check_level(q)
+  pooled = jnp.quantile(samples.astype(jnp.float32), q)
+  return jnp.broadcast_to(pooled, samples.shape[:-1])
+
+
+def pinball_loss(
+    prediction: Float[Array, '*b'],
+    samples: Float[Array, '*b m'],
+    mask: Bool[Array, '*b m'] | None = None,
+    *,
+    q: ScalarLike,
+) -> Float[Array, '']:
+  """Mean pinball loss of predicted q-quantiles, over the valid samples.
+
+    L = E[max(q e, (q - 1) e)],   e = sample - prediction
+    dL/dprediction = P(sample < prediction) - q
+
+  Minimal where a share q of the samples lies below the prediction. At e = 0 the
+  gradient is that of e < 0.
+
+  Args:
+    prediction: one for each row of samples.
+    samples: draws from the distributions whose quantiles are wanted.
+    mask: which samples there are; None for all.
+    q: level.
+
+  References:
+    Koenker and Bassett 1978, "Regression Quantiles", Econometrica 46.
+  """
+  _check_level(q)
+  mask = jnp.ones_like(samples, bool) if mask is None else mask
+  samples = jnp.where(mask, samples.astype(jnp.float32), 0.0)
+  error = samples - prediction.astype(jnp.float32)[..., None]
+  loss = jnp.where(error > 0, q * error, (q - 1.0) * error)
+  return masked.mean(loss, mask)
 
 
 def make_reference(
@@ -162,8 +295,8 @@ def make_reference(
     *,
     estimator: str,
     q: ScalarLike = 0.85,
-    canned: Float[Array, '*b'] | None = None,
     constant: ScalarLike | None = None,
+    **needs: Float[Array, '*b'] | None,
 ) -> Reference:
   """The Reference of prompts whose SFT samples have these rewards.
 
@@ -172,16 +305,45 @@ def make_reference(
       the reference will be compared with.
     estimator: one of `names()`.
     q: level of the quantile estimators (the paper's .85).
-    canned: reward of the canned response to each prompt; estimator 'canned' only.
     constant: r_ref of every prompt; estimator 'constant' only.
+    **needs: what the estimator declares to need, and nothing else.
   """
   samples = samples.astype(jnp.float32)
-  options = {'q': q, 'canned': canned, 'constant': constant}
   return Reference(
-      ref_reward=_estimate(samples, estimator, options),
+      ref_reward=get(estimator)(samples, q=q, constant=constant, **needs),
       mean=samples.mean(-1),
       std=samples.std(-1),
       samples=samples,
+  )
+
+
+def reference_of(arrays: Mapping[str, ArrayLike], spec: str) -> Reference:
+  """The Reference of every prompt under a named specification.
+
+  Args:
+    arrays: samples [x m]; ref/SPEC [x] for each specification; and, where the
+      reward was calibrated by a curve, its knots [j] and levels [j].
+    spec: which specification.
+  """
+  name = f'ref/{spec}'
+  if name not in arrays:
+    known = sorted(k.removeprefix('ref/') for k in arrays if k[:4] == 'ref/')
+    raise KeyError(f'There is no reference {spec!r}; known: {known}.')
+  samples = jnp.asarray(arrays['samples'], jnp.float32)
+  curve = {
+      k: jnp.broadcast_to(
+          jnp.asarray(arrays[k], jnp.float32),
+          (*samples.shape[:-1], len(arrays[k])),
+      )
+      for k in ('knots', 'levels')
+      if k in arrays
+  }
+  return Reference(
+      ref_reward=jnp.asarray(arrays[name], jnp.float32),
+      mean=samples.mean(-1),
+      std=samples.std(-1),
+      samples=samples,
+      **curve,
   )
 
 
@@ -204,70 +366,20 @@ def weighted_quantile(
     q: level in [0, 1]; 0 gives the smallest value, possible or not.
   """
   _check_level(q)
-  q = jnp.asarray(q, jnp.float32)[None]
-  return _weighted_quantiles(values, logweights, q)[..., 0]
-
-
-def _weighted_quantiles(values: Array, logweights: Array, q: Array) -> Array:
-  """`weighted_quantile` at several levels from one sort; they go last."""
   values = values.astype(jnp.float32)
   weights = jax.nn.softmax(logweights.astype(jnp.float32), axis=-1)
   order = jnp.argsort(values, axis=-1)
   values = jnp.take_along_axis(values, order, axis=-1)
   cumulative = jnp.cumsum(jnp.take_along_axis(weights, order, axis=-1), axis=-1)
   cumulative = cumulative / cumulative[..., -1:]
+  level = jnp.asarray(q, jnp.float32)[None] - _LEVEL_EPS
 
   def search(cumulative: Array) -> Array:
-    return jnp.searchsorted(cumulative, q - _LEVEL_EPS, side='left')
+    return jnp.searchsorted(cumulative, level, side='left')
 
   for _ in range(cumulative.ndim - 1):
     search = jax.vmap(search)
-  return jnp.take_along_axis(values, search(cumulative), axis=-1)
-
-
-def weighted_reference(
-    values: Float[Array, '*b y'],
-    logweights: Float[Array, '*b y'],
-    *,
-    estimator: str,
-    num_samples: int,
-    q: ScalarLike = 0.85,
-    canned: Float[Array, '*b'] | None = None,
-    constant: ScalarLike | None = None,
-) -> Reference:
-  """The Reference of prompts whose every response is enumerated.
-
-  What `make_reference` converges to as the number of SFT samples grows: mean, std
-  and the quantiles are those of the distribution itself, not of draws. `samples`
-  holds the quantiles at (i + 1/2) / num_samples, which stand for draws without
-  their noise.
-
-  Args:
-    values: rewards of all responses to each prompt.
-    logweights: their log-probabilities under the SFT policy.
-    estimator: one of `names()`; an estimator beyond those of this file sees the
-      `samples` described above.
-    num_samples: how many.
-    q: level of the quantile estimators.
-    canned: reward of the canned response; estimator 'canned' only.
-    constant: r_ref of every prompt; estimator 'constant' only.
-  """
-  values = values.astype(jnp.float32)
-  weights = jax.nn.softmax(logweights.astype(jnp.float32), axis=-1)
-  center = (weights * values).sum(-1)
-  spread = jnp.square(values - center[..., None])
-  std = jnp.sqrt((weights * spread).sum(-1))
-  levels = (jnp.arange(num_samples) + 0.5) / num_samples
-  samples = _weighted_quantiles(values, logweights, levels)
-  options = {'q': q, 'canned': canned, 'constant': constant}
-  ref_reward = _estimate(samples, estimator, options)
-  if estimator == 'empirical_quantile':
-    ref_reward = weighted_quantile(values, logweights, q)
-  elif estimator == 'gaussian_quantile':
-    ref_reward = center + std * jax.scipy.stats.norm.ppf(q)
-  elif estimator == 'mean':
-    ref_reward = center
-  return Reference(ref_reward=ref_reward, mean=center, std=std, samples=samples)
+  return jnp.take_along_axis(values, search(cumulative), axis=-1)[..., 0]
 
 
 def expand(reference: Reference) -> Reference:

@@ -62,7 +62,8 @@ def in_regime(
   copy.unlock()
   for path, value in config.regimes[name].items():
     path = path.replace('__', '.')
-    if path.split('.')[0] in ('sft', 'sampling', 'seed', 'seeds', 'data'):
+    shared = path.split('.')[0] in ('sft', 'sampling', 'seed', 'seeds', 'data')
+    if shared and path != 'data.annotators':
       raise ConfigError(
           f'regimes.{name} changes {path}, but prompts and the SFT policy are'
           ' shared by all regimes: make it a study of its own.'

@@ -1,5 +1,6 @@
 """The tables of all seeds joined, the figures drawn from them, and the report."""
 
+from collections.abc import Iterator
 import os
 
 import jax
@@ -11,10 +12,34 @@ from scipy import stats
 
 from rlhf_jax.figures import build, report
 from rlhf_jax.rewards import references, transforms
-from rlhf_jax.stages import best_of_k, common, evaluate, inputs
+from rlhf_jax.stages import analysis, best_of_k, common, evaluate, inputs
 
-FIELDS = (*evaluate.FIELDS, 'seeds', 'stages')
-NAMES = ('F1', 'F2', 'F4', 'F5', 'F6', 'F7', 'F9')
+FIELDS = (
+    *evaluate.FIELDS,
+    *analysis.FIELDS,
+    'best_of_k',
+    'seeds',
+    'stages',
+    'regimes',
+    'regime_methods',
+)
+_ALWAYS = ('F1', 'F2', 'F4', 'F5', 'F6', 'F7', 'F9')
+# The regime whose properties are ANDs of more and more rewards.
+_GROWTH = 'growth'
+# What is kept of a regime.
+_REGIME_METRICS = (
+    'win_rate',
+    'above_q50',
+    'above_q75',
+    'above_q85',
+    'above_q95',
+    'needs_met',
+    'safe',
+    'needs_met_and_safe',
+    'excess_lists',
+    'excess_hedges',
+    'length',
+)
 
 
 def folder(config: ml_collections.ConfigDict) -> str:
@@ -30,13 +55,16 @@ def transform_table() -> pd.DataFrame:
   """
   levels = (np.arange(64) + 0.5) / 64
   samples = jnp.asarray(stats.norm.ppf(levels) - stats.norm.ppf(0.85))
+  grid = jnp.linspace(-6.0, 6.0, 121)
   reference = references.Reference(
       ref_reward=jnp.float32(0.0),
       mean=samples.mean(),
       std=samples.std(),
       samples=samples,
+      # A calibrated reward model, for the transforms that read a curve.
+      knots=grid,
+      levels=grid,
   )
-  grid = jnp.linspace(-6.0, 6.0, 121)
   frames = []
   for name in transforms.names():
     transform = transforms.get(name)
@@ -50,27 +78,87 @@ def transform_table() -> pd.DataFrame:
   return pd.concat(frames)
 
 
+def wanted(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """The figures that the study has the numbers for."""
+  names = list(_ALWAYS)
+  names += ['F3'] if len(config.judges) > 1 else []
+  compares = any(name.startswith('lsc_ref_') for name in config.methods)
+  names += ['F8'] if compares else []
+  others = {learner for _, _, learner, _ in config.policy.sweep}
+  names += ['L1'] if others - {'ppo', 'rloo'} else []
+  names += ['L2'] if {'grpo', 'grpo_std'} <= others else []
+  if 'analysis' in config.stages:
+    names += ['C1', 'G1'] + (['I1'] if len(config.rewards) > 1 else [])
+  names += ['F10'] if set(config.regimes) - {_GROWTH} else []
+  names += ['N1'] if _GROWTH in config.regimes else []
+  return tuple(sorted(names, key=lambda n: (n[0], int(n[1:]))))
+
+
+def _read(workdir: str, stage, config, name: str) -> pd.DataFrame:
+  path = os.path.join(workdir, stage.folder(config), f'{name}.csv')
+  if not os.path.exists(path):
+    short = stage.__name__.rsplit('.', maxsplit=1)[-1]
+    raise FileNotFoundError(f'{path} is missing: run the stage {short} first.')
+  return pd.read_csv(path)
+
+
+def _at_properties(config) -> Iterator[ml_collections.ConfigDict]:
+  for seed in config.seeds:
+    for name in config.properties:
+      at = {'seed': seed, 'evaluate.property': name}
+      yield common.with_overrides(config, at)
+
+
+def _concat(frames: list[pd.DataFrame]) -> pd.DataFrame:
+  frames = [f for f in frames if len(f)] or frames[:1]
+  return pd.concat(frames, ignore_index=True)
+
+
 def joined(
     config: ml_collections.ConfigDict, workdir: str, name: str
 ) -> pd.DataFrame:
   """One table of all seeds and properties of the study, and of no others."""
-  sources = {'evaluate': evaluate}
+  if name in analysis.TABLES:
+    return _concat([
+        _read(workdir, analysis, common.with_overrides(config, {'seed': s}), name)
+        for s in config.seeds
+    ])  # fmt: skip
+  frames = [_read(workdir, evaluate, c, name) for c in _at_properties(config)]
   if name == 'results' and 'best_of_k' in config.stages:
-    sources['best_of_k'] = best_of_k
+    frames += [
+        _read(workdir, best_of_k, c, name) for c in _at_properties(config)
+    ]
+  return _concat(frames)
+
+
+def regime_table(
+    config: ml_collections.ConfigDict, workdir: str
+) -> pd.DataFrame:
+  """Exact frontiers of every regime but the growing AND."""
   frames = []
-  for stage_name, stage in sources.items():
-    for seed in config.seeds:
-      for property_name in config.properties:
-        at = {'seed': seed, 'evaluate.property': property_name}
-        folder = stage.folder(common.with_overrides(config, at))
-        path = os.path.join(workdir, folder, f'{name}.csv')
-        if not os.path.exists(path):
-          raise FileNotFoundError(
-              f'{path} is missing: run the stage {stage_name} first.'
-          )
-        frames.append(pd.read_csv(path))
-  frames = [f for f in frames if len(f)] or frames[:1]
-  return pd.concat(frames, ignore_index=True)
+  for regime in config.regimes:
+    if regime == _GROWTH:
+      continue
+    for c in _at_properties(common.in_regime(config, regime)):
+      rows = _read(workdir, evaluate, c, 'results')
+      rows = rows[rows['metric'].isin(_REGIME_METRICS)]
+      frames.append(rows.assign(regime=regime))
+  return _concat(frames)
+
+
+def growth_table(
+    config: ml_collections.ConfigDict, workdir: str
+) -> pd.DataFrame:
+  """Exact frontiers of the AND of n properties, against n."""
+  frames = []
+  for c in _at_properties(common.in_regime(config, _GROWTH)):
+    rows = _read(workdir, evaluate, c, 'results')
+    rows = rows[rows['metric'].isin(('above_q50', 'above_q85', 'win_rate'))]
+    rows = rows[(rows['judge'] == 'gold') & (rows['learner'] != 'sft')]
+    n = len(c.properties[c.evaluate.property])
+    frames.append(rows.assign(n=n))
+  names = 'seed n method kl kl_coef metric value'
+  return _concat(frames)[names.split()]
 
 
 def run(
@@ -78,15 +166,25 @@ def run(
 ) -> None:
   """Writes evaluation/*.csv, figures/F*.csv and .png, and report.html."""
   evaluation = os.path.join(workdir, 'evaluation')
-  for name in evaluate.TABLES:
+  names = wanted(config)
+
+  def write(name, frame):
     with common.atomic(os.path.join(evaluation, f'{name}.csv')) as f:
-      joined(config, workdir, name).to_csv(f, index=False)
+      frame.to_csv(f, index=False)
+
+  tables = list(evaluate.TABLES)
+  tables += analysis.TABLES if 'analysis' in config.stages else []
+  for name in tables:
+    write(name, joined(config, workdir, name))
+  if 'F10' in names:
+    write('regimes', regime_table(config, workdir))
+  if 'N1' in names:
+    write('growth', growth_table(config, workdir))
   for method in config.methods.values():
     inputs.registered(method.transform)  # those of projects are drawn as well
-  with common.atomic(os.path.join(evaluation, 'transforms.csv')) as f:
-    transform_table().to_csv(f, index=False)
+  write('transforms', transform_table())
   progress(1, 3)
-  build.build(evaluation, os.path.join(workdir, 'figures'), NAMES)
+  build.build(evaluation, os.path.join(workdir, 'figures'), names)
   progress(2, 3)
   report.write_report(workdir, os.path.join(workdir, 'report.html'))
   progress(3, 3)

@@ -121,11 +121,38 @@ def gaussian_quantile(samples, q):
   return np.mean(samples) + np.std(samples) * scipy.stats.norm.ppf(q)
 
 
+def pinball_loss(prediction, samples, q):
+  losses = []
+  for p, row in zip(prediction, samples, strict=True):
+    losses += [q * (s - p) if s > p else (1 - q) * (p - s) for s in row]
+  return np.mean(losses)
+
+
 def weighted_quantile(values, weights, q):
   """min{v : P(V <= v) >= q}, straight from the definition."""
   weights = weights / weights.sum()
   reached = [v for v in values if weights[values <= v].sum() >= q - 1e-9]
   return min(reached)
+
+
+def isotonic(margins):
+  """Log-odds of each margin by the min-max formula of isotonic regression.
+
+  level(m) = max over a <= m of min over b >= m of the mean outcome in [a, b].
+  """
+  x = np.concatenate([margins, -margins])
+  came_true = np.repeat([1.0, 0.0], len(margins))
+  values, inverse = np.unique(x, return_inverse=True)
+  total = np.concatenate([[0.0], np.cumsum(np.bincount(inverse, came_true))])
+  count = np.concatenate([[0], np.cumsum(np.bincount(inverse))])
+  found = []
+  for m in margins:
+    i = np.searchsorted(values, m)
+    low, high = np.arange(i + 1)[:, None], np.arange(i + 1, len(values) + 1)
+    means = (total[high] - total[low]) / (count[high] - count[low])
+    found.append(means.min(axis=1).max())
+  p = np.clip(found, 1 / (len(margins) + 2), 1 - 1 / (len(margins) + 2))
+  return np.log(p / (1 - p))
 
 
 def reliability(margins, num_bins):

@@ -18,11 +18,20 @@ def _samples(m=10, seed=0):
 def _make(samples, estimator, **options):
   """A reference, with the options that the estimator cannot do without."""
   samples = jnp.array(samples, jnp.float32)
-  if estimator == 'canned':
-    options = {'canned': samples[..., 0], **options}
-  if estimator == 'constant':
-    options = {'constant': 0.5, **options}
+  declared = references.get(estimator)
+  options = {name: samples[..., 0] for name in declared.needs} | options
+  if 'constant' in declared.options:
+    options = {'constant': 0.5} | options
   return references.make_reference(samples, estimator=estimator, **options)
+
+
+def _estimators(**declared):
+  """Names of the estimators that declare this of themselves."""
+  return tuple(
+      name
+      for name in references.names()
+      if all(getattr(references.get(name), k) == v for k, v in declared.items())
+  )
 
 
 class EstimatorsTest(parameterized.TestCase):
@@ -47,9 +56,7 @@ class EstimatorsTest(parameterized.TestCase):
     got = references.empirical_quantile(samples, q=0.85)
     np.testing.assert_allclose(got, 8.5, rtol=1e-6)
 
-  @parameterized.parameters(
-      *(set(references.names()) - {'constant'})  # the negative control
-  )
+  @parameterized.parameters(*_estimators(cancels_offset=True))
   def test_prompt_constant_cancels(self, estimator):
     samples = _samples()
     shift = np.array([-300.0, 0.0, 50.0])[:, None]
@@ -58,18 +65,45 @@ class EstimatorsTest(parameterized.TestCase):
     moved = moved - (samples + shift)[:, 1]
     np.testing.assert_allclose(moved, base, atol=1e-4)
 
-  def test_global_constant_does_not_cancel_it(self):
+  @parameterized.parameters(*_estimators(cancels_offset=False))
+  def test_prompt_constant_does_not_cancel(self, estimator):
     samples = _samples()
-    base = _make(samples, 'constant').ref_reward
-    moved = _make(samples + 10.0, 'constant').ref_reward
-    np.testing.assert_array_equal(moved, base)
+    shift = np.array([-300.0, 0.0, 50.0])[:, None]
+    fixed = {n: jnp.ones(3) for n in references.get(estimator).needs}
+    base = _make(samples, estimator, **fixed).ref_reward
+    moved = _make(samples + shift, estimator, **fixed).ref_reward
+    self.assertGreater(np.abs(moved - base - shift[:, 0]).max(), 10.0)
+
+  @parameterized.parameters(*references.names())
+  def test_depends_on_other_prompts_as_declared(self, estimator):
+    samples = _samples()
+    other = samples.copy()
+    other[1:] += 7.0
+    base = _make(samples, estimator).ref_reward[0]
+    moved = _make(other, estimator).ref_reward[0]
+    self.assertEqual(bool(base != moved), references.get(estimator).whole_batch)
+
+  @parameterized.parameters(*references.names())
+  def test_declares_a_source(self, estimator):
+    declared = references.get(estimator)
+    self.assertTrue(declared.source)
+    self.assertEqual(declared.name, estimator)
+    # What it needs, its function takes; beyond that there are numbers alone.
+    self.assertContainsSubset(declared.needs, declared.options)
+    numbers = set(declared.options) - set(declared.needs)
+    self.assertContainsSubset(numbers, {'q', 'constant'})
+
+  def test_pooled_quantile_by_hand(self):
+    pooled = jnp.array([[0.0, 2, 4, 6, 8], [1, 3, 5, 7, 10]])
+    got = references.pooled_quantile(pooled, q=0.5)
+    # Sorted: 0 1 2 3 4 5 6 7 8 10, position .5 * 9 = 4.5.
+    np.testing.assert_allclose(got, [4.5, 4.5])
 
   @parameterized.parameters(*references.names())
   def test_every_estimator_ignores_the_order_of_samples(self, estimator):
-    # A canned reward is no sample, so it is held fixed.
-    options = {}
-    if estimator == 'canned':
-      options = {'canned': jnp.array([1.0, 2.0, 3.0])}
+    # What an estimator needs is no sample, so it is held fixed.
+    needs = references.get(estimator).needs
+    options = {name: jnp.array([1.0, 2.0, 3.0]) for name in needs}
     samples = _samples()
     base = _make(samples, estimator, **options).ref_reward
     reverse = _make(samples[:, ::-1], estimator, **options).ref_reward
@@ -88,10 +122,14 @@ class MakeReferenceTest(parameterized.TestCase):
     np.testing.assert_allclose(reference.std, samples.std(-1), rtol=1e-5)
     np.testing.assert_allclose(reference.samples, samples, rtol=1e-6)
 
-  def test_canned_and_constant(self):
-    canned = jnp.array([1.0, -2.0, 3.0])
-    got = _make(_samples(), 'canned', canned=canned).ref_reward
-    np.testing.assert_array_equal(got, canned)
+  @parameterized.parameters(*references.names())
+  def test_what_it_needs_is_the_reference(self, estimator):
+    given = jnp.array([1.0, -2.0, 3.0])
+    for name in references.get(estimator).needs:
+      got = _make(_samples(), estimator, **{name: given}).ref_reward
+      np.testing.assert_array_equal(got, given)
+
+  def test_constant(self):
     got = _make(_samples(), 'constant', constant=2).ref_reward
     np.testing.assert_array_equal(got, np.full(3, 2.0))
 
@@ -115,10 +153,14 @@ class MakeReferenceTest(parameterized.TestCase):
       make(samples, estimator='constant')
     with self.assertRaisesRegex(ValueError, 'does not use constant='):
       make(samples, estimator='mean', constant=0.0)
+    with self.assertRaisesRegex(ValueError, 'does not use dataset='):
+      make(samples, estimator='canned', dataset=jnp.zeros(3))
     with self.assertRaisesRegex(ValueError, r'in \[0, 1\], got 85'):
       make(samples, estimator='empirical_quantile', q=85)
     with self.assertRaisesRegex(ValueError, 'already registered'):
-      references.register(references.empirical_quantile)
+      references.register(source='here')(references.empirical_quantile)
+    with self.assertRaisesRegex(ValueError, "needs .'judge'.; there are only"):
+      references.register(source='here', needs=('judge',))(lambda samples: 0)
 
   def test_rows_of_a_batch_and_the_response_axis(self):
     reference = _make(_samples(), 'mean')
@@ -128,6 +170,91 @@ class MakeReferenceTest(parameterized.TestCase):
     expanded = references.expand(reference)
     self.assertEqual(expanded.ref_reward.shape, (3, 1))
     self.assertEqual(expanded.samples.shape, (3, 1, 10))
+
+
+class PinballLossTest(parameterized.TestCase):
+
+  def test_value_by_hand(self):
+    # Errors 2 and -1 at q = .75: .75 * 2 and -.25 * -1, mean .875.
+    got = references.pinball_loss(
+        jnp.array([1.0]), jnp.array([[3.0, 0.0]]), q=0.75
+    )
+    np.testing.assert_allclose(got, 0.875)
+
+  @parameterized.parameters(0.05, 0.5, 0.85)
+  def test_matches_numpy(self, q):
+    samples = _samples(20)
+    prediction = np.array([0.3, -1.0, 5.0])
+    got = references.pinball_loss(
+        jnp.array(prediction, jnp.float32), jnp.array(samples, jnp.float32), q=q
+    )
+    want = rewards_numpy.pinball_loss(prediction, samples, q)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+  @parameterized.parameters(0.05, 0.5, 0.85, 0.95)
+  def test_gradient_is_the_share_below_less_q(self, q):
+    samples = jnp.array(_samples(20), jnp.float32)
+    prediction = jnp.array([0.3, -1.0, 5.0])
+    grad = jax.grad(references.pinball_loss)(prediction, samples, q=q)
+    below = (samples < prediction[:, None]).mean(-1)
+    np.testing.assert_allclose(3 * grad, below - q, atol=1e-6)
+
+  @parameterized.parameters(0.1, 0.5, 0.85)
+  def test_minimal_at_the_quantile(self, q):
+    samples = jnp.array(_samples(21), jnp.float32)[:1]
+    # min{v : P(V <= v) >= q}; at these q the minimum is at one point.
+    at = references.weighted_quantile(samples, jnp.zeros((1, 21)), q)
+    loss = lambda v: references.pinball_loss(v, samples, q=q)
+    for step in (-1.0, -0.01, 0.01, 1.0):
+      self.assertGreater(loss(at + step), loss(at))
+
+  def test_masked_samples_count_for_nothing(self):
+    samples = jnp.array([[3.0, 0.0, jnp.nan], [1.0, jnp.nan, jnp.nan]])
+    mask = jnp.isfinite(samples)
+    f = lambda p: references.pinball_loss(p, samples, mask, q=0.75)
+    loss, grad = jax.value_and_grad(f)(jnp.array([1.0, 2.0]))
+    # The errors above and -1: (1.5 + .25 + .25) / 3.
+    np.testing.assert_allclose(loss, 2 / 3, rtol=1e-6)
+    np.testing.assert_allclose(grad, [(0.25 - 0.75) / 3, 0.25 / 3], rtol=1e-6)
+    nothing = references.pinball_loss(
+        jnp.ones(2), samples, jnp.zeros((2, 3), bool), q=0.5
+    )
+    self.assertEqual(nothing, 0.0)
+
+
+class ReferenceOfTest(parameterized.TestCase):
+
+  def _arrays(self):
+    return {
+        'samples': _samples().astype(np.float32),
+        'ref/default': np.array([1.0, 2.0, 3.0], np.float32),
+        'ref/mean': np.array([4.0, 5.0, 6.0], np.float32),
+    }
+
+  def test_reads_its_own_specification(self):
+    arrays = self._arrays()
+    got = references.reference_of(arrays, 'mean')
+    np.testing.assert_array_equal(got.ref_reward, arrays['ref/mean'])
+    np.testing.assert_array_equal(got.samples, arrays['samples'])
+    np.testing.assert_allclose(got.mean, _samples().mean(-1), rtol=1e-5)
+    np.testing.assert_allclose(got.std, _samples().std(-1), rtol=1e-5)
+    self.assertIsNone(got.knots)
+    self.assertIsNone(got.levels)
+
+  def test_unknown_specification_names_the_known(self):
+    with self.assertRaisesRegex(KeyError, "'q50'; known: .'default', 'mean'."):
+      references.reference_of(self._arrays(), 'q50')
+
+  def test_a_curve_is_that_of_every_prompt(self):
+    arrays = self._arrays() | {
+        'knots': np.array([-1.0, 0.0, 1.0, 2.0]),
+        'levels': np.array([-2.0, 0.0, 2.0, 2.5]),
+    }
+    got = references.reference_of(arrays, 'default')
+    self.assertEqual(got.knots.shape, (3, 4))
+    rows = jax.tree.map(lambda leaf: leaf[jnp.array([2, 0])], got)
+    np.testing.assert_array_equal(rows.levels[1], [-2.0, 0.0, 2.0, 2.5])
+    self.assertEqual(references.expand(got).knots.shape, (3, 1, 4))
 
 
 class WeightedQuantileTest(parameterized.TestCase):
@@ -182,63 +309,3 @@ class WeightedQuantileTest(parameterized.TestCase):
     # P(V < q) < .85 <= P(V <= q), to the .0008 standard error of the draws.
     self.assertGreaterEqual((draws <= got + 1e-6).mean(), 0.85 - 0.003)
     self.assertLess((draws < got - 1e-6).mean(), 0.85 + 0.003)
-
-
-class WeightedReferenceTest(parameterized.TestCase):
-
-  def _case(self):
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(3, 400)).astype(np.float32)
-    logweights = rng.normal(size=(3, 400)).astype(np.float32)
-    return values, logweights
-
-  def _make(self, values, logweights, estimator, **options):
-    return references.weighted_reference(
-        jnp.array(values),
-        jnp.array(logweights),
-        estimator=estimator,
-        num_samples=500,
-        **options,
-    )
-
-  def test_moments_and_quantiles(self):
-    values, logweights = self._case()
-    p = np.exp(logweights)
-    p /= p.sum(-1, keepdims=True)
-    center = (p * values).sum(-1)
-    std = np.sqrt((p * (values - center[:, None]) ** 2).sum(-1))
-    got = self._make(values, logweights, 'mean')
-    np.testing.assert_allclose(got.mean, center, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(got.ref_reward, center, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(got.std, std, rtol=1e-4)
-    # Quantiles at equal steps stand for draws: their moments are close.
-    np.testing.assert_allclose(got.samples.mean(-1), center, atol=0.01)
-    np.testing.assert_allclose(got.samples.std(-1), std, atol=0.02)
-    got = self._make(values, logweights, 'gaussian_quantile', q=0.85)
-    np.testing.assert_allclose(
-        got.ref_reward, center + 1.0364334 * std, rtol=1e-4
-    )
-    got = self._make(values, logweights, 'empirical_quantile', q=0.85)
-    want = references.weighted_quantile(
-        jnp.array(values), jnp.array(logweights), 0.85
-    )
-    np.testing.assert_array_equal(got.ref_reward, want)
-
-  def test_samples_are_quantiles(self):
-    values, logweights = self._case()
-    got = self._make(values, logweights, 'mean').samples
-    for i in (0, 17, 499):
-      want = references.weighted_quantile(
-          jnp.array(values), jnp.array(logweights), (i + 0.5) / 500
-      )
-      np.testing.assert_array_equal(got[:, i], want)
-
-  def test_canned_and_constant(self):
-    values, logweights = self._case()
-    canned = jnp.array(values[:, 7])
-    got = self._make(values, logweights, 'canned', canned=canned)
-    np.testing.assert_array_equal(got.ref_reward, canned)
-    got = self._make(values, logweights, 'constant', constant=1.5)
-    np.testing.assert_array_equal(got.ref_reward, np.full(3, 1.5))
-    with self.assertRaisesRegex(ValueError, 'does not use canned='):
-      self._make(values, logweights, 'mean', canned=canned)

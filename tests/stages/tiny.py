@@ -42,6 +42,10 @@ def get_config() -> ml_collections.ConfigDict:
       checkpoint_every=2,
   )
   c.best_of_k.update(num_samples=512, ks=(1, 2, 4, 16))
+  c.regimes.norm = base.regime(reward_model__readout='norm')
+  c.regimes.gold = base.regime(
+      scorers=base.regime(helpful='gold', harmless='gold')
+  )
   c.evaluate.update(
       kls=(0.125, 0.25, 0.5, 1.0),
       matched_kl=0.25,
@@ -51,5 +55,6 @@ def get_config() -> ml_collections.ConfigDict:
   return c
 
 
-# For tests that add a method of their own.
+# For tests that add a method or a regime of their own.
 method = base.method
+regime = base.regime
