@@ -1,7 +1,7 @@
-"""GRPO: returns centred within a prompt, and scaled there only on request.
+"""GRPO: returns centred within a prompt, and in `grpo_std` scaled there as well.
 
-Without the division (Dr. GRPO) the advantages are RLOO's times (k - 1) / k. With
-it, each prompt's utilities are rescaled to one spread, which undoes most of what
+`grpo` is the form without the division (Dr. GRPO): RLOO's advantages times
+(k - 1) / k. `grpo_std` is the published one. By the division, each prompt's utilities are rescaled to one spread, which undoes most of what
 a concave transform does across prompts: under log sigma(r - r_ref) a prompt 3
 above its reference has a mean |advantage| of .05 against .70 for one 3 below,
 and .75 against .78 after the division. No one utility is then maximised.
@@ -27,40 +27,45 @@ from rlhf_jax.ops import advantages
 class GRPOConfig(groups.GroupConfig):
   """Numbers of the update; configs/base.py says what each is for."""
 
-  group_std: bool
-
 
 def make_update(
-    fns: interface.ModelFns, tx: optax.GradientTransformation, cfg: GRPOConfig
+    fns: interface.ModelFns,
+    tx: optax.GradientTransformation,
+    cfg: GRPOConfig,
+    *,
+    divide_by_std: bool,
 ):
   """Returns `update`; see groups.make_update.
 
-    A_i = R_i - mean_j R_j                        without group_std
+    A_i = R_i - mean_j R_j                        without the division
     A_i = (R_i - mean_j R_j) / (std_j R_j + eps)  with it
 
-  The mean includes R_i: without group_std the expected gradient is that of
+  The mean includes R_i: without the division the expected gradient is that of
   E[u] - kl_coef KL times (k - 1) / k.
   """
   interface.require_samples(
       'grpo', cfg, 'advantages are differences within a prompt'
   )
-  return groups.make_update(
-      fns,
-      tx,
-      cfg,
-      functools.partial(
-          advantages.group_normalize, divide_by_std=cfg.group_std
-      ),
+  normalize = functools.partial(
+      advantages.group_normalize, divide_by_std=divide_by_std
   )
+  return groups.make_update(fns, tx, cfg, normalize)
 
 
 LEARNER = interface.Learner(
     name='grpo',
-    make_update=make_update,
+    make_update=functools.partial(make_update, divide_by_std=False),
     config_class=GRPOConfig,
     samples_from='policy',
     objective='tilted',
-    source='Shao et al. 2024, arXiv:2402.03300; Liu et al. 2025,'
-    ' arXiv:2503.20783',
-    rescales=lambda cfg: cfg.group_std,
+    source='Liu et al. 2025, arXiv:2503.20783',
+)
+WITH_STD = interface.Learner(
+    name='grpo_std',
+    make_update=functools.partial(make_update, divide_by_std=True),
+    config_class=GRPOConfig,
+    samples_from='policy',
+    objective='rescaled',
+    source='Shao et al. 2024, arXiv:2402.03300',
+    keeps_scale=False,
 )

@@ -13,6 +13,7 @@ Rows of a rollout are prompt-major, `samples_per_prompt` in a row.
 
 from collections.abc import Callable
 import dataclasses
+import math
 import typing
 
 from jaxtyping import Array
@@ -26,7 +27,7 @@ OBJECTIVES = {
         'pi_0 exp(v / kl_coef) / Z with v(y) = E_{y2 ~ pi_0} sigma(u(y) - u(y2))'
     ),
     'best_of_k': 'the best of k = samples_per_prompt draws of pi_0, by u',
-    'rescaled': 'no optimum of u: each prompt has a price of its own',
+    'rescaled': 'no optimum of u: each prompt has a price of a nat of its own',
 }
 
 
@@ -54,10 +55,10 @@ class Learner:
     objective: what it converges to, a key of OBJECTIVES.
     source: where it was published.
     needs_value: whether state.params has a 'value' model.
-    requires_log_probability: u must be <= 0 everywhere.
+    keeps_scale: equal differences of utility count the same for all prompts. False
+      for one that divides each prompt's utilities by their own spread.
+    utility_range: an interval that must hold every utility.
     fixed_kl_coef: the only kl_coef it can have, or None.
-    rescales: given its config, whether it divides each prompt's utilities by
-      their own spread: it then does not converge to `objective`.
   """
 
   name: str
@@ -67,16 +68,16 @@ class Learner:
   objective: str
   source: str
   needs_value: bool = False
-  requires_log_probability: bool = False
+  keeps_scale: bool = True
+  utility_range: tuple[float, float] = (-math.inf, math.inf)
   fixed_kl_coef: float | None = None
-  rescales: Callable[[typing.Any], bool] = lambda cfg: False
+
+  @property
+  def requires_log_probability(self) -> bool:
+    """Whether u must be <= 0 everywhere."""
+    return self.utility_range[1] <= 0
 
   def __post_init__(self):
-    if self.samples_from not in ('policy', 'reference'):
-      raise ValueError(
-          f'{self.name}: samples_from is policy or reference, got'
-          f' {self.samples_from!r}.'
-      )
     if self.objective not in OBJECTIVES:
       raise ValueError(
           f'{self.name}: unknown objective {self.objective!r}; known:'
@@ -87,10 +88,6 @@ class Learner:
     """Optimizer updates one call of `update` makes."""
     epochs = getattr(cfg, 'num_epochs', 1)
     return epochs * getattr(cfg, 'num_minibatches', 1)
-
-  def keeps_scale(self, cfg) -> bool:
-    """Whether equal differences of utility count the same for all prompts."""
-    return not self.rescales(cfg)
 
 
 def require_samples(name: str, cfg, why: str, *, at_least: int = 2) -> None:

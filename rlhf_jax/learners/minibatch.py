@@ -34,8 +34,9 @@ def scan_epochs(
   num_rows = jax.tree.leaves(batch)[0].shape[0]
   if num_rows % num_minibatches:
     raise ValueError(
-        f'{num_rows} rows a step (responses, or prompts where a learner keeps'
-        f' their samples together) cannot be split into {num_minibatches=}.'
+        f'{num_rows} rows a step (prompts_per_step x samples_per_prompt'
+        ' responses, or prompts_per_step prompts where a learner keeps their'
+        f' samples together) cannot be split into {num_minibatches=}.'
     )
 
   def epoch(state, key):

@@ -42,16 +42,18 @@ def get(name: str) -> Learner:
   return _LEARNERS[name]
 
 
-for _module in (
-    ppo,
-    rloo,
-    grpo,
-    reinforce,
-    rebel,
-    dpo,
-    ipo,
-    qrpo,
-    raft,
-    rejection,
+for _learner in (
+    ppo.LEARNER,
+    rloo.LEARNER,
+    grpo.LEARNER,
+    grpo.WITH_STD,
+    reinforce.LEARNER,
+    rebel.LEARNER,
+    dpo.LEARNER,
+    ipo.LEARNER,
+    qrpo.LEARNER,
+    qrpo.QUANTILE,
+    raft.LEARNER,
+    rejection.LEARNER,
 ):
-  register(_module.LEARNER)
+  register(_learner)

@@ -14,6 +14,7 @@ References:
 """
 
 import dataclasses
+import math
 
 import jax
 from jaxtyping import Array, Float
@@ -84,5 +85,5 @@ LEARNER = interface.Learner(
     samples_from='reference',
     objective='tilted',
     source='von Neumann 1951; Wang et al. 2024, arXiv:2402.00742',
-    requires_log_probability=True,
+    utility_range=(-math.inf, 0.0),
 )
