@@ -23,6 +23,7 @@ import json
 import os
 import pathlib
 import tempfile
+from typing import Any
 import zlib
 
 HUMAN = '\n\nHuman:'
@@ -322,7 +323,7 @@ def dialogue(prompt: str, response: str) -> str:
   return f'{HUMAN} {prompt}{ASSISTANT} {response}'
 
 
-def write_jsonl(rows: Iterable[Comparison], path: str | os.PathLike) -> None:
+def write_jsonl(rows: Iterable[Any], path: str | os.PathLike) -> None:
   """Writes comparisons (or ratings) in the plain form; reading returns the same.
 
   Fields that say nothing, '' and False, are left out. The file appears complete

@@ -258,7 +258,8 @@ def judgement_logits(
   prompt, response = np.asarray(prompt), np.asarray(response)
   quality = world.gold[property][prompt, response].astype(np.float64)
   bias = world.cue_weight[property][prompt] * world.cue[property][response]
-  return world.scale[property][prompt] * quality + bias, 2.0 * bias
+  careful = world.scale[property][prompt] * quality + bias
+  return np.asarray(careful), np.asarray(2.0 * bias)
 
 
 def label_probabilities(
@@ -270,7 +271,8 @@ def label_probabilities(
   """
   a = judgement_logits(world, property, prompt, first)
   b = judgement_logits(world, property, prompt, second)
-  return special.expit(a[0] - b[0]), special.expit(a[1] - b[1])
+  careful, lazy = (special.expit(u - v) for u, v in zip(a, b, strict=True))
+  return np.asarray(careful), np.asarray(lazy)
 
 
 def preference_probability(

@@ -4,156 +4,90 @@ Utilities and weights are dicts by name, never positions: a component can then
 neither be dropped in silence nor take another's weight. A weight of 0 removes a
 component altogether, -inf utilities included.
 
-To add an aggregator, write `fn(utilities, weights)`, declare it, and `@register`
-it; its name is its name in a config.
+Here are the aggregators of any utility; those of log-probabilities are in
+probability.py. To add one, write `fn(utilities, weights, **options)`, declare
+it, and `@register` it; its name is its name in a config.
 """
 
-from collections.abc import Callable
-import dataclasses
-import math
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
-_AGGREGATORS: dict[str, 'Aggregator'] = {}
-
-Utilities = dict[str, Float[Array, '*b']]
-Weights = dict[str, ScalarLike]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Aggregator:
-  """A registered aggregator: its function and what it declares of itself.
-
-  Attributes:
-    name: in configs and figures.
-    fn: `fn(utilities, weights) -> utility`.
-    requires_log_probability: utilities must be log-probabilities (<= 0).
-    weights: what a weight may be: 'real', 'nonnegative', or 'binary' (0 or 1).
-      Checked where the value is known: a traced weight is the caller's to check,
-      and a binary one then counts as 1 unless it is 0.
-    source: where it was published.
-  """
-
-  name: str
-  fn: Callable[..., Array]
-  requires_log_probability: bool
-  weights: str
-  source: str
-
-  def check_weights(self, weights: Weights) -> None:
-    """Raises ValueError for a known weight that this aggregator cannot take."""
-    known = {}
-    for name, weight in weights.items():
-      if not isinstance(weight, jax.core.Tracer):
-        known[name] = float(weight)
-    for name, weight in known.items():
-      if not math.isfinite(weight):
-        raise ValueError(f'Weight of {name!r} is {weight}.')
-      if self.weights != 'real' and weight < 0:
-        raise ValueError(
-            f'{self.name} needs weights >= 0, got {weight} for {name!r}.'
-        )
-      if self.weights == 'binary' and weight not in (0.0, 1.0):
-        raise ValueError(
-            f'{self.name} needs weights of 0 or 1, got {weight} for {name!r}.'
-        )
-    if len(known) == len(weights) and not any(known.values()):
-      raise ValueError(f'All weights are 0: {known}.')
-
-  def __call__(self, utilities: Utilities, weights: Weights) -> Array:
-    if not utilities:
-      raise ValueError('There is no utility to aggregate.')
-    if unweighted := sorted(utilities.keys() - weights.keys()):
-      raise KeyError(f'No weight for the utilities {unweighted}.')
-    if unknown := sorted(weights.keys() - utilities.keys()):
-      raise KeyError(f'Weights for utilities that do not exist: {unknown}.')
-    self.check_weights(weights)
-    # Sorted, so that the order of float32 additions is that of the names.
-    order = sorted(utilities)
-    return self.fn(
-        {name: utilities[name].astype(jnp.float32) for name in order},
-        {name: jnp.asarray(weights[name], jnp.float32) for name in order},
-    )
-
-
-def register(**declarations):
-  """Adds a function to the aggregators, under its own name.
-
-  Args:
-    **declarations: the attributes of Aggregator, `name` and `fn` aside.
-  """
-
-  def add(fn: Callable[..., Array]) -> Callable[..., Array]:
-    if fn.__name__ in _AGGREGATORS:
-      raise ValueError(f'Aggregator {fn.__name__!r} is already registered.')
-    _AGGREGATORS[fn.__name__] = Aggregator(
-        name=fn.__name__, fn=fn, **declarations
-    )
-    return fn
-
-  return add
-
-
-def names() -> tuple[str, ...]:
-  """Names of the registered aggregators."""
-  return tuple(_AGGREGATORS)
-
-
-def get(name: str) -> Aggregator:
-  """The aggregator registered under `name`: callable, with its declarations."""
-  if name not in _AGGREGATORS:
-    raise ValueError(f'Unknown aggregator {name!r}; known: {names()}.')
-  return _AGGREGATORS[name]
-
-
-def log1mexp(log_p: Float[Array, '...']) -> Float[Array, '...']:
-  """log(1 - p) from log p <= 0, accurate for p near 0 and near 1.
-
-    log(-expm1(x)) for x > -log 2, log1p(-exp(x)) below
-
-  log p is capped at -1.2e-38, the smallest normal float32, so that the result and
-  its gradient stay finite at p = 1: -87.3 in place of -inf.
-
-  References:
-    Maechler 2012, "Accurately computing log(1 - exp(-|a|))".
-  """
-  log_p = log_p.astype(jnp.float32)
-  log_p = jnp.minimum(log_p, -jnp.finfo(jnp.float32).tiny)
-  near_one = log_p > -math.log(2.0)
-  # Each branch sees only its own half: the other's gradient may be infinite.
-  high = jnp.log(-jnp.expm1(jnp.where(near_one, log_p, -1.0)))
-  low = jnp.log1p(-jnp.exp(jnp.where(near_one, -1.0, log_p)))
-  return jnp.where(near_one, high, low)
-
-
-def _weighted(weight: Array, utility: Array) -> Array:
-  """weight * utility, and 0 with gradient 0 when the weight is 0."""
-  return jnp.where(weight == 0, 0.0, weight * _unless_removed(weight, utility))
-
-
-def _unless_removed(weight: Array, utility: Array, neutral=0.0) -> Array:
-  return jnp.where(weight == 0, neutral, utility)
+# Importing it registers its aggregators.
+from rlhf_jax.rewards import probability as probability
+from rlhf_jax.rewards.aggregator_registry import Aggregator as Aggregator
+from rlhf_jax.rewards.aggregator_registry import (
+    cone,
+    everything,
+    hull,
+    unless_removed,
+    Utilities,
+    weighted,
+    Weights,
+)
+from rlhf_jax.rewards.aggregator_registry import get as get
+from rlhf_jax.rewards.aggregator_registry import names as names
+from rlhf_jax.rewards.aggregator_registry import register as register
+from rlhf_jax.rewards.log_probability import log1mexp as log1mexp
+from rlhf_jax.rewards.options import check_positive
 
 
 @register(
     requires_log_probability=False,
     weights='real',
+    range=cone,
+    scale_dependent=False,
     source='the baseline of Wang et al. 2024, arXiv:2402.00742',
 )
 def weighted_sum(utilities: Utilities, weights: Weights) -> Float[Array, '*b']:
   """u = sum_i w_i u_i.
 
   Over raw rewards, the usual way to combine them: a high reward on one property
-  buys a low one on another, at a price that depends on their scales.
+  buys a low one on another, at a price that depends on their scales. With the
+  transform z_score it is the sum of z-scores within each prompt.
   """
-  return sum(_weighted(weights[name], u) for name, u in utilities.items())
+  return sum(weighted(weights[name], u) for name, u in utilities.items())
+
+
+def _standardised(u: Array, axis: int | None, eps: ScalarLike) -> Array:
+  """(u - mean) / (std + eps), the standard deviation biased."""
+  centered = u - u.mean(axis, keepdims=True)
+  # Under a root that is differentiable where all values tie.
+  var = jnp.square(centered).mean(axis, keepdims=True)
+  std = jnp.where(var > 0, jnp.sqrt(jnp.where(var > 0, var, 1.0)), 0.0)
+  return centered / (std + eps)
+
+
+@register(
+    requires_log_probability=False,
+    weights='real',
+    range=everything,
+    scale_dependent=False,
+    whole_batch=True,
+    source='reward normalisation as in Ziegler et al. 2019, arXiv:1909.08593',
+)
+def z_sum(
+    utilities: Utilities, weights: Weights, *, eps: ScalarLike = 1e-6
+) -> Float[Array, '*b']:
+  """u = sum_i w_i (u_i - mean u_i) / (std u_i + eps), over the whole batch.
+
+  Each component has variance 1 in every batch, so what it is worth in units of
+  kl_coef changes from batch to batch. The form with a fixed optimum is the
+  transform z_score, against SFT samples, with weighted_sum.
+  """
+  return sum(
+      weighted(
+          weights[name],
+          _standardised(unless_removed(weights[name], u), None, eps),
+      )
+      for name, u in utilities.items()
+  )
 
 
 @register(
     requires_log_probability=False,
     weights='binary',
+    range=hull,
+    scale_dependent=False,
     source='worst-case optimisation in Coste et al. 2024, arXiv:2310.02743',
 )
 def minimum(utilities: Utilities, weights: Weights) -> Float[Array, '*b']:
@@ -165,44 +99,157 @@ def minimum(utilities: Utilities, weights: Weights) -> Float[Array, '*b']:
   """
   out = None
   for name, u in utilities.items():
-    u = _unless_removed(weights[name], u, jnp.inf)
+    u = unless_removed(weights[name], u, jnp.inf)
     out = u if out is None else jnp.minimum(out, u)
   return out
 
 
 @register(
-    requires_log_probability=True,
+    requires_log_probability=False,
     weights='nonnegative',
-    source='Wang et al. 2024, arXiv:2402.00742',
+    range=hull,
+    scale_dependent=True,
+    source='smooth form of the worst case in Coste et al. 2024, arXiv:2310.02743',
 )
-def logical_and(utilities: Utilities, weights: Weights) -> Float[Array, '*b']:
-  """u = sum_i w_i log p_i: log-probability that every judgement is good.
+def softmin(
+    utilities: Utilities, weights: Weights, *, temperature: ScalarLike = 1.0
+) -> Float[Array, '*b']:
+  """u = -T log(sum_i w_i exp(-u_i / T) / sum_i w_i).
 
-    log p(G_1 and ... and G_n | x, y) = sum_i log p(G_i | x, y)
+  Between the minimum (T -> 0) and the weighted mean (T -> inf): unlike the
+  minimum, it rewards improving a component that is not the worst.
 
-  when judgements are independent given (x, y), and at w_i = 1. The paper's
-  combination: being bad at one property cannot be bought back by being excellent
-  at another, since no log p_i exceeds 0.
+  Args:
+    utilities: u_i.
+    weights: w_i >= 0; only their ratios matter.
+    temperature: T, in units of utility.
   """
-  return sum(_weighted(weights[name], u) for name, u in utilities.items())
+  check_positive('temperature', temperature)
+  total = sum(weights.values())
+  worst = minimum(utilities, weights)
+  mean = 0.0
+  for name, u in utilities.items():
+    # Below the worst by construction: no exponential overflows.
+    u = unless_removed(weights[name], u)
+    gap = jnp.where(weights[name] == 0, 0.0, (u - worst) / temperature)
+    mean = mean + weights[name] / total * jnp.exp(-gap)
+  return worst - temperature * jnp.log(mean)
 
 
 @register(
-    requires_log_probability=True,
-    weights='binary',
-    source='complement of the AND in Wang et al. 2024, arXiv:2402.00742',
+    requires_log_probability=False,
+    weights='nonnegative',
+    range=everything,
+    scale_dependent=False,
+    source='Moskovitz et al. 2024, arXiv:2310.04373',
 )
-def logical_or(utilities: Utilities, weights: Weights) -> Float[Array, '*b']:
-  """u = log(1 - prod_i (1 - p_i)): log-probability that some judgement is good.
+def lagrangian(
+    utilities: Utilities,
+    weights: Weights,
+    *,
+    primary: str,
+    threshold: ScalarLike = 0.0,
+) -> Float[Array, '*b']:
+  """u = w_p u_p + sum_(i != p) mu_i (u_i - threshold).
 
-    log p(A or B) = log(p_A + p_B (1 - p_A)), component after component
+  The Lagrangian of maximising E[u_p] subject to E[u_i] >= threshold. The weights
+  are the multipliers mu_i, moved by `dual_step` as the policy changes; at fixed
+  multipliers the optimum is that of a weighted sum. The source caps the other
+  rewards from above, against overoptimisation; here they are kept from falling.
 
-  under independence given (x, y), over components of weight 1. The fold never
-  forms the product of complements, so it stays exact when every p_i is too small
-  for 1 - p_i to differ from 1.
+  Args:
+    utilities: u_i.
+    weights: multipliers mu_i >= 0, and the weight of the primary, commonly 1.
+    primary: name of what is maximised.
+    threshold: what every other utility must reach on average.
   """
-  out = None
+  return sum(
+      weighted(weights[name], u if name == primary else u - threshold)
+      for name, u in utilities.items()
+  )
+
+
+def dual_step(
+    multipliers: Weights,
+    expected_utilities: dict[str, ScalarLike],
+    *,
+    primary: str,
+    threshold: ScalarLike,
+    step_size: ScalarLike,
+) -> dict[str, Array]:
+  """The multipliers after one step of projected gradient descent on the dual.
+
+    mu_i <- max(0, mu_i - step_size * (E[u_i] - threshold))
+
+  A multiplier grows while its constraint is violated. The primary's is returned
+  unchanged.
+
+  Args:
+    multipliers: the weights of `lagrangian`, by name.
+    expected_utilities: E[u_i] under the current policy; the primary's is ignored.
+    primary: name of what is maximised.
+    threshold: as in `lagrangian`.
+    step_size: of the dual variable, slow against the policy's own steps.
+  """
+  if primary not in multipliers:
+    raise ValueError(f'{primary!r} is none of {tuple(multipliers)}.')
+  new = {}
+  for name, value in multipliers.items():
+    new[name] = jnp.asarray(value, jnp.float32)
+    if name != primary:
+      slack = jnp.asarray(expected_utilities[name], jnp.float32) - threshold
+      new[name] = jnp.maximum(new[name] - step_size * slack, 0.0)
+  return new
+
+
+@register(
+    requires_log_probability=False,
+    weights='real',
+    range=everything,
+    scale_dependent=False,
+    increasing=False,
+    whole_batch=True,
+    source='GDPO, arXiv:2601.05242',
+)
+def group_normalized(
+    utilities: Utilities,
+    weights: Weights,
+    *,
+    group_size: int,
+    normalize_batch: bool = True,
+    eps: ScalarLike = 1e-6,
+) -> Float[Array, ' b']:
+  """u = sum_i w_i (u_i - mean_group u_i) / (std_group u_i + eps).
+
+  Each reward normalised by itself among the samples of one prompt, before the
+  sum: where the sum is normalised instead, different mixtures of rewards can end
+  as the same advantage. With normalize_batch, the sum is then standardised over
+  the batch, as published.
+
+  Dividing by a prompt's own standard deviation undoes most of what a saturating
+  transform does across prompts. It need not increase in a reward: a larger one
+  can raise the standard deviation of the batch by more.
+
+  Args:
+    utilities: u_i, the samples of one prompt in consecutive rows.
+    weights: w_i.
+    group_size: samples a prompt.
+    normalize_batch: whether to standardise the sum over the batch.
+    eps: added to every standard deviation; biased ones, where released code
+      divides by one less.
+  """
+  if group_size < 2:
+    raise ValueError(
+        f'group_normalized needs >= 2 samples a prompt, got {group_size}.'
+    )
+  total = 0.0
   for name, u in utilities.items():
-    u = _unless_removed(weights[name], u, -jnp.inf)
-    out = u if out is None else jnp.logaddexp(out, u + log1mexp(out))
-  return jnp.minimum(out, 0.0)
+    if u.ndim != 1 or len(u) % group_size:
+      raise ValueError(
+          f'group_normalized needs rows in groups of {group_size}, got shape'
+          f' {u.shape}.'
+      )
+    u = unless_removed(weights[name], u).reshape(-1, group_size)
+    u = _standardised(u, 1, eps).reshape(-1)
+    total = total + weighted(weights[name], u)
+  return _standardised(total, None, eps) if normalize_batch else total

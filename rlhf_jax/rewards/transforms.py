@@ -10,131 +10,25 @@ To add a transform, write the function, declare it, and `@register` it; its name
 is its name in a config.
 """
 
-from collections.abc import Callable
-import dataclasses
-import inspect
 import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
+# Importing the others registers their transforms.
+from rlhf_jax.rewards import links as links
+from rlhf_jax.rewards import shaped as shaped
+from rlhf_jax.rewards.options import check_positive
 from rlhf_jax.rewards.references import Reference
-
-_TRANSFORMS: dict[str, 'Transform'] = {}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Transform:
-  """A registered transform: its function and what it declares of itself.
-
-  Attributes:
-    name: in configs and figures.
-    fn: `fn(reward, reference, **options) -> utility`.
-    range: the smallest interval, over all options, that holds every utility. An
-      upper end of 0 or less means the utility can be read as a log-probability.
-    scale_dependent: multiplying the reward and its references by a constant
-      changes more than the scale of the utility, so calibration matters.
-    source: where it was published.
-    increasing: never decreases in the reward.
-    needs_reference: reads its reference, and is invariant to adding c(x) to both.
-    whole_batch: a row's utility depends on the other rows of the batch, so that
-      the fixed optimum pi_0 exp(u / kl_coef) no longer applies.
-  """
-
-  name: str
-  fn: Callable[..., Array]
-  range: tuple[float, float]
-  scale_dependent: bool
-  source: str
-  increasing: bool = True
-  needs_reference: bool = True
-  whole_batch: bool = False
-
-  @property
-  def options(self) -> dict:
-    """Option names and defaults; the default of a required one is `empty`."""
-    parameters = inspect.signature(self.fn).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
-
-  def check_options(self, options: dict[str, ScalarLike]) -> None:
-    """Raises ValueError for an option unknown to this transform, or missing."""
-    for option in options:
-      if option not in self.options:
-        known = tuple(self.options) or 'none'
-        raise ValueError(
-            f'Transform {self.name!r} has no option {option!r}; known: {known}.'
-        )
-    for option, default in self.options.items():
-      if default is inspect.Parameter.empty and option not in options:
-        raise ValueError(f'Transform {self.name!r} needs {option}=.')
-
-  def __call__(
-      self, reward: Array, reference: Reference | None, **options: ScalarLike
-  ) -> Array:
-    self.check_options(options)
-    if reference is None and self.needs_reference:
-      raise ValueError(f'Transform {self.name!r} needs a reference.')
-    return self.fn(reward, reference, **options)
-
-
-def register(**declarations):
-  """Adds a function to the transforms, under its own name.
-
-  Args:
-    **declarations: the attributes of Transform, `name` and `fn` aside.
-  """
-
-  def add(fn: Callable[..., Array]) -> Callable[..., Array]:
-    if fn.__name__ in _TRANSFORMS:
-      raise ValueError(f'Transform {fn.__name__!r} is already registered.')
-    _TRANSFORMS[fn.__name__] = Transform(
-        name=fn.__name__, fn=fn, **declarations
-    )
-    return fn
-
-  return add
-
-
-def names() -> tuple[str, ...]:
-  """Names of the registered transforms."""
-  return tuple(_TRANSFORMS)
-
-
-def get(name: str) -> Transform:
-  """The transform registered under `name`: callable, with its declarations."""
-  if name not in _TRANSFORMS:
-    raise ValueError(f'Unknown transform {name!r}; known: {names()}.')
-  return _TRANSFORMS[name]
-
-
-def centered_reward(
-    reward: Float[Array, '...'], reference: Reference
-) -> Float[Array, '...']:
-  """r(x, y) - r_ref(x) in float32: log-odds of beating the reference."""
-  ref_reward = reference.ref_reward.astype(jnp.float32)
-  return reward.astype(jnp.float32) - ref_reward
-
-
-def _positive(name: str, value: ScalarLike) -> None:
-  if isinstance(value, int | float) and not value > 0:
-    raise ValueError(f'{name} must be > 0, got {value}.')
-
-
-def _over_samples(reward: Array, reference: Reference, combine, init) -> Array:
-  """Folds `combine(carry, r - r_m)` over reference samples, one at a time.
-
-  The memory is that of one sample: rewards of every response of an enumerated
-  space against many samples would not fit at once.
-  """
-  reward = reward.astype(jnp.float32)
-  samples = jnp.moveaxis(reference.samples.astype(jnp.float32), -1, 0)
-  shape = jnp.broadcast_shapes(reward.shape, samples.shape[1:])
-
-  def step(carry, sample):
-    return combine(carry, reward - sample), None
-
-  return jax.lax.scan(step, jnp.full(shape, init, jnp.float32), samples)[0]
+from rlhf_jax.rewards.transform_registry import (
+    centered_reward as centered_reward,
+)
+from rlhf_jax.rewards.transform_registry import get as get
+from rlhf_jax.rewards.transform_registry import names as names
+from rlhf_jax.rewards.transform_registry import over_samples
+from rlhf_jax.rewards.transform_registry import register as register
+from rlhf_jax.rewards.transform_registry import Transform as Transform
 
 
 @register(
@@ -225,7 +119,7 @@ def sigmoid(
   Bounded on both sides, so unlike its logarithm it also gives up on responses far
   below the reference.
   """
-  _positive('temperature', temperature)
+  check_positive('temperature', temperature)
   return jax.nn.sigmoid(centered_reward(reward, reference) / temperature)
 
 
@@ -245,8 +139,8 @@ def par(
   Preference as reward. The samples enter one by one, where `sigmoid` compares
   with one summary of them.
   """
-  _positive('temperature', temperature)
-  total = _over_samples(
+  check_positive('temperature', temperature)
+  total = over_samples(
       reward,
       reference,
       lambda carry, x: carry + jax.nn.sigmoid(x / temperature),
@@ -271,8 +165,8 @@ def log_par(
 
   Its sum over reward models reads as a logical AND, as LSC's does.
   """
-  _positive('temperature', temperature)
-  total = _over_samples(
+  check_positive('temperature', temperature)
+  total = over_samples(
       reward,
       reference,
       lambda carry, x: jnp.logaddexp(
@@ -293,7 +187,7 @@ def log_sigmoid_centered(
     reference: Reference,
     *,
     temperature: ScalarLike = 1.0,
-    floor: float = 0.0,
+    floor: float | int = 0.0,
 ) -> Float[Array, '...']:
   """u = log sigma((r - r_ref) / T): log-probability of beating the reference.
 
@@ -317,7 +211,7 @@ def log_sigmoid_centered(
   References:
     Wang et al. 2024, arXiv:2402.00742, section 3.
   """
-  _positive('temperature', temperature)
+  check_positive('temperature', temperature)
   if not 0 <= floor < 1:
     raise ValueError(f'floor must lie in [0, 1), got {floor}.')
   log_p = jax.nn.log_sigmoid(centered_reward(reward, reference) / temperature)
@@ -328,7 +222,7 @@ def log_sigmoid_centered(
 
 def _quantile(reward: Array, reference: Reference) -> Array:
   """Samples below the reward, ties counting half."""
-  return _over_samples(
+  return over_samples(
       reward,
       reference,
       lambda carry, x: carry + 0.5 * (1.0 + jnp.sign(x)),

@@ -1,0 +1,96 @@
+"""What a link is, and the table of them. The entries are in links.py."""
+
+from collections.abc import Callable
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ScalarLike
+
+from rlhf_jax.rewards.options import check_positive
+from rlhf_jax.types import Metrics
+
+DATA = ('comparisons', 'ties', 'ratings', 'none')
+
+LinkParams = dict[str, Array]
+Loss = tuple[Array, Metrics]
+
+_LINKS: dict[str, 'Link'] = {}
+
+
+def _no_options(params: LinkParams) -> dict[str, Array]:
+  del params
+  return {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Link:
+  """A link function: data, likelihood, and log p(G = 1).
+
+  Attributes:
+    name: in configs.
+    data: what `nll` takes after the parameters, as float rewards [b], with
+      `valid` (bool [b], or None) last: 'comparisons' (chosen, rejected), 'ties'
+      (chosen, rejected, tied: bool [b]), 'ratings' (reward, rating: int [b] of 1
+      to 5); 'none' when there is nothing to learn.
+    utility: name of the transform that is log p(G = 1).
+    source: where it was published.
+    nll: `nll(params, *data, valid) -> (mean loss, metrics)`, or None.
+    initial: names and initial values of the parameters learned with the reward.
+    options: what learned parameters say of the options of the utility.
+  """
+
+  name: str
+  data: str
+  utility: str
+  source: str
+  nll: Callable[..., Loss] | None = None
+  initial: tuple[tuple[str, float], ...] = ()
+  options: Callable[[LinkParams], dict[str, Array]] = _no_options
+
+  def __post_init__(self):
+    if self.data not in DATA:
+      raise ValueError(f'Link data {self.data!r} is none of {DATA}.')
+    if (self.nll is None) != (self.data == 'none'):
+      raise ValueError(f'Link {self.name!r}: data without nll, or the reverse.')
+
+  @property
+  def num_parameters(self) -> int:
+    """How many scalars are learned beside the reward."""
+    return len(self.initial)
+
+  def init(self) -> LinkParams:
+    """The parameters before learning: a dict of float32 scalars."""
+    return {name: jnp.float32(value) for name, value in self.initial}
+
+
+def register(link: Link) -> Link:
+  """Adds a link to the table of them."""
+  if link.name in _LINKS:
+    raise ValueError(f'Link {link.name!r} is already registered.')
+  _LINKS[link.name] = link
+  return link
+
+
+def names() -> tuple[str, ...]:
+  """Names of the registered links."""
+  return tuple(_LINKS)
+
+
+def get(name: str) -> Link:
+  """The link registered under `name`."""
+  if name not in _LINKS:
+    raise ValueError(f'Unknown link {name!r}; known: {names()}.')
+  return _LINKS[name]
+
+
+def clean(valid: Array | None, *rewards: Array) -> tuple[Array, ...]:
+  """The mask, and rewards in float32 with 0 under it."""
+  mask = jnp.ones_like(rewards[0], bool) if valid is None else valid
+  return mask, *(jnp.where(mask, r.astype(jnp.float32), 0.0) for r in rewards)
+
+
+def log_sigmoid(reward: Array, temperature: ScalarLike) -> Array:
+  """log sigma(s / T) in float32, for a reward that is a log-odds already."""
+  check_positive('temperature', temperature)
+  return jax.nn.log_sigmoid(reward.astype(jnp.float32) / temperature)

@@ -1,0 +1,105 @@
+"""Penalties for what a reward model does not see: length, a missing EOS.
+
+They are additive: on the raw reward before the transform, or subtracted from u
+after it. A penalty that replaces u by a constant, or multiplies it by a fraction,
+rewards the failure it is meant to punish as soon as u <= 0: a log-probability of
+-8 becomes -1, or half of -8. `check` refuses those two where u can be negative.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, ScalarLike
+
+from rlhf_jax.rewards.objective import Objective
+
+# How a penalty c(x, y) >= 0 can act; `check` says which are sound.
+HOW = ('none', 'raw', 'utility', 'replace', 'multiply')
+
+_REASONS = {
+    'replace': (
+        'a constant in place of u raises the utility of every response whose'
+        ' u is lower'
+    ),
+    'multiply': 'a fraction of u is more than u where u is negative',
+}
+
+
+def check(how: str, objective: Objective) -> None:
+  """Raises ValueError, with the reason, for a penalty that would reward.
+
+  Args:
+    how: one of HOW.
+    objective: whose utility is penalised. Its declared range is for weights >= 0.
+  """
+  if how not in HOW:
+    raise ValueError(f'Unknown penalty {how!r}; known: {HOW}.')
+  low, high = objective.declarations().range
+  if how in _REASONS and not low >= 0:
+    raise ValueError(
+        f'The penalty {how!r} would reward what it is meant to punish:'
+        f' {_REASONS[how]}, and this utility ranges over ({low}, {high}).'
+        " Choose 'raw' (subtracted before the transform) or 'utility'"
+        ' (subtracted from u).'
+    )
+
+
+def length(response_mask: Bool[Array, 'b t']) -> Float[Array, ' b']:
+  """c = number of tokens, EOS included."""
+  return response_mask.sum(-1).astype(jnp.float32)
+
+
+def missing_eos(
+    response_tokens: Int[Array, 'b t'],
+    response_mask: Bool[Array, 'b t'],
+    *,
+    eos_id: int,
+) -> Float[Array, ' b']:
+  """c = 1 for a response that was cut off before its EOS, 0 for one that ended."""
+  ended = (response_mask & (response_tokens == eos_id)).any(-1)
+  return 1.0 - ended.astype(jnp.float32)
+
+
+def penalize_rewards(
+    rewards: dict[str, Float[Array, '*b']],
+    penalty: Float[Array, '*b'],
+    *,
+    coef: ScalarLike,
+) -> dict[str, Float[Array, '*b']]:
+  """r_i - coef * c, for every reward: the penalty passes through the transform.
+
+  Under a transform that saturates, it weighs least where the response is good.
+  References must not be penalised, or be penalised for their own length.
+  """
+  return {
+      name: r.astype(jnp.float32) - coef * penalty
+      for name, r in rewards.items()
+  }
+
+
+def penalize_utility(
+    utility: Float[Array, '*b'],
+    penalty: Float[Array, '*b'],
+    *,
+    coef: ScalarLike,
+) -> Float[Array, '*b']:
+  """u - coef * c: worth the same wherever the response stands."""
+  return utility.astype(jnp.float32) - coef * penalty
+
+
+def replace_utility(
+    utility: Float[Array, '*b'],
+    penalty: Float[Array, '*b'],
+    *,
+    coef: ScalarLike,
+) -> Float[Array, '*b']:
+  """-coef where c > 0, else u. For utilities that `check` lets through alone."""
+  return jnp.where(penalty > 0, -coef, utility.astype(jnp.float32))
+
+
+def multiply_utility(
+    utility: Float[Array, '*b'],
+    penalty: Float[Array, '*b'],
+    *,
+    coef: ScalarLike,
+) -> Float[Array, '*b']:
+  """u exp(-coef * c). For utilities that `check` lets through alone."""
+  return utility.astype(jnp.float32) * jnp.exp(-coef * penalty)
