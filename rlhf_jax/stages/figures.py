@@ -178,6 +178,7 @@ def run(
     write(name, joined(config, workdir, name))
   if 'F10' in names:
     write('regimes', regime_table(config, workdir))
+    write('gaussian', analysis.gaussian_table())
   if 'N1' in names:
     write('growth', growth_table(config, workdir))
   for method in config.methods.values():

@@ -70,7 +70,9 @@ def _rule(name: str):
   )
 
 
-def _how(config: ml_collections.ConfigDict, reward: str) -> tuple[str, float]:
+def _how(
+    config: ml_collections.ConfigDict, reward: str
+) -> tuple[str, np.float32]:
   how = config.scorers.get(reward, 'learned')
   return how, np.float32(config.reward_scales.get(reward, 1.0))
 

@@ -57,7 +57,9 @@ def _validate_study(c):
     )
     _require(c.data.tokenizer == 'word', 'The world needs data.tokenizer=word.')
   else:
-    needing = {'tables', 'best_of_k', 'evaluate', 'analysis', 'figures'} & set(c.stages)
+    needing = {'tables', 'best_of_k', 'evaluate', 'analysis', 'figures'} & set(
+        c.stages
+    )
     _require(
         not needing,
         f'stages {sorted(needing)} need data.source=world, whose responses can'

@@ -87,9 +87,7 @@ def test_a_finished_regime_holds_exact_frontiers_alone(finished_study):
     assert files == {'results.csv'}
     results = pd.read_csv(os.path.join(folder, 'results.csv'))
     assert set(results.learner) == {'sft', 'exact'}
-  table = pd.read_csv(
-      os.path.join(finished_study, 'evaluation', 'regimes.csv')
-  )
+  table = pd.read_csv(os.path.join(finished_study, 'evaluation', 'regimes.csv'))
   assert set(table.regime) == set(tiny.get_config().regimes)
   level = table[(table.metric == 'above_q50') & (table.judge == 'gold')]
   level = level[(level.property == 'both') & (level.method == 'raw')]
