@@ -1,8 +1,7 @@
-"""A project adds a transform by one new file and one line of a config."""
+"""docs/fork.md as it stands: its four files and its config, run end to end."""
 
-import difflib
-import json
 import os
+import re
 import subprocess
 import sys
 
@@ -10,33 +9,11 @@ import jax
 import pandas as pd
 import pytest
 
-from tests.stages import study, tiny
-
 ROOT = os.path.dirname(os.path.dirname(__file__))
-
-_PROJECT = '''
-"""Softened rewards: above the reference they count half."""
-
-import jax.numpy as jnp
-import math
-
-from rlhf_jax.rewards import transforms
-
-
-@transforms.register(
-    range=(-math.inf, math.inf), scale_dependent=False, source='a test'
-)
-def softened(reward, reference):
-  """u = r - r_ref below r_ref, and half of it above."""
-  x = transforms.centered_reward(reward, reference)
-  return jnp.where(x < 0, x, 0.5 * x)
-'''
-_LINE = (
-    "  c.methods.soft = base.method('my_project:softened', 'weighted_sum')\n"
-)
+_DOC = os.path.join(ROOT, 'docs', 'fork.md')
 # Loaded before the tests of transforms, it leaves them two transforms.
 _ALONE = """
-import my_project
+import my_transform
 
 from rlhf_jax.rewards import transforms
 
@@ -50,98 +27,103 @@ _LAWS = (
 )
 
 
+def blocks() -> dict[str, str]:
+  """The files of the document, by the name in their first line."""
+  with open(_DOC) as f:
+    found = re.findall(r'```python\n# (\w+\.py)\n(.*?)```', f.read(), re.S)
+  return dict(found)
+
+
+def _lines(code: str) -> int:
+  """Lines that are not blank."""
+  return sum(bool(line.strip()) for line in code.splitlines())
+
+
 @pytest.fixture(scope='module')
-def fork(finished_study, tmp_path_factory):
-  """(folder of the project, its config file, a study with nothing measured)."""
+def fork(tmp_path_factory):
+  """The folder of a project made of the document's files."""
   folder = tmp_path_factory.mktemp('fork')
-  (folder / 'my_project.py').write_text(_PROJECT)
+  for name, code in blocks().items():
+    (folder / name).write_text(code)
   (folder / 'alone.py').write_text(_ALONE)
-  with open(tiny.__file__) as f:
-    before = f.read()
-  after = before.replace('  return c\n', f'{_LINE}  return c\n', 1)
-  # The file lies elsewhere than the one it started from.
-  after = after.replace(
-      'os.path.dirname(os.path.dirname(os.path.dirname(__file__)))', repr(ROOT)
-  )
-  changed = [
-      line
-      for line in difflib.ndiff(before.splitlines(), after.splitlines())
-      if line.startswith('+ ') and ROOT not in line
-  ]
-  assert changed == [f'+ {_LINE.rstrip()}']
-  (folder / 'config.py').write_text(after)
-  workdir = str(folder / 'study')
-  study.copy(finished_study, workdir, without='seed_0/evaluate')
-  os.remove(os.path.join(workdir, 'config.json'))
-  return str(folder), workdir
+  # The same config, of the smallest study.
+  config = blocks()['my_config.py']
+  small = config.replace('world.get_config(variant)', 'tiny.get_config()')
+  small = small.replace('import world', 'import tiny')
+  assert small.count('tiny') == 2
+  here = os.path.join(ROOT, 'tests', 'stages')
+  small = f'import sys\nsys.path.insert(0, {here!r})\n{small}'
+  (folder / 'my_config.py').write_text(small)
+  return str(folder)
 
 
 def _python(folder, *args):
   path = os.pathsep.join([folder, ROOT, os.environ.get('PYTHONPATH', '')])
   return subprocess.run(
       [sys.executable, *args],
-      env=os.environ | {'PYTHONPATH': path},
-      cwd=ROOT,
+      env=os.environ | {'PYTHONPATH': path, 'RLHF_JAX': ROOT},
+      cwd=folder,
       capture_output=True,
       text=True,
   )
 
 
-def test_its_exact_frontier_from_a_worker_process(fork):
-  folder, workdir = fork
+def test_counts_of_lines_are_those_of_the_files():
+  with open(_DOC) as f:
+    rows = re.findall(r'^\| \[(.+?)\].*?\| (\d+) \| (\d+) \| (\d+) \|$',
+                      f.read(), re.M)  # fmt: skip
+  names = {
+      'a transform': 'my_transform.py',
+      'an aggregator': 'my_aggregate.py',
+      'a property': 'my_property.py',
+      'a learner': 'my_learner.py',
+  }
+  files = blocks()
+  assert {what: int(lines) for what, _, lines, _ in rows} == {
+      what: _lines(files[name]) for what, name in names.items()
+  }
+  assert set(files) == {*names.values(), 'my_config.py'}
+  body = files['my_config.py'].split('world.get_config(variant)\n')[1]
+  config = [line for line in body.splitlines() if line.startswith('  c.')
+            or line.startswith('  base.')]  # fmt: skip
+  assert sum(int(lines) for _, _, _, lines in rows) == len(config)
+
+
+def test_a_study_of_all_four_end_to_end(fork, tmp_path):
   done = _python(
-      folder,
-      'experiments/launch.py',
-      f'--config={folder}/config.py',
-      f'--workdir={workdir}',
-      '--stages=evaluate',
+      fork,
+      os.path.join(ROOT, 'experiments', 'launch.py'),
+      '--config=my_config.py',
+      f'--workdir={tmp_path}',
       '--workers=1',
       f'--compilation_cache={jax.config.jax_compilation_cache_dir}',
   )
-  assert done.returncode == 0, done.stderr
-  results = pd.read_csv(
-      os.path.join(workdir, 'seed_0', 'evaluate', 'both', 'results.csv')
-  )
-  exact = results[(results.learner == 'exact') & (results.metric == 'win_rate')]
-  curves = {m: rows for m, rows in exact.groupby('method')}
-  assert set(curves) == {'raw', 'lsc', 'z_sum', 'min', 'soft'}
-  soft, raw = (
-      curves[m].set_index(['judge', 'kl']).value for m in ('soft', 'raw')
-  )
-  assert set(soft.index) == set(raw.index)
-  assert (soft != raw).any()  # another utility, another optimum
-  with open(os.path.join(workdir, 'config.json')) as f:
-    method = json.load(f)['methods']['soft']
-  assert method['transform'] == 'my_project:softened'
+  assert done.returncode == 0, done.stderr + done.stdout[-2000:]
+  assert os.path.getsize(tmp_path / 'report.html')
+  evaluation = tmp_path / 'evaluation'
+  results = pd.read_csv(evaluation / 'results.csv')
+  assert set(results.property) == {
+      'helpful', 'harmless', 'both', 'careful', 'all',
+  }  # fmt: skip
+  exact = results[(results.learner == 'exact') & (results.property == 'all')]
+  level = exact[(exact.metric == 'above_q50') & (exact.judge == 'reward_model')]
+  curves = level.pivot(index='kl', columns='method', values='value')
+  assert {'softened', 'second', 'raw', 'lsc'} <= set(curves)
+  for new, old in (('softened', 'raw'), ('second', 'lsc')):
+    assert (curves[new] != curves[old]).any()  # another utility and optimum
+  shares = pd.read_csv(evaluation / 'optimality.csv')
+  trained = shares[shares.learner == 'rwr']
+  assert len(trained) == 1 and trained.objective_share.notna().all()
+  transforms = pd.read_csv(evaluation / 'transforms.csv')
+  assert 'softened' in set(transforms['transform'])
 
 
-def test_it_is_held_to_the_laws_of_all_transforms(fork):
-  folder, _ = fork
+def test_a_transform_is_held_to_the_laws_of_all(fork):
   script = os.path.join(ROOT, 'tests', 'rewards', 'transforms_test.py')
   # Without the shape checks, which want to be there before the project.
   addopts = '--import-mode=importlib -q -n0 -p no:cacheprovider'
   args = ('-m', 'pytest', '-o', f'addopts={addopts}', '-k', _LAWS)
-  laws = _python(folder, *args, '-p', 'alone', script)
+  laws = _python(fork, *args, f'--rootdir={ROOT}', '-p', 'alone', script)
   assert laws.returncode == 0, laws.stdout
   # Each of the laws, which are parameterised over the registry, for both.
   assert int(laws.stdout.rsplit(' passed', 1)[0].split()[-1]) >= 22
-
-
-def test_it_is_drawn_among_the_transforms(fork):
-  folder, workdir = fork
-  code = f"""
-import sys
-sys.path.insert(0, {folder!r})
-import config
-from rlhf_jax.rewards import transforms
-from rlhf_jax.stages import figures, inputs, validate
-config = config.get_config()
-validate.validate(config)
-inputs.make_objective(config, 'both', 'soft')
-assert transforms.names()[-1] == 'softened'
-transforms.names = lambda: ('identity', 'softened')  # the others are slow
-print(sorted(set(figures.transform_table()['transform'])))
-"""
-  done = _python(folder, '-c', code)
-  assert done.returncode == 0, done.stderr
-  assert "'softened'" in done.stdout

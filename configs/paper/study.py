@@ -115,9 +115,10 @@ def _regimes(c) -> None:
   # labels they gave by looks).
   for source in ('careful', 'lazy'):
     r[f'source_{source}'] = regime(
-        data__annotators=base.regime(
-            helpful=(source,), harmless=(source,)
-        )
+        # As many labels of either as of both together otherwise.
+        world__lazy_rate=0.5,
+        world__num_pairs=20_000,
+        data__annotators=base.regime(helpful=(source,), harmless=(source,)),
     )
   r.veto = regime(
       reward_scales__harmless=8.0,

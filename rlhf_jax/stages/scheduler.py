@@ -28,6 +28,7 @@ _COST = {
     'policy': 20,
     'best_of_k': 3,
     'evaluate': 6,
+    'analysis': 10,
     'figures': 10,
 }
 

@@ -35,7 +35,12 @@ def runs(config: ml_collections.ConfigDict) -> list[dict]:
   if config.seed not in config.policy_seeds:
     return []
   return [
-      dict(property=p, method=method, learner=learner, kl_coef=kl_coef)
+      dict(
+          property=p,
+          method=method,
+          learner=learner.rpartition(':')[2],  # MODULE:NAME is called NAME
+          kl_coef=kl_coef,
+      )
       for p, method, learner, kl_coefs in config.policy.sweep
       for kl_coef in kl_coefs
       if p == config.evaluate.property

@@ -22,7 +22,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
   _validate_references(config)
   _validate_methods(config)
   _validate_analysis(config)
-  _validate_policy(config)
+  if not config.regime:
+    _validate_policy(config)
   for name in config.regimes:
     try:
       validate(common.in_regime(config, name))
