@@ -17,7 +17,8 @@ _CANNED = world_rules.MOVES[0]
 def _config():
   c = tiny.get_config()
   make = tiny.base.reference
-  c.references.regression.num_steps = 30
+  c.references.regression.num_steps = 100
+  c.references.regression.optim.peak_lr = 1e-2
   c.references.specs.q50 = make(q=0.5)
   c.references.specs.canned = make(
       estimator='canned', canned=dict.fromkeys(c.rewards, _CANNED)
