@@ -88,11 +88,7 @@ class PenaltiesTest(parameterized.TestCase):
         rtol=1e-6,
     )
 
-  @parameterized.parameters(
-      *(n for n in transforms.names() if transforms.get(n).range[0] >= 0)
-  )
-  def test_what_is_let_through_lowers_the_utility(self, name):
-    del name  # any utility >= 0
+  def test_what_is_let_through_lowers_utilities_of_zero_and_more(self):
     u = jnp.linspace(0.0, 2.0, 9)
     failed = jnp.ones(9)
     for fn in (
