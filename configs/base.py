@@ -64,6 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
       'policy',
       'best_of_k',
       'evaluate',
+      'analysis',
       'figures',
   )
   # Reward models to learn, and the targets a policy can be aligned to: the
@@ -97,7 +98,12 @@ def get_config() -> ml_collections.ConfigDict:
       path='',
       # hh: subset folder of each reward; jsonl: file name of each reward.
       files=config_dict.create(helpful='', harmless=''),
+      # jsonl: file of ratings of each reward, where reward_model.link needs them.
+      rating_files=config_dict.create(helpful='', harmless=''),
       hh_split='train',  # hh: SUBSET/{train,test}.jsonl.gz
+      # Whose judgements a reward is learned from, by reward: the annotator tags
+      # of rows; all of them for a reward not named.
+      annotators=ml_collections.ConfigDict(),
       tokenizer='word',  # word (the world's) or byte
       max_prompt_tokens=4,  # longer prompts lose their beginning
       max_response_tokens=5,  # longer responses are dropped; EOS counts
@@ -112,6 +118,7 @@ def get_config() -> ml_collections.ConfigDict:
       lazy_rate=0.1,  # share of labels given by looks alone
       alignment=0.0,  # share of gold helpfulness added to gold harmlessness
       cue_mode='default',  # who is swayed by looks: default, equal or reversed
+      tie_band=0.5,  # log-odds below which annotators call a tie (link: ties)
       num_demonstrations=40_000,
       num_pairs=10_000,  # for the reward model, and as many for the evaluator
       num_test_pairs=2_000,  # on held-out prompts
@@ -164,7 +171,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.policy = config_dict.create(
       property='both',  # of the run at hand; the launcher runs through `sweep`
       method='lsc',
-      learner='ppo',  # or rloo
+      # ppo, rloo, grpo, grpo_std, reinforce, rebel, dpo, ipo, qrpo,
+      # qrpo_quantile, raft, rejection, or MODULE:NAME of your own
+      learner='ppo',
       kl_coef=0.3,  # nats of KL cost this much utility
       # (property, method, learner, kl_coefs) of the runs to make.
       sweep=(),
@@ -190,6 +199,13 @@ def get_config() -> ml_collections.ConfigDict:
       whiten_advantages=True,  # over the rollout, never within a prompt
       kl_target=0.0,  # nats a response to steer kl_coef to; 0: fixed
       kl_horizon=10_000.0,  # responses over which it is steered
+      # Subtracted: from every raw reward before its transform, or from the
+      # utility after; coef for each token of the response.
+      penalty=config_dict.create(
+          kind='none',  # or length
+          how='raw',  # or utility
+          coef=0.0,
+      ),
   )
 
   # -- Best-of-k: every k from one set of SFT samples, by order statistics.
@@ -206,6 +222,16 @@ def get_config() -> ml_collections.ConfigDict:
       matched_kl=2.0,  # where methods are compared response by response
       num_responses=8,  # prompts shown in the report
       num_joint_samples=2_000,  # points behind the joint distribution
+  )
+  # Calibration, dependence of judgements, and what transforms do to gradients.
+  c.analysis = config_dict.create(
+      property='both',  # of two rewards, whose judgements may depend
+      method='lsc',  # whose references say what good is
+      # Correlations of a Gaussian copula between the two judgements of one
+      # response, and how often each response is judged for the test.
+      rhos=(-0.8, -0.4, 0.0, 0.4, 0.8),
+      num_repeats=(2, 5, 20),
+      num_responses=16,  # SFT responses a prompt
   )
   return c
 

@@ -17,10 +17,18 @@ import base  # pylint: disable=wrong-import-position
 import ml_collections
 import world
 
+# In the order in which the AND grows.
 PROPERTIES = (
     'helpful',
     'harmless',
     'brevity',
+    'factual',
+    'direct',
+    'explanatory',
+    'plain',
+    'stepwise',
+    'varied',
+    'warm',
 )
 
 
@@ -102,6 +110,14 @@ def _regimes(c) -> None:
     r[f'link_{link}'] = regime(
         reward_model__link=link,
         methods__lsc=base.method(link, 'logical_and'),
+    )
+  # One reward model a source of judgements (the world's annotators say which
+  # labels they gave by looks).
+  for source in ('careful', 'lazy'):
+    r[f'source_{source}'] = regime(
+        data__annotators=base.regime(
+            helpful=(source,), harmless=(source,)
+        )
     )
   r.veto = regime(
       reward_scales__harmless=8.0,

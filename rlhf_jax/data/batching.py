@@ -19,6 +19,7 @@ import numpy as np
 
 from rlhf_jax import types
 from rlhf_jax.data import preferences
+from rlhf_jax.data import ratings as ratings_lib
 from rlhf_jax.data import tokenizer as tokenizer_lib
 
 Tokens = Int[np.ndarray, 'b l']
@@ -128,6 +129,31 @@ def encode_comparisons(
       rejected_tokens=rejected_tokens,
       rejected_mask=rejected_mask,
       valid=np.ones(len(rows), bool),
+      tied=np.array([comparisons[i].tied for i in counts.kept]),
+  )
+  return batch, counts
+
+
+def encode_ratings(
+    ratings: Sequence[ratings_lib.Rating],
+    tokenizer: tokenizer_lib.Tokenizer,
+    *,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+    max_truncated_fraction: float,
+) -> tuple[types.RatingBatch, Counts]:
+  """All ratings as one RatingBatch of NumPy arrays; see `encode_comparisons`."""
+  arrays, counts = encode_demonstrations(
+      [(r.prompt, r.response) for r in ratings],
+      tokenizer,
+      max_prompt_tokens=max_prompt_tokens,
+      max_response_tokens=max_response_tokens,
+      max_truncated_fraction=max_truncated_fraction,
+  )
+  batch = types.RatingBatch(
+      **arrays,
+      rating=np.array([ratings[i].rating for i in counts.kept], np.int32),
+      valid=np.ones(counts.num_kept, bool),
   )
   return batch, counts
 

@@ -5,7 +5,8 @@ Two forms of a row are read, one JSON object a line, plain or gzipped:
   {"chosen": "\\n\\nHuman: ..\\n\\nAssistant: ..", "rejected": ..}  (a dialogue)
   {"prompt": .., "chosen": .., "rejected": ..}                       (plain)
 
-each with optional "property" and "annotator". A dialogue is the form of
+each with optional "property" and "annotator", and "tied": true where neither was
+preferred. A dialogue is the form of
 Anthropic's HH data (Bai et al. 2022, arXiv:2204.05862): its prompt is all up to
 and including the last "\\n\\nAssistant:", and must be the same in both.
 
@@ -13,7 +14,7 @@ Rows that cannot be used are dropped, and each is reported with its line number;
 beyond a stated fraction they are an error.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import dataclasses
 import gzip
@@ -22,6 +23,7 @@ import json
 import os
 import pathlib
 import tempfile
+from typing import Any
 import zlib
 
 HUMAN = '\n\nHuman:'
@@ -47,6 +49,7 @@ class Comparison:
     prompt: what the model sees; a dialogue ends with "\\n\\nAssistant:".
     property: what was judged, such as 'helpful'; '' if not recorded.
     annotator: who, or which kind of annotator, judged; '' if not recorded.
+    tied: neither was preferred, and their order says nothing.
     line: line in the file it was read from, from 1; 0 if from none.
   """
 
@@ -55,6 +58,7 @@ class Comparison:
   rejected: str
   property: str = ''
   annotator: str = ''
+  tied: bool = False
   line: int = 0
 
 
@@ -116,9 +120,11 @@ def read_jsonl(
     DataError: if the file is missing, empty, truncated, or lacks a key that a
       comparison needs, or if more than max_bad_fraction of its rows are bad.
   """
-  rows = list(read_lines(path))
   return parse_rows(
-      rows, path=path, property=property, max_bad_fraction=max_bad_fraction
+      list(read_lines(path)),
+      path=path,
+      property=property,
+      max_bad_fraction=max_bad_fraction,
   )
 
 
@@ -155,7 +161,25 @@ def parse_rows(
     max_bad_fraction: float,
 ) -> tuple[list[Comparison], Report]:
   """The comparisons among numbered rows (JSON or parsed); see `read_jsonl`."""
-  kept: list[Comparison] = []
+  return parse_with(
+      _comparison,
+      rows,
+      path=path,
+      property=property,
+      max_bad_fraction=max_bad_fraction,
+  )
+
+
+def parse_with(
+    make: Callable,
+    rows: Iterable[tuple[int, bytes | Mapping[str, object]]],
+    *,
+    path: str | os.PathLike,
+    property: str,
+    max_bad_fraction: float,
+) -> tuple[list, Report]:
+  """make(row, line, property, path) of each row, but those it calls a BadRow."""
+  kept = []
   bad: dict[str, list[int]] = {kind: [] for kind in _BAD_KINDS}
   reasons: list[str] = []
   num_rows = 0
@@ -163,12 +187,12 @@ def parse_rows(
     num_rows += 1
     try:
       row = content if isinstance(content, Mapping) else _decode(content)
-      comparison = _comparison(row, line, property, path)
-    except _BadRow as e:
+      made = make(row, line, property, path)
+    except BadRow as e:
       bad[e.kind].append(line)
       reasons.append(f'line {line}: {e}')
     else:
-      kept.append(comparison)
+      kept.append(made)
   if not num_rows:
     raise DataError(f'{path}: empty; expected one JSON object per line.')
   report = Report(
@@ -184,7 +208,7 @@ def parse_rows(
   return kept, report
 
 
-class _BadRow(Exception):
+class BadRow(Exception):
   """A row to drop; `kind` is the field of Report that counts it."""
 
   def __init__(self, kind: str, reason: str):
@@ -198,9 +222,9 @@ def _decode(content: bytes) -> Mapping[str, object]:
     row = json.loads(content)
   # A RecursionError is how deeply nested JSON fails.
   except (ValueError, RecursionError) as e:
-    raise _BadRow('malformed', f'not valid JSON ({_one_line(e)})') from e
+    raise BadRow('malformed', f'not valid JSON ({_one_line(e)})') from e
   if not isinstance(row, dict):
-    raise _BadRow('malformed', 'not a JSON object')
+    raise BadRow('malformed', 'not a JSON object')
   return row
 
 
@@ -211,33 +235,55 @@ def _comparison(
     path: str | os.PathLike,
 ) -> Comparison:
   """The comparison that a row holds, in either form."""
-  for key in ('chosen', 'rejected'):
-    # Not a damaged row but another kind of file: no fraction of it will do.
-    if key not in row:
-      raise DataError(
-          f'{path}, line {line}: key {key!r} is missing; expected'
-          f' chosen, rejected and optionally prompt, found'
-          f' {", ".join(sorted(row)[:8]) or "no keys"}.'
-      )
-  for key in ('prompt', 'chosen', 'rejected', 'property', 'annotator'):
-    if not isinstance(row.get(key, ''), str):
-      raise _BadRow('malformed', f'{key!r} is not a string')
+  require(
+      row,
+      ('chosen', 'rejected'),
+      'chosen, rejected and optionally prompt',
+      f'{path}, line {line}',
+  )
+  require_strings(row, ('prompt', 'chosen', 'rejected'))
+  if not isinstance(row.get('tied', False), bool):
+    raise BadRow('malformed', "'tied' is neither true nor false")
   if 'prompt' in row:
     prompt, chosen, rejected = row['prompt'], row['chosen'], row['rejected']
   else:
     prompt, chosen, rejected = _split_pair(row['chosen'], row['rejected'])
   if not prompt.strip():
-    raise _BadRow('malformed', 'the prompt is empty')
+    raise BadRow('malformed', 'the prompt is empty')
   if chosen == rejected:
-    raise _BadRow('identical', 'the two responses are identical')
+    raise BadRow('identical', 'the two responses are identical')
   return Comparison(
       prompt=prompt,
       chosen=chosen,
       rejected=rejected,
       property=row.get('property', '') or property,
       annotator=row.get('annotator', ''),
+      tied=row.get('tied', False),
       line=line,
   )
+
+
+def require(
+    row: Mapping[str, object],
+    keys: Iterable[str],
+    expected: str,
+    where: str,
+) -> None:
+  """Raises DataError unless the row has all keys."""
+  # Not a damaged row but another kind of file: no fraction of it will do.
+  for key in keys:
+    if key not in row:
+      raise DataError(
+          f'{where}: key {key!r} is missing; expected {expected}, found'
+          f' {", ".join(sorted(row)[:8]) or "no keys"}.'
+      )
+
+
+def require_strings(row: Mapping[str, object], keys: Iterable[str]) -> None:
+  """Raises BadRow unless these keys, property and annotator hold strings."""
+  for key in (*keys, 'property', 'annotator'):
+    if not isinstance(row.get(key, ''), str):
+      raise BadRow('malformed', f'{key!r} is not a string')
 
 
 def split_dialogue(text: str) -> tuple[str, str]:
@@ -261,14 +307,14 @@ def _split_pair(chosen: str, rejected: str) -> tuple[str, str, str]:
     prompt, response = split_dialogue(chosen)
     split_dialogue(rejected)
   except ValueError as e:
-    raise _BadRow('malformed', str(e)) from e
+    raise BadRow('malformed', str(e)) from e
   if not rejected.startswith(prompt):
-    raise _BadRow('prompts_differ', 'the two prompts differ')
+    raise BadRow('prompts_differ', 'the two prompts differ')
   other = rejected[len(prompt) :]
   # A second turn of the assistant in the chosen dialogue is part of its prompt.
   # Kept in the rejected one alone, it would give away which was rejected.
   if ASSISTANT in other or HUMAN in response + other:
-    raise _BadRow('extra_turn', 'a response runs on into another turn')
+    raise BadRow('extra_turn', 'a response runs on into another turn')
   return prompt, response, other
 
 
@@ -277,13 +323,11 @@ def dialogue(prompt: str, response: str) -> str:
   return f'{HUMAN} {prompt}{ASSISTANT} {response}'
 
 
-def write_jsonl(
-    comparisons: Iterable[Comparison], path: str | os.PathLike
-) -> None:
-  """Writes comparisons in the plain form; `read_jsonl` returns the same.
+def write_jsonl(rows: Iterable[Any], path: str | os.PathLike) -> None:
+  """Writes comparisons (or ratings) in the plain form; reading returns the same.
 
-  The file appears complete or not at all. The same comparisons give the same
-  bytes, gzipped or not.
+  Fields that say nothing, '' and False, are left out. The file appears complete
+  or not at all. The same rows give the same bytes, gzipped or not.
   """
   path = pathlib.Path(path)
   if not path.parent.is_dir():
@@ -298,10 +342,12 @@ def write_jsonl(
         f = stack.enter_context(
             gzip.GzipFile(filename='', mode='wb', fileobj=f, mtime=0)
         )
-      for c in comparisons:
-        row = {'prompt': c.prompt, 'chosen': c.chosen, 'rejected': c.rejected}
-        row |= {'property': c.property} if c.property else {}
-        row |= {'annotator': c.annotator} if c.annotator else {}
+      for made in rows:
+        row = dataclasses.asdict(made)
+        del row['line']
+        for key in ('property', 'annotator', 'tied'):
+          if key in row and not row[key]:
+            del row[key]
         f.write(json.dumps(row).encode() + b'\n')
     os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files
     os.replace(temporary, path)

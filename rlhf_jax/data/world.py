@@ -9,21 +9,18 @@ seeds. That choice changed the size of the gain in helpfulness and the sign of
 the effect on hedges; the gains in win rate had one sign in all of them.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import functools
 
 from jaxtyping import Bool, Float, Int
 import numpy as np
+from scipy import special
 
-from rlhf_jax.data import preferences
+from rlhf_jax.data import properties as properties_lib
 from rlhf_jax.data import world_draws as draws
 from rlhf_jax.data import world_rules as rules
 
-PROPERTIES = ('helpful', 'harmless')
-# Who learns from a sample of comparisons. Each role owns a third of all pairs
-# of responses, so no pair that one of them has seen can reach another.
-ROLES = ('reward_model', 'evaluator', 'held_out')
+CUE_MODES = ('default', 'equal', 'reversed')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +36,10 @@ class WorldConfig:
       annotators' scale and reliance on cues; at 0 all prompts are alike.
     cue_scale: factor on what looks (length, lists, caveats) add to a judgement.
     lazy_rate: share of labels given by looks alone.
+    alignment: gold harmlessness is S + alignment H: above 0 the properties are
+      aligned, below opposed. The absolute labels stay as they are.
+    cue_mode: who is swayed by looks; `world_draws.annotators` has the modes.
+    properties: what responses are judged by, of those in `data.properties`.
     sft_noise: standard deviation of the writers' per-prompt taste, in logits.
   """
 
@@ -48,6 +49,9 @@ class WorldConfig:
   heterogeneity: float = 1.0
   cue_scale: float = 1.0
   lazy_rate: float = 0.1
+  alignment: float = 0.0
+  cue_mode: str = 'default'
+  properties: tuple[str, ...] = ('helpful', 'harmless')
   sft_noise: float = 0.3
 
   def __post_init__(self):
@@ -72,6 +76,19 @@ class WorldConfig:
     for name in ('heterogeneity', 'cue_scale', 'sft_noise'):
       if getattr(self, name) < 0:
         raise ValueError(f'{name} must be >= 0, got {getattr(self, name)}.')
+    check(self.cue_mode, CUE_MODES, 'cue_mode')
+    if not self.properties or len(set(self.properties)) < len(self.properties):
+      raise ValueError(
+          f'Need one or more distinct properties, got {self.properties}.'
+      )
+    for name in self.properties:
+      properties_lib.get(name)
+
+
+def check(value: str, known: tuple[str, ...], what: str) -> None:
+  """Raises unless `value` is one of the known."""
+  if value not in known:
+    raise ValueError(f'Unknown {what} {value!r}; known: {", ".join(known)}.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -87,8 +104,8 @@ class World:
     responses: their texts, one word per move.
     generator_logprobs: log-probability of each response under the writers of
       demonstrations.
-    gold: quality H ('helpful') and S ('harmless'), rounded to six decimals so
-      that responses of equal quality tie exactly.
+    gold: quality Q(x, y) by property, rounded to six decimals so that responses
+      of equal quality tie exactly.
     needs_met, safe: the absolute labels.
     excess_lists, excess_hedges: how many more than the one that is useful.
     risk: whether a harmful prompt is given the risky detail.
@@ -149,23 +166,23 @@ def make_world(seed: int, cfg: WorldConfig) -> World:
   )
   moves, lengths = rules.all_responses(cfg.max_moves)
   counts = rules.count_moves(moves)
-  helpful, harmless, met, safe = [], [], [], []
-  for f in features:
-    helpful.append(_exact_ties(rules.helpful_quality(f, moves, counts)))
-    harmless.append(_exact_ties(rules.harmless_quality(f, counts)))
-    met.append(rules.needs_met(f, counts))
-    safe.append(rules.is_safe(f, counts))
   how = (features[:, 1] == rules.INTENTS.index('how'))[:, None]
   legitimate = (features[:, 0] >= rules.TOPICS.index('medicine'))[:, None]
   harmful = (features[:, 2] > 0)[:, None]
   small = counts.astype(np.int8)
   taste = draws.taste(seed, features, scale=cfg.sft_noise)
-  scale, cue_weight = draws.annotators(
-      seed,
-      features,
-      heterogeneity=cfg.heterogeneity,
-      cue_scale=cfg.cue_scale,
-  )
+  judged = {name: properties_lib.get(name) for name in cfg.properties}
+  annotators = {
+      name: draws.annotators(
+          seed,
+          features,
+          prop,
+          heterogeneity=cfg.heterogeneity,
+          cue_scale=cfg.cue_scale,
+          cue_mode=cfg.cue_mode,
+      )
+      for name, prop in judged.items()
+  }
   return World(
       seed=seed,
       config=cfg,
@@ -182,22 +199,40 @@ def make_world(seed: int, cfg: WorldConfig) -> World:
       generator_logprobs=rules.generator_logprobs(
           features, taste, max_moves=cfg.max_moves
       ),
-      gold={'helpful': np.stack(helpful), 'harmless': np.stack(harmless)},
-      needs_met=np.stack(met),
-      safe=np.stack(safe),
+      gold={
+          name: _gold(name, features, moves, counts, alignment=cfg.alignment)
+          for name in judged
+      },
+      needs_met=np.stack([rules.needs_met(f, counts) for f in features]),
+      safe=np.stack([rules.is_safe(f, counts) for f in features]),
       excess_lists=np.maximum(0, small[:, rules.LIST] - how.astype(np.int8)),
       excess_hedges=np.maximum(
           0, small[:, rules.HEDGE] - legitimate.astype(np.int8)
       ),
       risk=(counts[:, rules.RISK] > 0) & harmful,
       refusal=counts[:, rules.REFUSE] > 0,
-      scale=scale,
-      cue_weight=cue_weight,
+      scale={name: scale for name, (scale, _) in annotators.items()},
+      cue_weight={name: weight for name, (_, weight) in annotators.items()},
       cue={
-          'helpful': 0.20 * lengths + 0.40 * counts[:, rules.LIST],
-          'harmless': 0.80 * counts[:, rules.HEDGE],
+          name: np.asarray(prop.cue(lengths, counts), np.float64)
+          for name, prop in judged.items()
       },
   )
+
+
+def _gold(name, features, moves, counts, *, alignment) -> np.ndarray:
+  """Quality [x y] of a property."""
+
+  def quality(name, f):
+    return properties_lib.get(name).quality(f, moves, counts)
+
+  rows = []
+  for f in features:
+    row = quality(name, f)
+    if name == 'harmless' and alignment:
+      row = row + alignment * quality('helpful', f)
+    rows.append(_exact_ties(row))
+  return np.stack(rows)
 
 
 def _exact_ties(quality: np.ndarray) -> np.ndarray:
@@ -209,8 +244,22 @@ def _exact_ties(quality: np.ndarray) -> np.ndarray:
   return np.round(quality, 6).astype(np.float32) + np.float32(0)  # no -0.
 
 
-def _sigmoid(x) -> np.ndarray:
-  return np.asarray(0.5 * (1.0 + np.tanh(0.5 * x)))  # no overflow
+def judgement_logits(
+    world: World, property: str, prompt, response
+) -> tuple[np.ndarray, np.ndarray]:
+  """What a careful, and a lazy, annotator makes of responses, by index.
+
+    careful: scale(x) Q(x, y) + bias(x, y)         lazy: 2 bias(x, y)
+
+  with Q the gold quality and bias(x, y) = cue_weight(x) cue(y). Differences of
+  these are log-odds of a comparison. Broadcasts.
+  """
+  check(property, world.config.properties, 'property')
+  prompt, response = np.asarray(prompt), np.asarray(response)
+  quality = world.gold[property][prompt, response].astype(np.float64)
+  bias = world.cue_weight[property][prompt] * world.cue[property][response]
+  careful = world.scale[property][prompt] * quality + bias
+  return np.asarray(careful), np.asarray(2.0 * bias)
 
 
 def label_probabilities(
@@ -218,19 +267,12 @@ def label_probabilities(
 ) -> tuple[np.ndarray, np.ndarray]:
   """P(first is preferred) by a careful, and by a lazy, annotator.
 
-    careful: sigma(scale(x) (Q(x, a) - Q(x, b)) + bias(x, a) - bias(x, b))
-    lazy:    sigma(2 (bias(x, a) - bias(x, b)))
-
-  with Q the gold quality and bias(x, y) = cue_weight(x) cue(y).
+  sigma(logit(x, a) - logit(x, b)), with each one's `judgement_logits`
   """
-  _check(property, PROPERTIES, 'property')
-  prompt, first, second = map(np.asarray, (prompt, first, second))
-  gold = world.gold[property]
-  quality = gold[prompt, first].astype(np.float64) - gold[prompt, second]
-  cue = world.cue[property]
-  bias = world.cue_weight[property][prompt] * (cue[first] - cue[second])
-  careful = _sigmoid(world.scale[property][prompt] * quality + bias)
-  return careful, _sigmoid(2.0 * bias)
+  a = judgement_logits(world, property, prompt, first)
+  b = judgement_logits(world, property, prompt, second)
+  careful, lazy = (special.expit(u - v) for u, v in zip(a, b, strict=True))
+  return np.asarray(careful), np.asarray(lazy)
 
 
 def preference_probability(
@@ -242,134 +284,51 @@ def preference_probability(
   return np.asarray((1.0 - rate) * careful + rate * lazy)
 
 
-def _draw_responses(
-    world: World, prompt: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-  """One response of the writers to each prompt, as indices."""
-  uniform = rng.random(len(prompt))
-  response = np.empty(len(prompt), np.int64)
-  for x in np.unique(prompt):
-    rows = prompt == x
-    response[rows] = np.searchsorted(
-        world.generator_cdf[x], uniform[rows], side='right'
-    )
-  return response
+def oracle_reward(world: World, property: str) -> Float[np.ndarray, 'x y']:
+  """scale(x) Q(x, y): the log-odds of annotators whom no looks deceive.
 
-
-def sample_demonstrations(
-    world: World, num: int, *, prompts: Sequence[int] | np.ndarray | None = None
-) -> tuple[Int[np.ndarray, ' n'], Int[np.ndarray, ' n']]:
-  """Indices (prompt, response) of demonstrations by the writers.
-
-  Prompts are drawn uniformly, from the training prompts unless given.
+  The reward that a reward model would learn, up to c(x), from endless careful
+  comparisons without cues.
   """
-  rng = draws.stream(world.seed, 'demonstrations')
-  pool = world.train_prompts if prompts is None else np.asarray(prompts)
-  prompt = rng.choice(pool, num)
-  return prompt, _draw_responses(world, prompt, rng)
+  check(property, world.config.properties, 'property')
+  scale = world.scale[property].astype(np.float32)
+  return scale[:, None] * world.gold[property]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class LabeledPairs:
-  """Comparisons by index: annotators preferred `chosen` to `rejected`.
-
-  Attributes:
-    property: what was judged.
-    lazy: the labels given by looks alone.
-  """
-
-  property: str
-  prompt: Int[np.ndarray, ' n']
-  chosen: Int[np.ndarray, ' n']
-  rejected: Int[np.ndarray, ' n']
-  lazy: Bool[np.ndarray, ' n']
-
-
-def sample_comparisons(
+def judge_probability(
     world: World,
     property: str,
-    num: int,
     *,
-    role: str,
-    prompts: Sequence[int] | np.ndarray | None = None,
-) -> LabeledPairs:
-  """`num` labelled pairs of the writers' responses, for one role.
+    ref_logprobs: Float[np.ndarray, 'x y'] | None = None,
+    q: float = 0.85,
+) -> Float[np.ndarray, 'x y']:
+  """P(G = 1 | x, y): that a judge finds y good for x.
 
-  Both responses are drawn from the writers; pairs of equal responses are never
-  shown to an annotator. Roles draw from separate streams, and from disjoint
-  thirds of all unordered pairs: what trained a reward model cannot reach the
-  evaluator that judges it. Prompts are drawn uniformly, from the training
-  prompts unless given.
+    P(G = 1 | x, y) = sigma(scale(x) (Q(x, y) - Q_q(x)))
+
+  that is, prefers it, by gold quality alone, to a response of quality Q_q(x),
+  the least that a share q of responses does not exceed.
+
+  Args:
+    ref_logprobs: of the policy whose responses Q_q(x) is a quantile of, on all
+      prompts; the writers' unless given.
+    q: level of the quantile.
   """
-  _check(property, PROPERTIES, 'property')
-  _check(role, ROLES, 'role')
-  rng = draws.stream(world.seed, 'comparisons', property, role)
-  pool = world.train_prompts if prompts is None else np.asarray(prompts)
-  prompt = rng.choice(pool, num)
-  first, second = np.zeros((2, num), np.int64)
-  redraw = np.arange(num)
-  while redraw.size:
-    first[redraw] = _draw_responses(world, prompt[redraw], rng)
-    second[redraw] = _draw_responses(world, prompt[redraw], rng)
-    owner = _pair_hash(prompt, first, second) % len(ROLES)
-    usable = (first != second) & (owner == ROLES.index(role))
-    redraw = np.flatnonzero(~usable)
-
-  careful, by_looks = label_probabilities(
-      world, property, prompt, first, second
+  check(property, world.config.properties, 'property')
+  gold = world.gold[property]
+  if ref_logprobs is None:
+    ref_logprobs = world.generator_logprobs
+  order = np.argsort(gold, axis=1)
+  cdf = np.cumsum(
+      np.take_along_axis(np.exp(ref_logprobs.astype(np.float64)), order, 1), 1
   )
-  lazy = rng.random(num) < world.config.lazy_rate
-  first_wins = rng.random(num) < np.where(lazy, by_looks, careful)
-  return LabeledPairs(
-      property=property,
-      prompt=prompt,
-      chosen=np.where(first_wins, first, second),
-      rejected=np.where(first_wins, second, first),
-      lazy=lazy,
+  # Less than rounding: a level reached exactly is reached.
+  at = (cdf < (q - 1e-9) * cdf[:, -1:]).sum(1, keepdims=True)
+  threshold = np.take_along_axis(
+      gold, np.take_along_axis(order, at, axis=1), axis=1
   )
-
-
-def _pair_hash(prompt, first, second) -> np.ndarray:
-  """A well-mixed 64-bit hash of (prompt, unordered pair of responses)."""
-  low, high = np.minimum(first, second), np.maximum(first, second)
-  z = (prompt.astype(np.uint64) << np.uint64(50)) ^ (
-      (low.astype(np.uint64) << np.uint64(25)) ^ high.astype(np.uint64)
-  )
-  # The finalizer of splitmix64 (Steele et al. 2014); wraps modulo 2^64.
-  z += np.uint64(0x9E3779B97F4A7C15)
-  z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return z ^ (z >> np.uint64(31))
-
-
-def _check(value: str, known: Sequence[str], what: str) -> None:
-  if value not in known:
-    raise ValueError(f'Unknown {what} {value!r}; known: {", ".join(known)}.')
-
-
-def to_comparisons(
-    world: World, pairs: LabeledPairs
-) -> list[preferences.Comparison]:
-  """The pairs as texts, with the kind of annotator, as a file holds them."""
-  return [
-      preferences.Comparison(
-          prompt=world.prompts[x],
-          chosen=world.responses[a],
-          rejected=world.responses[b],
-          property=pairs.property,
-          annotator='lazy' if lazy else 'careful',
-          line=i + 1,
-      )
-      for i, (x, a, b, lazy) in enumerate(
-          zip(
-              pairs.prompt,
-              pairs.chosen,
-              pairs.rejected,
-              pairs.lazy,
-              strict=True,
-          )
-      )
-  ]
+  scale = world.scale[property][:, None]
+  return special.expit(scale * (gold - threshold)).astype(np.float32)
 
 
 def response_statistics(world: World) -> dict[str, Float[np.ndarray, 'x y']]:

@@ -7,6 +7,7 @@ for fewer prompts, or sampling something else first, changes no other draw.
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
+from rlhf_jax.data import properties
 from rlhf_jax.data import world_rules as rules
 
 # Pairs of intent and harm level: each has equally many prompts.
@@ -68,28 +69,44 @@ def taste(
 def annotators(
     seed: int,
     features: Int[np.ndarray, 'x 4'],
+    prop: properties.Property,
     *,
     heterogeneity: float,
     cue_scale: float,
-) -> tuple[
-    dict[str, Float[np.ndarray, ' x']], dict[str, Float[np.ndarray, ' x']]
-]:
-  """How annotators of each property judge each prompt: scale, cue weight."""
+    cue_mode: str,
+) -> tuple[Float[np.ndarray, ' x'], Float[np.ndarray, ' x']]:
+  """How annotators of a property judge each prompt: scale, cue weight.
 
-  def spread(values):
-    positive = values[values > 0]
-    center = np.exp(np.log(positive).mean())
-    return center * (values / center) ** heterogeneity
+  Both are spread by value^heterogeneity about the geometric mean of the values
+  that the property gives them. Cue modes: default; equal, which is that mean on
+  every prompt; reversed, which gives each prompt the weight of the one of
+  opposite harm level, and so changes what depends on harm alone.
+  """
+  everywhere = rules.all_prompts()
 
-  _, intent, harm, difficulty = features.T
-  noise = stream(seed, 'annotators').normal(size=(2, NUM_PROMPTS))
-  jitter = np.exp(0.25 * heterogeneity * noise)[:, prompt_ids(features)]
-  scale = {
-      'helpful': spread(rules.HELPFUL_SCALE)[intent] * jitter[0],
-      'harmless': spread(rules.HARMLESS_SCALE)[harm] * jitter[1],
-  }
-  cue_weight = {
-      'helpful': cue_scale * spread(rules.HELPFUL_CUE)[difficulty],
-      'harmless': cue_scale * spread(rules.HARMLESS_CUE)[harm],
-  }
-  return scale, cue_weight
+  def spread(values, at, exponent):
+    # Distinct values: how many prompts share one does not matter.
+    distinct = np.array([*dict.fromkeys(values(everywhere).tolist())])
+    if not distinct.any():
+      return values(at)
+    center = np.exp(np.log(distinct[distinct > 0]).mean())
+    return center * (values(at) / center) ** exponent
+
+  at = features.copy()
+  if cue_mode == 'reversed':
+    at[:, rules.HARM] = len(rules.HARMS) - 1 - at[:, rules.HARM]
+  jitter = np.exp(0.25 * heterogeneity * _noise(seed, prop.name))
+  scale = spread(prop.scale, features, heterogeneity)
+  cue_weight = spread(
+      prop.cue_weight, at, 0.0 if cue_mode == 'equal' else heterogeneity
+  )
+  return scale * jitter[prompt_ids(features)], cue_scale * cue_weight
+
+
+def _noise(seed: int, name: str) -> Float[np.ndarray, ' n']:
+  """N(0, 1) draws of a property, for each of the 192 prompts."""
+  first = ('helpful', 'harmless')  # these two share a stream
+  if name in first:
+    both = stream(seed, 'annotators').normal(size=(len(first), NUM_PROMPTS))
+    return both[first.index(name)]
+  return stream(seed, 'annotators', name).normal(size=NUM_PROMPTS)

@@ -1,9 +1,9 @@
-"""The rules of the embedded world: its prompts, responses, writers and gold.
+"""The rules of the embedded world: its prompts, responses and writers.
 
 A prompt is four words (topic, intent, harm level, difficulty). A response is 1
 to `max_moves` moves, one word each, and then the end: every response can be
 enumerated, so every expectation in the world is a finite sum. Nothing here is
-random; `world.make_world` adds what a seed decides.
+random; `world.make_world` adds what a seed decides, and `properties` what is good.
 
 All constants were fixed, after about ten variants had been tried, before the
 numbers that the project reports were measured.
@@ -18,6 +18,7 @@ TOPICS = ('cooking', 'travel', 'medicine', 'law')
 INTENTS = ('what', 'how', 'why', 'chat')
 HARMS = ('harm-0', 'harm-1', 'harm-2', 'harm-3')
 DIFFICULTIES = ('easy', 'medium', 'hard')
+TOPIC, INTENT, HARM, DIFFICULTY = range(4)  # the features of a prompt
 PROMPT_WORDS = TOPICS + INTENTS + HARMS + DIFFICULTIES
 MOVES = (
     'FACT', 'STEP', 'WHY', 'LIST', 'FILL', 'HEDGE', 'REFUSE', 'SAFE', 'RISK',
@@ -31,24 +32,18 @@ NEEDS = (
     {WHY: (1.0, 1), FACT: (0.5, 1), STEP: (0.25, 1)},
     {FACT: (0.5, 1), FILL: (0.5, 1), WHY: (0.5, 1)},
 )
-_NEED_LENGTH = np.array([2, 3, 3, 3])
-_NEED_WEIGHT = np.zeros((len(INTENTS), len(MOVES)))
-_NEED_COUNT = np.ones((len(INTENTS), len(MOVES)))  # 1 where nothing is needed
+NEED_LENGTH = np.array([2, 3, 3, 3])
+NEED_WEIGHT = np.zeros((len(INTENTS), len(MOVES)))
+NEED_COUNT = np.ones((len(INTENTS), len(MOVES)))  # 1 where nothing is needed
 for _intent, _needs in enumerate(NEEDS):
   for _move, (_weight, _count) in _needs.items():
-    _NEED_WEIGHT[_intent, _move] = _weight
-    _NEED_COUNT[_intent, _move] = _count
+    NEED_WEIGHT[_intent, _move] = _weight
+    NEED_COUNT[_intent, _move] = _count
 
 # The writers of demonstrations: logits of the moves, and of stopping.
 _BASE = np.array([0.2, 0.2, 0.0, -0.6, 0.2, -0.8, -2.2, -1.0, -1.6])
 _REPEAT = np.array([1.2, 0.5, 1.2, 0.8, 0.8, 1.0, 1.5, 1.0, 0.6])
 _SKILL = np.array([1.8, 1.1, 0.4])  # by difficulty
-
-# How reliably annotators agree, and how far looks sway them.
-HELPFUL_SCALE = np.array([4.0, 2.5, 1.5, 0.7])  # by intent
-HARMLESS_SCALE = np.array([0.5, 1.2, 2.5, 5.0])  # by harm level
-HELPFUL_CUE = np.array([0.2, 1.0, 4.0])  # by difficulty
-HARMLESS_CUE = np.array([0.0, 0.3, 1.0, 2.5])  # by harm level
 
 _SENTENCES = {
     'FACT': 'Here is a fact.',
@@ -133,7 +128,7 @@ def generator_logprobs(
   """
   topic, intent, harm, difficulty = features.T
   legitimate = topic >= TOPICS.index('medicine')
-  base = _BASE + _SKILL[difficulty][:, None] * _NEED_WEIGHT[intent] + jitter
+  base = _BASE + _SKILL[difficulty][:, None] * NEED_WEIGHT[intent] + jitter
   base[:, HEDGE] += 0.6 * legitimate
   base[:, RISK] += 0.7 * harm
   base[:, REFUSE] += 0.5 * harm
@@ -159,56 +154,19 @@ def generator_logprobs(
   return np.concatenate([*levels, prefix_logprob], axis=1)
 
 
-def helpful_quality(
-    features: Int[np.ndarray, ' 4'],
-    moves: Int[np.ndarray, 'y l'],
-    counts: Int[np.ndarray, 'y v'],
-) -> Float[np.ndarray, ' y']:
-  """Gold helpfulness H(x, y) of every response to one prompt.
-
-  Needs met (each saturates), a good opening and a useful list or caveat earn;
-  length beyond the need, filler, needless lists and caveats, and refusing cost.
-  A harmful prompt asks for the risky detail, which is the conflict with S.
-  """
-  topic, intent, harm, _ = (int(f) for f in features)
-  legitimate, how = topic >= TOPICS.index('medicine'), INTENTS[intent] == 'how'
-  weight, needed = _NEED_WEIGHT[intent], _NEED_COUNT[intent]
-  n, length = counts.T, counts.sum(1)
-  h = (np.minimum(counts, needed) / needed) @ weight
-  h += 0.2 * (weight[moves[:, 0]] > 0)
-  h -= 0.2 * np.maximum(0, length - _NEED_LENGTH[intent] - 1)
-  h -= 0.25 * n[FILL] * (INTENTS[intent] != 'chat')
-  h += 0.2 * (n[LIST] > 0) * how - 0.15 * np.maximum(0, n[LIST] - how)
-  h += 0.2 * (n[HEDGE] > 0) * legitimate
-  h -= 0.2 * np.maximum(0, n[HEDGE] - legitimate)
-  h -= 1.0 * (n[REFUSE] > 0)
-  return h + (0.5 * (n[RISK] > 0) if harm > 0 else -0.2 * n[RISK])
-
-
-def harmless_quality(
-    features: Int[np.ndarray, ' 4'], counts: Int[np.ndarray, 'y v']
-) -> Float[np.ndarray, ' y']:
-  """Gold harmlessness S(x, y) of every response to one prompt."""
-  topic, _, harm, _ = (int(f) for f in features)
-  legitimate = topic >= TOPICS.index('medicine')
-  n = counts.T
-  hedged = (n[HEDGE] > 0) * legitimate
-  risk = np.minimum(n[RISK], 2)
-  if harm == 0:
-    s = -0.4 * risk + 0.2 * (n[SAFE] > 0)
-    return s + 0.1 * hedged - 0.1 * (n[REFUSE] > 0)
-  s = -1.0 * risk - 0.25 * (harm / 3) * n[STEP]
-  return s + 0.7 * (n[SAFE] > 0) + 0.5 * (n[REFUSE] > 0) + 0.2 * hedged
+def is_legitimate(features: Int[np.ndarray, ' 4']) -> bool:
+  """Whether sending one to a professional is sound advice on this topic."""
+  return bool(features[TOPIC] >= TOPICS.index('medicine'))
 
 
 def needs_met(
     features: Int[np.ndarray, ' 4'], counts: Int[np.ndarray, 'y v']
 ) -> Bool[np.ndarray, ' y']:
   """Whether all needs of weight >= .5 are met, briefly, without refusing."""
-  intent = int(features[1])
-  main = _NEED_WEIGHT[intent] >= 0.5
-  covered = (counts >= _NEED_COUNT[intent])[:, main].all(1)
-  brief = counts.sum(1) <= _NEED_LENGTH[intent] + 2
+  intent = int(features[INTENT])
+  main = NEED_WEIGHT[intent] >= 0.5
+  covered = (counts >= NEED_COUNT[intent])[:, main].all(1)
+  brief = counts.sum(1) <= NEED_LENGTH[intent] + 2
   return covered & brief & (counts[:, REFUSE] == 0)
 
 
@@ -216,7 +174,7 @@ def is_safe(
     features: Int[np.ndarray, ' 4'], counts: Int[np.ndarray, 'y v']
 ) -> Bool[np.ndarray, ' y']:
   """Whether no risky detail is given, and precautions match the harm level."""
-  harm = int(features[2])
+  harm = int(features[HARM])
   safe = counts[:, RISK] == 0
   if harm >= 2:
     safe &= (counts[:, SAFE] > 0) | (counts[:, REFUSE] > 0)

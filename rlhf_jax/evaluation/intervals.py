@@ -1,10 +1,11 @@
-"""Means with intervals: over seeds, paired over seeds, and over prompts.
+"""Means with intervals: over seeds, over prompts, over both; and paired.
 
 NumPy, float64; arrays have seeds on the first axis, and after it any axes or
 none. A NaN is a missing point, such as a curve that ended before this KL: it
 makes the mean NaN, since the seeds that remain are another sample.
 """
 
+from collections.abc import Sequence
 import typing
 
 import numpy as np
@@ -92,3 +93,78 @@ def bootstrap_interval(
   tail = (1 - level) / 2
   low, high = np.quantile(means, [tail, 1 - tail])
   return Interval(values.mean(), low, high, num_seeds)
+
+
+def hierarchical_bootstrap(
+    values: npt.ArrayLike | Sequence[npt.ArrayLike],
+    *,
+    num_resamples: int,
+    seed: int,
+    level: float = 0.95,
+) -> Interval:
+  """The mean over seeds and prompts, with an interval over both.
+
+  Seeds are redrawn with replacement, and then prompts with replacement within
+  each drawn seed, anew each time it is drawn. Ends are percentiles. The mean
+  gives every seed the same weight, however many prompts it has.
+
+  Seeds hold the larger part of the variance, and s of them resampled understate
+  it by (s - 1) / s: with three seeds a 95% interval covers about 85% of the
+  time (see the tests), and `mean_interval` of the seeds' means is the cautious
+  choice. With one seed there is nothing to redraw but prompts, and it is
+  `bootstrap_interval`.
+
+  Args:
+    values: 's x', or for each seed an array of the values of its prompts.
+
+  References:
+    Davison and Hinkley 1997, section 3.8.
+  """
+  rows = [np.asarray(row, np.float64) for row in values]
+  if not rows or any(row.ndim != 1 or not row.size for row in rows):
+    raise ValueError('Expected, for each seed, the values of its prompts.')
+  rng = np.random.default_rng(seed)
+  drawn = rng.integers(len(rows), size=(num_resamples, len(rows)))
+  means = np.empty(drawn.shape)
+  for s, row in enumerate(rows):
+    slots = drawn == s
+    prompts = rng.integers(row.size, size=(slots.sum(), row.size))
+    means[slots] = row[prompts].mean(axis=1)
+  tail = (1 - level) / 2
+  low, high = np.quantile(means.mean(axis=1), [tail, 1 - tail])
+  mean = np.mean([row.mean() for row in rows])
+  # A missing point that no resample drew is missing all the same.
+  low, high = (np.where(np.isnan(mean), np.nan, end) for end in (low, high))
+  return Interval(mean, low, high, len(rows))
+
+
+def paired_hierarchical_bootstrap(
+    values: npt.ArrayLike | Sequence[npt.ArrayLike],
+    baseline: npt.ArrayLike | Sequence[npt.ArrayLike],
+    *,
+    num_resamples: int,
+    seed: int,
+    level: float = 0.95,
+) -> Interval:
+  """`hierarchical_bootstrap` of values - baseline, prompt by prompt.
+
+  Entry x of seed s of both is the same prompt in the same world, so what makes
+  a prompt or a seed easy cancels before anything is redrawn.
+  """
+  if len(values) != len(baseline):
+    raise ValueError(
+        'A paired difference needs the same seeds in both, got'
+        f' {len(values)} and {len(baseline)}.'
+    )
+  differences = []
+  for s, (a, b) in enumerate(zip(values, baseline, strict=True)):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape:
+      raise ValueError(
+          'A paired difference needs the same prompts in both; seed'
+          f' {s} has {a.shape} and {b.shape}.'
+      )
+    differences.append(a - b)
+  return hierarchical_bootstrap(
+      differences, num_resamples=num_resamples, seed=seed, level=level
+  )

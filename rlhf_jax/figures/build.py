@@ -12,67 +12,92 @@ import os
 
 import pandas as pd
 
-from rlhf_jax.figures import style
+from rlhf_jax.figures import style, tables
 
-NAMES = ('F1', 'F2', 'F4', 'F5', 'F6', 'F7', 'F9')
+# The paper's figures, then: every method (M1), learners (L1, L2), calibration
+# and independence (C1, I1), the number of properties (N1), gradients (G1).
+NAMES = (
+    *('F1', 'F2', 'F3', 'F4', 'F5', 'F6', 'F7', 'F8', 'F9', 'F10'),
+    *('M1', 'L1', 'L2', 'C1', 'I1', 'N1', 'G1'),
+)
+_MODULES = {
+    'M1': 'methods',
+    'L1': 'learners',
+    'L2': 'grpo',
+    'C1': 'calibration',
+    'I1': 'independence',
+    'N1': 'growth',
+    'G1': 'gradient',
+}
 
 
 def get(name: str):
   """The module of a figure, for example of 'F1'."""
   if name not in NAMES:
     raise ValueError(f'Unknown figure {name!r}; known: {", ".join(NAMES)}.')
-  return importlib.import_module(f'rlhf_jax.figures.{name.lower()}')
+  module = _MODULES.get(name, name.lower())
+  return importlib.import_module(f'rlhf_jax.figures.{module}')
 
 
 def build(
     evaluation_dir: str,
     out_dir: str,
-    names: Sequence[str] = NAMES,
+    names: Sequence[str] | None = None,
     *,
     command: str | None = None,
 ) -> list[str]:
   """Paths of the CSV and PNG files written, and of the README.txt beside them.
 
-  A figure whose input table does not exist is an error that names the table: a
-  figure that is silently missing looks like one that was not asked for.
+  A figure that was asked for by name and whose input does not exist, or has
+  nothing of what it shows, is an error that says which. Without names, every
+  figure whose inputs are there is made, and README.txt says what was left out
+  and why: a study without regimes has no F10.
 
   Args:
     evaluation_dir: holds results.csv and the other tables of an evaluation.
     out_dir: gets NAME.csv, NAME.png and README.txt; created if needed.
-    names: figures to make.
+    names: figures to make; None for all that can be made.
     command: what to write into README.txt as the command that made them; by
       default the equivalent call of this function.
   """
-  modules = {name: get(name) for name in names}
+  modules = {name: get(name) for name in (NAMES if names is None else names)}
   os.makedirs(out_dir, exist_ok=True)
-  paths = []
+  paths, made, left_out = [], {}, {}
   for name, module in modules.items():
     csv, png = (os.path.join(out_dir, f'{name}.{e}') for e in ('csv', 'png'))
-    table = module.table(evaluation_dir)
+    try:
+      table = module.table(evaluation_dir)
+    except (FileNotFoundError, tables.NoRows) as error:
+      if names is not None:
+        raise
+      left_out[name] = str(error)
+      continue
     _atomic(csv, lambda p, t=table: t.to_csv(p, index=False))
     figure = module.draw(pd.read_csv(csv))
     _atomic(png, lambda p, f=figure: style.save(f, p))
     paths += [csv, png]
+    made[name] = module
   if command is None:
     command = (
         'python -c "from rlhf_jax.figures import build;'
-        f' build.build({evaluation_dir!r}, {out_dir!r}, {tuple(names)!r})"'
+        f' build.build({evaluation_dir!r}, {out_dir!r}, {tuple(made)!r})"'
     )
   readme = os.path.join(out_dir, 'README.txt')
-  text = _readme(modules, evaluation_dir, command)
+  text = _readme(made, left_out, evaluation_dir, command)
   _atomic(readme, lambda p: _write(p, text))
   return [*paths, readme]
 
 
-def _readme(modules, evaluation_dir: str, command: str) -> str:
+def _readme(made, left_out, evaluation_dir: str, command: str) -> str:
   lines = [f'Made from {evaluation_dir} by', '', f'  {command}', '']
-  for name, module in modules.items():
+  for name, module in made.items():
     lines += [
         f'{name}.png, drawn from {name}.csv'
         f' (computed from {", ".join(module.INPUTS)}):',
         *(f'  {line}'.rstrip() for line in module.__doc__.strip().split('\n')),
         '',
     ]
+  lines += [f'{name} was left out: {why}' for name, why in left_out.items()]
   return '\n'.join(lines)
 
 

@@ -1,7 +1,8 @@
 """One self-contained HTML page with the results of a run.
 
 Every number and every sentence with a number is computed from the tables of the
-evaluation when the page is written; pictures are inside the page.
+evaluation when the page is written; pictures, their values and the responses
+are inside the page, which asks the network for nothing.
 """
 
 import json
@@ -9,10 +10,15 @@ import os
 
 import pandas as pd
 
-from rlhf_jax.figures import build, comparisons, page, style, tables
+from rlhf_jax.figures import build, comparisons, hover, page, responses, tables
 
 TITLE = 'Transforming and combining rewards: results'
-_MAX_RESPONSES = 6
+_HOW_TO_POINT = page.tag(
+    'p',
+    'Point at a picture, or tap it, for the values of the nearest data point;'
+    ' by keyboard, go to the picture and press the left and right arrows.',
+    class_='soft',
+)
 
 
 def write_report(workdir: str, out: str) -> str:
@@ -20,36 +26,40 @@ def write_report(workdir: str, out: str) -> str:
 
   Args:
     workdir: holds evaluation/*.csv, and where they exist config.json,
-      environment.json and figures/F*.{csv,png}.
-    out: the HTML file to write.
+      environment.json and figures/NAME.{csv,png,json}.
+    out: the HTML file to write. A figure's CSV is linked when it is in the
+      folder of this file or below, so that both can be moved together.
   """
   evaluation = os.path.join(workdir, 'evaluation')
   results = tables.load(evaluation, 'results.csv')
+  figures = _figures(workdir, os.path.dirname(os.path.abspath(out)))
   sections = [
       ('summary', 'Summary', comparisons.summary(results)),
-      ('figures', 'Figures', _figures(os.path.join(workdir, 'figures'))),
-      ('results', 'Results at equal KL', comparisons.results_tables(results)),
       (
-          'optimality',
-          'How optimal the learners are',
-          comparisons.optimality(evaluation),
+          'figures',
+          'Figures',
+          page.join(_HOW_TO_POINT, *figures.values())
+          if figures
+          else page.tag('p', 'No figure was made.'),
       ),
-      ('responses', 'Sampled responses', _responses(evaluation)),
+      ('results', 'Results at equal KL', comparisons.results_tables(results)),
+      ('learners', 'Learners', comparisons.optimality(evaluation)),
+      ('responses', 'Responses', responses.section(evaluation)),
+      ('uncertainty', 'Uncertainty', _uncertainty(results)),
       ('config', 'Configuration', _json(workdir, 'config.json')),
       ('environment', 'Environment', _json(workdir, 'environment.json')),
   ]
-  nav = page.tag(
-      'nav',
-      *(page.tag('a', name, href=f'#{id}') for id, name, _ in sections),
-  )
   content = page.document(
       TITLE,
-      page.tag('h1', TITLE),
-      _introduction(results),
-      nav,
-      *(
-          page.join(page.tag('h2', name, id=id), body)
-          for id, name, body in sections
+      _navigation(sections, list(figures)),
+      page.tag(
+          'main',
+          page.tag('h1', TITLE),
+          _introduction(results),
+          *(
+              page.tag('section', page.tag('h2', name), body, id=id)
+              for id, name, body in sections
+          ),
       ),
   )
   os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
@@ -58,6 +68,37 @@ def write_report(workdir: str, out: str) -> str:
     f.write(content)
   os.replace(partial, out)
   return out
+
+
+def _navigation(sections, figures: list[str]) -> page.Markup:
+  """Links to every section, and under the figures to each of them."""
+
+  def link(id, *words):
+    return page.tag('a', *words, href=f'#{id}')
+
+  inner = page.tag(
+      'ul',
+      *(
+          page.tag(
+              'li',
+              link(
+                  name,
+                  page.tag('b', name),
+                  page.tag('span', build.get(name).TITLE, class_='title'),
+              ),
+          )
+          for name in figures
+      ),
+  )
+  items = (
+      page.tag(
+          'li',
+          link(id, name),
+          inner if id == 'figures' and figures else '',
+      )
+      for id, name, _ in sections
+  )
+  return page.tag('nav', page.tag('ul', *items), aria_label='Contents')
 
 
 def _introduction(results: pd.DataFrame) -> page.Markup:
@@ -91,91 +132,109 @@ def _introduction(results: pd.DataFrame) -> page.Markup:
   )
 
 
-def _figures(figures_dir: str) -> page.Markup:
-  parts = []
+def _figures(workdir: str, beside: str) -> dict[str, page.Markup]:
+  """Every figure that was made, by name, in order."""
+  folder = os.path.join(workdir, 'figures')
+  found = {}
   for name in build.NAMES:
-    png = os.path.join(figures_dir, f'{name}.png')
-    csv = os.path.join(figures_dir, f'{name}.csv')
-    if not (os.path.exists(png) and os.path.exists(csv)):
-      continue
-    module = build.get(name)
-    first, *rest = module.caption(pd.read_csv(csv))
-    parts.append(
-        page.tag(
-            'figure',
-            page.image(png, f'{name}: {module.TITLE}'),
-            page.tag(
-                'figcaption',
-                page.tag('b', f'{name}. {module.TITLE}. '),
-                first,
-                page.bullets(rest),
-            ),
-            id=name,
-        )
-    )
-  if not parts:
-    return page.tag('p', 'No figure was made.')
-  return page.join(*parts)
+    if all(
+        os.path.exists(os.path.join(folder, f'{name}.{e}'))
+        for e in ('csv', 'png')
+    ):
+      found[name] = _figure(workdir, name, beside)
+  return found
 
 
-def _responses(evaluation_dir: str) -> page.Markup:
-  path = os.path.join(evaluation_dir, 'responses.csv')
-  if not os.path.exists(path):
-    return page.tag('p', 'No responses were kept.')
-  # Text stays text: a response that reads "NA" or "1" is a response.
-  rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-  parts = []
-  for property in tables.present(rows, 'property', tables.PROPERTIES):
-    own = rows[rows['property'] == property]
-    parts.append(page.tag('h3', style.label(property)))
-    for _, row in own.head(_MAX_RESPONSES).iterrows():
-      parts.append(page.tag('div', row['prompt'], class_='prompt'))
-      parts.append(
+def _figure(workdir: str, name: str, beside: str) -> page.Markup:
+  """A picture with its values, caption, table and command."""
+  folder = os.path.join(workdir, 'figures')
+  csv = os.path.join(folder, f'{name}.csv')
+  module = build.get(name)
+  first, *rest = module.caption(pd.read_csv(csv))
+  values = os.path.join(folder, f'{name}.json')
+  return page.tag(
+      'figure',
+      page.image(
+          os.path.join(folder, f'{name}.png'), f'{name}: {module.TITLE}'
+      ),
+      page.tag(
+          'button',
+          'Enlarge',
+          type='button',
+          class_='enlarge',
+          aria_pressed='false',
+      ),
+      page.tag(
+          'figcaption',
+          page.tag('b', f'{name}. {module.TITLE}. '),
+          first,
+          page.bullets(rest),
           page.tag(
               'div',
-              *(_response(row, m) for m in ('sft', 'raw', 'lsc')),
-              class_='responses',
-          )
-      )
-    if len(own) > _MAX_RESPONSES:
-      parts.append(
-          page.tag(
-              'p',
-              f'The first {_MAX_RESPONSES} of {len(own)} prompts in'
-              ' responses.csv; none was selected.',
-              class_='soft',
-          )
-      )
-  return page.join(*parts) if parts else page.tag('p', 'No responses.')
-
-
-def _response(row, method: str) -> page.Markup:
-  """One response: its words, and its rewards above the reference and gold."""
-  notes = [
-      _scores(name, row.get(f'{method}_{column}', ''))
-      for name, column in (('reward - ref', 'rewards'), ('gold', 'gold'))
-  ]
-  if row.get(f'{method}_kl'):
-    kl = float(row[f'{method}_kl'])
-    learner = style.label(row[f'{method}_learner'])
-    notes.append(f'{learner}, KL {kl:.2f} nats')
-  return page.tag(
-      'div',
-      page.tag('b', style.short(method)),
-      row.get(f'{method}_text') or row[method],
-      *(page.tag('small', note) for note in notes if note),
-      class_=f'response {method}',
+              _link(csv, beside),
+              page.tag(
+                  'details',
+                  page.tag('summary', 'Command'),
+                  page.tag('code', _command(workdir, name)),
+              ),
+              class_='files',
+          ),
+      ),
+      _values(name, values),
+      id=name,
   )
 
 
-def _scores(name: str, encoded: str) -> str:
-  if not encoded:
-    return ''
-  scores = json.loads(encoded)
-  if not isinstance(scores, dict):
-    scores = {'': scores}
-  return f'{name}: ' + ', '.join(
-      f'{key} {float(value):+.2f}'.strip() for key, value in scores.items()
+def _link(path: str, beside: str) -> page.Markup:
+  relative = os.path.relpath(os.path.abspath(path), beside)
+  if relative.startswith(os.pardir):
+    return page.text(os.path.basename(path))
+  href = relative.replace(os.sep, '/')
+  return page.tag('a', os.path.basename(path), href=href)
+
+
+def _command(workdir: str, name: str) -> str:
+  evaluation, out = (
+      os.path.join(workdir, n) for n in ('evaluation', 'figures')
+  )
+  return (
+      'python -c "from rlhf_jax.figures import build;'
+      f' build.build({evaluation!r}, {out!r}, {(name,)!r})"'
+  )
+
+
+def _values(name: str, path: str) -> page.Markup:
+  """The values a reader can point at; none for a picture without them."""
+  if not os.path.exists(path):
+    return page.Markup('')
+  with open(path, encoding='utf-8') as f:
+    return page.data(f'{name}-values', hover.compact(json.load(f)))
+
+
+def _uncertainty(results: pd.DataFrame) -> page.Markup:
+  """What the intervals of this page cover, and what they do not."""
+  seeds = results['seed'].nunique()
+  interval = (
+      f'Intervals are 95% Student t intervals of the mean over {seeds} seeds.'
+      if seeds > 1
+      else 'With one seed there are no intervals.'
+  )
+  return page.bullets(
+      [
+          interval
+          + ' A seed redraws everything random: held-out prompts, labels and'
+          ' initialisations, so no other resampling is added.',
+          'Methods are compared by their difference within each seed, whose'
+          ' interval is narrower than that of either method alone: two'
+          ' overlapping bands do not mean that there is no difference.',
+          'No correction is made for the number of comparisons. One in twenty'
+          ' intervals would exclude zero by chance, and measures overlap.',
+          'Exact optima carry no sampling error of their own: every response'
+          ' is enumerated. Trained policies do, and there may be fewer seeds'
+          ' of them.',
+          'Every seed is a draw of the same synthetic world. No interval covers'
+          ' the choice of this world, of its size, or of hyperparameters.',
+      ]
   )
 
 

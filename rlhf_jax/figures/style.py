@@ -17,13 +17,26 @@ SOFT = '#6b7280'
 _COLORS = {
     'sft': '#8a8f98',
     'any': INK,
+    'oracle': INK,
+    # Sums of rewards are orange and brown, log-probabilities blue.
     'raw': '#d97706',
+    'raw_w65': '#b45309',
+    'raw_w35': '#eab308',
     'lsc': '#1d4ed8',
-    'min': '#15803d',
-    'z_sum': '#7c3aed',
-    'sigmoid': '#be185d',
+    'lsc_floor': '#38bdf8',
+    'quantile_and': '#6366f1',
     'par': '#0e7490',
+    'min': '#15803d',
+    'softmin': '#65a30d',
+    'z_sum': '#7c3aed',
+    'sigmoid_sum': '#be185d',
+    'or': '#a8a29e',
+    'frechet': '#0369a1',
+    'gated': '#57534e',
+    'k_of_n': '#4d7c0f',
+    'geometric': '#a21caf',
     'evaluator': '#0f766e',
+    'second_evaluator': '#7f1d1d',
     'gold': '#a16207',
     'reward_model': '#475569',
 }
@@ -32,27 +45,88 @@ _SPARE = ('#b91c1c', '#4d7c0f', '#a21caf', '#0369a1', '#57534e', '#000000')
 LABELS = {
     'sft': 'SFT',
     'raw': 'raw reward',
+    'raw_w65': 'raw, helpful .65',
+    'raw_w35': 'raw, helpful .35',
     'lsc': 'LSC (log-sigmoid-centered)',
+    'lsc_floor': 'LSC with a floor',
+    'quantile_and': 'sum of log quantiles',
+    'par': 'log-PAR',
     'min': 'min of centered rewards',
+    'softmin': 'soft min of centered rewards',
     'z_sum': 'sum of z-scores',
+    'sigmoid_sum': 'sum of sigmoids',
+    'or': 'OR of LSC',
+    'frechet': 'Frechet lower bound',
+    'gated': 'gated by helpful',
+    'k_of_n': 'k of n',
+    'geometric': 'geometric mean',
+    'oracle': 'oracle (knows the dependence)',
     'lsc-raw': 'LSC minus raw',
     'evaluator': 'held-out evaluator',
+    'second_evaluator': 'second evaluator',
     'gold': 'gold quality',
     'reward_model': 'reward model',
     'none': '',
     'exact': 'exact optimum',
     'ppo': 'PPO',
     'rloo': 'RLOO',
+    'grpo': 'GRPO, no division',
+    'grpo_std': 'GRPO, divided by sd',
+    'reinforce': 'REINFORCE',
+    'raft': 'RAFT',
+    'rejection': 'exact rejection',
+    'dpo': 'DPO',
+    'ipo': 'IPO',
+    'rebel': 'REBEL',
+    'qrpo': 'QRPO',
     'best_of': 'best of k',
     'helpful': 'Helpful',
     'harmless': 'Harmless',
     'both': 'Helpful and harmless',
 }
-SHORT = {'lsc': 'LSC', 'raw': 'raw', 'sft': 'SFT', 'min': 'min', 'z_sum': 'z'}
+# References of LSC, by the name of the method without this prefix.
+REFERENCE_PREFIX = 'lsc_ref_'
+REFERENCES = {
+    'q50': '50% quantile',
+    'q75': '75% quantile',
+    'q85': '85% quantile (default)',
+    'q95': '95% quantile',
+    'gaussian': '85% quantile of a Gaussian',
+    'learned': '85% quantile, learned',
+    'mean': 'mean',
+    'canned': 'canned responses',
+    'mixed': '85% helpful, canned harmless',
+    'dataset': 'response of the dataset',
+    'constant': 'global constant',
+}
+SHORT = {
+    'lsc': 'LSC',
+    'raw': 'raw',
+    'sft': 'SFT',
+    'min': 'min',
+    'z_sum': 'z-sum',
+    'sigmoid_sum': 'sigmoids',
+    'lsc_floor': 'LSC floor',
+    'oracle': 'oracle',
+}
 
-MARKERS = {'ppo': 'o', 'rloo': '^', 'best_of': 'D'}
-METHODS = ('sft', 'raw', 'lsc', 'z_sum', 'min')
-LEARNERS = ('exact', 'ppo', 'rloo', 'best_of')
+MARKERS = {
+    'ppo': 'o',
+    'rloo': '^',
+    'grpo': 'v',
+    'grpo_std': 'X',
+    'reinforce': 'P',
+    'raft': '<',
+    'rejection': '*',
+    'dpo': 's',
+    'ipo': 'p',
+    'rebel': 'h',
+    'qrpo': '>',
+    'best_of': 'D',
+}
+# The methods that are drawn as curves; others are compared at one KL (M1, F8).
+METHODS = ('sft', 'raw', 'lsc', 'z_sum', 'min', 'sigmoid_sum', 'par')
+LEARNERS = ('exact', *MARKERS)
 
 KL_LABEL = 'KL from SFT (nats)'
 
@@ -109,12 +183,17 @@ def color(name: str) -> str:
   """The colour of a method or judge, the same in every figure."""
   if name in _COLORS:
     return _COLORS[name]
+  if name.startswith(REFERENCE_PREFIX):
+    return _COLORS['lsc']
   # Stable between runs, unlike hash().
   return _SPARE[sum(name.encode()) % len(_SPARE)]
 
 
 def label(name: str) -> str:
   """The words for a method, learner, judge or property."""
+  if name.startswith(REFERENCE_PREFIX):
+    reference = name.removeprefix(REFERENCE_PREFIX)
+    return f'LSC, {REFERENCES.get(reference, reference)}'
   return LABELS.get(name, name)
 
 
@@ -176,7 +255,7 @@ def finish(
           [],
           color=SOFT,
           ls='',
-          marker=MARKERS[learner],
+          marker=MARKERS.get(learner, 's'),
           mfc='white' if learner == 'best_of' else SOFT,
           label=label(learner),
       )

@@ -15,22 +15,48 @@ import pandas as pd
 from rlhf_jax.evaluation import intervals
 
 PROPERTIES = ('helpful', 'harmless', 'both')
-JUDGES = ('evaluator', 'gold', 'reward_model', 'none')
+JUDGES = ('evaluator', 'second_evaluator', 'gold', 'reward_model', 'none')
+MATCHED_KL = 2.0
+AREA = (0.25, 3.0)
+_SAME = 5e-4  # curves nearer than this at every KL are one method
 
 _COLUMNS = {
     'results.csv': (
         'property method learner kl_coef seed kl judge metric value'
     ),
+    'regimes.csv': (
+        'regime property method learner kl_coef seed kl judge metric value'
+    ),
     'optimality.csv': (
-        'property method learner kl_coef seed kl objective_share'
+        'property method learner kl_coef seed kl objective_share gap'
+        ' kl_to_optimum frontier_share seconds num_steps'
     ),
     'prompts.csv': (
         'property method learner seed kl prompt reward judge centered'
     ),
+    'prompt_values.csv': (
+        'property method learner seed kl judge metric prompt value'
+    ),
     'joint.csv': 'method learner seed kl helpful harmless',
     'responses.csv': 'property prompt sft raw lsc kl',
     'transforms.csv': 'transform centered utility slope',
+    'diagnostics.csv': 'property method seed quantity decile value',
+    'calibration.csv': ('seed reward role kind bin share confidence frequency'),
+    'calibration_summary.csv': (
+        'seed reward role kind accuracy log_loss brier ece temperature pairs'
+    ),
+    'independence.csv': (
+        'seed rho num_repeats statistic p_value product observed frechet_low'
+        ' frechet_high ece'
+    ),
+    'copula.csv': 'seed rho method kl value',
+    'growth.csv': 'seed n method kl kl_coef metric value',
+    'gaussian.csv': 'scale tail correlation method kl value',
 }
+
+
+class NoRows(ValueError):
+  """A table has nothing of what a figure shows."""
 
 
 def load(
@@ -50,7 +76,7 @@ def load(
   if missing:
     raise ValueError(f'{path}: no column {sorted(missing)}.')
   if not len(frame) and not optional:
-    raise ValueError(f'{path}: no rows.')
+    raise NoRows(f'{path}: no rows.')
   if 'learner' in frame:
     learner = frame['learner'].astype(str)
     frame['family'] = learner.str.replace(r'_\d+$', '', regex=True)
@@ -228,9 +254,110 @@ def differences(
   )
 
 
+def distinct_methods(rows: pd.DataFrame, order: Sequence[str]) -> list[str]:
+  """Methods of one metric, less those whose exact curves repeat another's.
+
+  With one property the minimum of centered rewards is the raw reward, and one
+  method counted twice would look like two that always agree.
+  """
+  exact = rows[rows['family'] == 'exact']
+  wide = exact.assign(kl=exact['kl'].round(2)).pivot(
+      index=['judge', 'seed', 'kl'], columns='method', values='value'
+  )
+  kept = []
+  for method in present(exact, 'method', order):
+    gaps = [(wide[method] - wide[k]).abs() for k in kept]
+    if not any(g.notna().any() and g.max() < _SAME for g in gaps):
+      kept.append(method)
+  return kept
+
+
+def area_difference(
+    results: pd.DataFrame,
+    *,
+    property: str,
+    metric: str,
+    judge: str | None,
+    method: str = 'lsc',
+    baseline: str = 'raw',
+) -> dict[str, float]:
+  """Difference in mean height of two exact curves over the KL range AREA.
+
+    1 / (b - a) integral_a^b (method - baseline) dKL     (trapezoidal rule)
+
+  paired within seeds; empty unless every seed of both covers the range.
+  """
+  rows = select(results, property=property, metric=metric, judge=judge)
+  exact = rows[rows['family'] == 'exact']
+  kls = sorted(exact['kl'].round(2).unique())
+  kls = [k for k in kls if AREA[0] <= k <= AREA[1]]
+  if len(kls) < 2:
+    return {}
+  a, b = (
+      seed_values(exact, method=m, family='exact', kls=kls)
+      for m in (method, baseline)
+  )
+  if not len(a) or not len(b):
+    return {}
+  a, b = a.align(b, join='inner', axis=0)
+  gap = (a - b).to_numpy()
+  if not len(gap) or not np.isfinite(gap).all():
+    return {}
+  return interval(np.trapezoid(gap, kls, axis=1) / (kls[-1] - kls[0]))
+
+
+def bootstrap(
+    prompt_values: pd.DataFrame,
+    *,
+    property: str,
+    metric: str,
+    judge: str | None,
+    method: str,
+    baseline: str | None = None,
+    learner: str = 'exact',
+    num_resamples: int = 2_000,
+) -> dict[str, float]:
+  """Mean with a 95% interval over seeds and over the prompts within them.
+
+  A hierarchical bootstrap: seeds are redrawn, then prompts within each, so it
+  answers for other prompts as well. With a baseline, of the difference on the
+  same prompt and seed. Empty where prompt_values.csv has no such policy. Its
+  random seed is fixed, so that a report can be made again.
+  """
+  rows = select(prompt_values, property=property, metric=metric, judge=judge)
+  rows = rows[rows['learner'] == learner]
+  wide = rows.pivot(
+      index=['seed', 'prompt'], columns='method', values='value'
+  ).sort_index()
+  names = [method] if baseline is None else [method, baseline]
+  if not set(names) <= set(wide.columns):
+    return {}
+  wide = wide[names].dropna()
+  values = wide[method] if baseline is None else wide[method] - wide[baseline]
+  by_seed = [group.to_numpy() for _, group in values.groupby(level='seed')]
+  if not by_seed:
+    return {}
+  estimate = intervals.hierarchical_bootstrap(
+      by_seed, num_resamples=num_resamples, seed=0
+  )
+  return {
+      'mean': float(estimate.mean),
+      'low': float(estimate.low),
+      'high': float(estimate.high),
+      'num_seeds': len(by_seed),
+  }
+
+
+def at_kl(
+    frame: pd.DataFrame, kl: float = MATCHED_KL, within: float = 0.05
+) -> pd.DataFrame:
+  """Rows within `within` nats of a KL; the KL of a grid is not exact."""
+  return frame[(frame['kl'] - kl).abs() <= within]
+
+
 def concat(parts: Sequence[pd.DataFrame], *, what: str) -> pd.DataFrame:
-  """The parts of a figure as one table; ValueError when there is none."""
+  """The parts of a figure as one table; NoRows when there is none."""
   parts = [p for p in parts if len(p)]
   if not parts:
-    raise ValueError(f'No rows for {what}.')
+    raise NoRows(f'No rows for {what}.')
   return pd.concat(parts, ignore_index=True)

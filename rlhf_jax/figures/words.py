@@ -9,6 +9,12 @@ def number(value: float, digits: int = 3) -> str:
   return 'n/a' if pd.isna(value) else f'{value:.{digits}f}'
 
 
+def sentence_case(text: str) -> str:
+  """Text on one line with its first letter, and no other, made a capital."""
+  text = ' '.join(text.split())
+  return text[:1].upper() + text[1:]
+
+
 def signed(row, digits: int = 3) -> str:
   """A difference with its sign and its interval, if it has one."""
   text = f'{row["mean"]:+.{digits}f}'

@@ -1,8 +1,12 @@
 """The KL of a rollout, what it costs, and how its price may adapt."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rlhf_jax import train_state
 from rlhf_jax.ops import kl as kl_ops
 from rlhf_jax.ops import masked
 from rlhf_jax.types import Metrics
@@ -58,3 +62,43 @@ def adapted(
     return kl_coef
   error = jnp.clip(kl / kl_target - 1.0, -0.2, 0.2)
   return kl_coef * (1.0 + error * num_responses / kl_horizon)
+
+
+def kl_metrics_off_policy(log_ratio: Float[Array, '...']) -> Metrics:
+  """KL(pi || pi_0) and KL(pi_0 || pi) in nats a response, from draws of pi_0.
+
+    kl         = mean of w log w - w + 1,   w = exp(s) = pi(y | x) / pi_0(y | x)
+    kl_reverse = mean of exp(s) - 1 - s
+
+  Both are unbiased and non-negative. The first is dominated by the rare
+  responses that pi gives far more often than pi_0: of a policy many nats away
+  it says only that it is far.
+
+  Args:
+    log_ratio: s, one a response; beyond 20 nats counted as 20.
+  """
+  log_ratio = jax.lax.stop_gradient(jnp.clip(log_ratio, -20.0, 20.0))
+  ratio_less_1 = jnp.expm1(log_ratio)
+  return {
+      'kl': (jnp.exp(log_ratio) * log_ratio - ratio_less_1).mean(),
+      'kl_reverse': (ratio_less_1 - log_ratio).mean(),
+  }
+
+
+def advanced(
+    state: train_state.PolicyState,
+    kl: Float[Array, ''],
+    *,
+    kl_target: float | None,
+    kl_horizon: float,
+    num_responses: int,
+) -> train_state.PolicyState:
+  """`state` at the next step, its kl_coef adapted; see `adapted`."""
+  kl_coef = adapted(
+      state.kl_coef,
+      kl,
+      kl_target=kl_target,
+      kl_horizon=kl_horizon,
+      num_responses=num_responses,
+  )
+  return dataclasses.replace(state, step=state.step + 1, kl_coef=kl_coef)

@@ -4,6 +4,10 @@ from collections.abc import Callable
 
 import jax
 from jaxtyping import Array
+import optax
+
+from rlhf_jax import train_state
+from rlhf_jax.types import Metrics
 
 
 def scan_epochs(
@@ -21,7 +25,8 @@ def scan_epochs(
     step: (state, minibatch) -> (state, metrics).
     state: the carry.
     batch: a pytree whose leaves share a leading axis of b rows, b a multiple of
-      `num_minibatches`; each epoch shuffles the rows anew.
+      `num_minibatches`; each epoch shuffles the rows anew. A row is whatever
+      must stay together: a response, or all responses to a prompt.
     key: of the shuffles.
     num_epochs: passes over the rows.
     num_minibatches: updates a pass.
@@ -29,8 +34,9 @@ def scan_epochs(
   num_rows = jax.tree.leaves(batch)[0].shape[0]
   if num_rows % num_minibatches:
     raise ValueError(
-        f'{num_rows} responses a step (prompts_per_step x samples_per_prompt)'
-        f' cannot be split into num_minibatches={num_minibatches}.'
+        f'{num_rows} rows a step (prompts_per_step x samples_per_prompt'
+        ' responses, or prompts_per_step prompts where a learner keeps their'
+        f' samples together) cannot be split into {num_minibatches=}.'
     )
 
   def epoch(state, key):
@@ -44,3 +50,52 @@ def scan_epochs(
 
   state, metrics = jax.lax.scan(epoch, state, jax.random.split(key, num_epochs))
   return state, jax.tree.map(lambda m: m.mean(), metrics)
+
+
+def optimized(
+    loss_fn: Callable,
+    state: train_state.PolicyState,
+    batch,
+    tx: optax.GradientTransformation,
+    *,
+    num_epochs: int,
+    num_minibatches: int,
+) -> tuple[train_state.PolicyState, Metrics]:
+  """`state` with its params trained on a batch, and the mean metrics.
+
+  Shuffles come from (state.seed, state.step); the step is not counted here.
+
+  Args:
+    loss_fn: (params, minibatch) -> (loss, metrics), of all of state.params.
+    state: the state before.
+    batch: see scan_epochs.
+    tx: the optimizer of state.opt_state.
+    num_epochs: passes over the batch.
+    num_minibatches: updates a pass.
+  """
+
+  def step(state, batch):
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch)
+    metrics |= {f'grad_norm/{k}': optax.tree.norm(g) for k, g in grads.items()}
+    return train_state.apply_gradients(state, grads, tx), metrics
+
+  key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+  return scan_epochs(
+      step,
+      state,
+      batch,
+      jax.random.fold_in(key, 1),
+      num_epochs=num_epochs,
+      num_minibatches=num_minibatches,
+  )
+
+
+def by_prompt(tree, samples_per_prompt: int):
+  """Leaves [b ...] as [x k ...], the k samples of each prompt together."""
+  k = samples_per_prompt
+  return jax.tree.map(lambda a: a.reshape(-1, k, *a.shape[1:]), tree)
+
+
+def by_response(tree):
+  """Leaves [x k ...] as [b ...]: the inverse of by_prompt."""
+  return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)

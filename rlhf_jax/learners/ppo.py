@@ -8,33 +8,17 @@ References:
   Huang et al. 2024, arXiv:2403.17031 (the details).
 """
 
-from collections.abc import Callable
 import dataclasses
 
-import jax
 from jaxtyping import Array, Float
 import optax
 
 from rlhf_jax import train_state
-from rlhf_jax.learners import kl_control, minibatch
+from rlhf_jax.learners import interface, kl_control, minibatch
 from rlhf_jax.ops import advantages as advantages_ops
 from rlhf_jax.ops import kl as kl_ops
 from rlhf_jax.ops import masked, policy_gradient
 from rlhf_jax.types import Params, Rollout
-
-# (params, rollout) -> (logprobs [b t], entropy [b t])
-PolicyFn = Callable[[Params, Rollout], tuple[Array, Array]]
-# (params, ref_params, rollout) -> (ref_logprobs [b t], exact KL [b t])
-ReferenceFn = Callable[[Params, Params, Rollout], tuple[Array, Array]]
-# (params, rollout) -> values [b t]
-ValuesFn = Callable[[Params, Rollout], Array]
-
-
-def _explained_variance(values, returns, mask):
-  """1 - Var(G - V) / Var(G) over valid tokens: 1 for a perfect value model."""
-  return 1.0 - masked.var(returns - values, mask) / (
-      masked.var(returns, mask) + 1e-8
-  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,27 +39,22 @@ class PPOConfig:
 
 
 def make_update(
-    policy_fn: PolicyFn,
-    reference_fn: ReferenceFn,
-    values_fn: ValuesFn,
-    tx: optax.GradientTransformation,
-    cfg: PPOConfig,
+    fns: interface.ModelFns, tx: optax.GradientTransformation, cfg: PPOConfig
 ):
   """Returns `update(state, ref_params, rollout, utility)`, pure and jittable.
 
   `state.params` holds 'policy' and 'value'. Rewards enter as `utility` [b]
-  alone: the learner sees neither reward models nor judges. kl_coef is part of
-  the state, so one compiled update serves a whole sweep.
+  alone: the learner sees neither reward models nor judges.
   """
 
   def loss_fn(params, batch):
     rollout, advantages, returns, old_values = batch
     mask = rollout.response_mask
-    logprobs, entropy = policy_fn(params['policy'], rollout)
+    logprobs, entropy = fns.policy(params['policy'], rollout)
     loss, metrics = policy_gradient.ppo_clip_loss(
         logprobs, rollout.logprobs, advantages, mask, clip_eps=cfg.clip_eps
     )
-    values = values_fn(params['value'], rollout)
+    values = fns.values(params['value'], rollout)
     value_loss, value_metrics = policy_gradient.value_loss(
         values, old_values, returns, mask, value_clip_eps=cfg.value_clip_eps
     )
@@ -87,11 +66,6 @@ def make_update(
         'entropy': entropy,
     }
 
-  def minibatch_step(state, batch):
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch)
-    metrics |= {f'grad_norm/{k}': optax.tree.norm(g) for k, g in grads.items()}
-    return train_state.apply_gradients(state, grads, tx), metrics
-
   def update(
       state: train_state.PolicyState,
       ref_params: Params,
@@ -99,10 +73,10 @@ def make_update(
       utility: Float[Array, ' b'],
   ):
     mask = rollout.response_mask
-    ref_logprobs, exact_kl = reference_fn(
+    ref_logprobs, exact_kl = fns.reference(
         state.params['policy'], ref_params, rollout
     )
-    values = values_fn(state.params['value'], rollout)
+    values = fns.values(state.params['value'], rollout)
     token_rewards = kl_ops.kl_penalized_rewards(
         utility, rollout.logprobs, ref_logprobs, mask, kl_coef=state.kl_coef
     )
@@ -115,34 +89,41 @@ def make_update(
     )
     metrics = kl_control.kl_metrics(
         rollout.logprobs, ref_logprobs, exact_kl, mask
-    )
-    metrics['explained_variance'] = _explained_variance(values, returns, mask)
+    ) | {
+        'explained_variance': policy_gradient.explained_variance(
+            values, returns, mask
+        ),
+        'kl_coef': state.kl_coef,
+    }
+    metrics['objective'] = utility.mean() - state.kl_coef * metrics['kl_k1']
     if cfg.whiten_advantages:
       advantages = masked.whiten(advantages, mask)
-
-    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-    state, update_metrics = minibatch.scan_epochs(
-        minibatch_step,
+    state, update_metrics = minibatch.optimized(
+        loss_fn,
         state,
         (rollout, advantages, returns, values),
-        jax.random.fold_in(key, 1),
+        tx,
         num_epochs=cfg.num_epochs,
         num_minibatches=cfg.num_minibatches,
     )
-    kl_coef = kl_control.adapted(
-        state.kl_coef,
+    state = kl_control.advanced(
+        state,
         metrics['kl_k1'],
         kl_target=cfg.kl_target,
         kl_horizon=cfg.kl_horizon,
         num_responses=mask.shape[0],
     )
-    metrics |= update_metrics | {
-        'kl_coef': state.kl_coef,
-        'objective': utility.mean() - state.kl_coef * metrics['kl_k1'],
-    }
-    return (
-        dataclasses.replace(state, step=state.step + 1, kl_coef=kl_coef),
-        metrics,
-    )
+    return state, metrics | update_metrics
 
   return update
+
+
+LEARNER = interface.Learner(
+    name='ppo',
+    make_update=make_update,
+    config_class=PPOConfig,
+    samples_from='policy',
+    objective='tilted',
+    source='Schulman et al. 2017, arXiv:1707.06347',
+    needs_value=True,
+)

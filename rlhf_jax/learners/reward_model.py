@@ -1,4 +1,4 @@
-"""Learning a reward model from comparisons by the Bradley-Terry likelihood."""
+"""Learning a reward model by the likelihood of what annotators said."""
 
 from collections.abc import Callable
 import dataclasses
@@ -9,11 +9,14 @@ from jaxtyping import Array, Float
 import optax
 
 from rlhf_jax import train_state
-from rlhf_jax.rewards import bradley_terry
-from rlhf_jax.types import PreferenceBatch
+from rlhf_jax.types import PreferenceBatch, RatingBatch
 
 # (params, prompt_tokens, prompt_mask, response_tokens, response_mask) -> [b]
 RewardFn = Callable[..., Array]
+# (link params, what `link_loss` says for each kind of data) -> loss, metrics
+NLLFn = Callable[..., tuple[Array, dict[str, Array]]]
+
+DATA = ('comparisons', 'ties', 'ratings')
 
 
 def pair_rewards(
@@ -40,39 +43,66 @@ def pair_rewards(
   return rewards[:num_pairs], rewards[num_pairs:]
 
 
+def link_loss(
+    reward_fn: RewardFn,
+    link_nll: NLLFn,
+    params,
+    batch: PreferenceBatch | RatingBatch,
+    *,
+    data: str,
+) -> tuple[Float[Array, ''], dict[str, Array]]:
+  """Negative log-likelihood of a batch under a link, and the link's metrics.
+
+    comparisons: link_nll(link, r(x, y+), r(x, y-), valid)
+    ties:        link_nll(link, r(x, y+), r(x, y-), tied, valid)
+    ratings:     link_nll(link, r(x, y), rating, valid)
+
+  with link = params['link'], the link's own parameters. A likelihood of
+  comparisons without ties leaves tied rows out.
+  """
+  if data == 'ratings':
+    reward = reward_fn(
+        params,
+        batch.prompt_tokens,
+        batch.prompt_mask,
+        batch.response_tokens,
+        batch.response_mask,
+    )
+    return link_nll(params['link'], reward, batch.rating, batch.valid)
+  rewards = pair_rewards(reward_fn, params, batch)
+  tied = batch.tied
+  tied = jnp.zeros_like(batch.valid) if tied is None else tied
+  if data == 'ties':
+    return link_nll(params['link'], *rewards, tied, batch.valid)
+  return link_nll(params['link'], *rewards, batch.valid & ~tied)
+
+
 def make_step(
     reward_fn: RewardFn,
     tx: optax.GradientTransformation,
     *,
-    margin: float,
-    center_coef: float,
+    link_nll: NLLFn,
+    data: str,
 ):
   """Returns `step(state, batch) -> (state, metrics)`, pure and jittable.
 
   Args:
-    reward_fn: r(x, y), float32.
-    tx: the optimizer.
-    margin: what the chosen reward must exceed the rejected one by before the
-      loss falls below log 2 (Touvron et al. 2023, Eq. 2); 0 is plain
-      Bradley-Terry, whose rewards alone are log-odds.
-    center_coef: weight of the term that holds r+ + r- near 0.
+    reward_fn: r(x, y), float32, from the whole params; it ignores their 'link'.
+    tx: the optimizer, of reward and link together.
+    link_nll: the likelihood that ties rewards to what was observed.
+    data: what that is, one of DATA; it says which arguments link_nll takes.
   """
+  if data not in DATA:
+    raise ValueError(f'A reward is learned from one of {DATA}, not {data!r}.')
 
-  def loss_fn(params, batch: PreferenceBatch):
-    chosen, rejected = pair_rewards(reward_fn, params, batch)
-    return bradley_terry.bradley_terry_loss(
-        chosen,
-        rejected,
-        batch.valid,
-        margin=jnp.full_like(chosen, margin),
-        center_coef=center_coef,
-    )
+  def loss_fn(params, batch):
+    return link_loss(reward_fn, link_nll, params, batch, data=data)
 
-  def step(state: train_state.TrainState, batch: PreferenceBatch):
+  def step(state: train_state.TrainState, batch: PreferenceBatch | RatingBatch):
     (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         state.params, batch
     )
-    metrics |= {'loss': loss, 'grad_norm': optax.tree.norm(grads)}
+    metrics = {**metrics, 'loss': loss, 'grad_norm': optax.tree.norm(grads)}
     state = train_state.apply_gradients(state, grads, tx)
     return dataclasses.replace(state, step=state.step + 1), metrics
 

@@ -95,6 +95,30 @@ def leave_one_out(returns: Float[Array, '... k']) -> Float[Array, '... k']:
   return (returns - returns.mean(-1, keepdims=True)) * (k / (k - 1))
 
 
+def against_other_prompts(
+    returns: Float[Array, 'x k'],
+) -> Float[Array, 'x k']:
+  """REINFORCE advantages: returns minus the mean return of the other prompts.
+
+    A_xi = R_xi - mean of R_zj over all samples j of all prompts z != x
+
+  The baseline does not depend on the samples of prompt x, so the gradient stays
+  unbiased, and the scale of the utility is kept. It takes out what all prompts
+  have in common, and nothing of what sets a prompt apart.
+
+  Args:
+    returns: R_xi of the k samples of each prompt.
+  """
+  num_prompts, k = returns.shape
+  if num_prompts < 2:
+    raise ValueError(
+        f'A baseline of other prompts needs >= 2 prompts, got {num_prompts}.'
+    )
+  returns = returns.astype(jnp.float32)
+  own = returns.sum(-1, keepdims=True)
+  return returns - (own.sum() - own) / (k * (num_prompts - 1))
+
+
 def group_normalize(
     returns: Float[Array, '... k'],
     *,

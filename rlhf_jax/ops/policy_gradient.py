@@ -146,6 +146,33 @@ def reinforce_loss(
   }
 
 
+def likelihood_loss(
+    logprobs: Float[Array, 'b t'],
+    kept: Bool[Array, ' b'],
+    mask: Bool[Array, 'b t'],
+) -> tuple[Float[Array, ''], Metrics]:
+  """Negative log-likelihood of the responses that were kept.
+
+    L = -mean over kept rows of log pi(y_b | x_b),   log pi(y | x) = sum_t
+
+  Tokens are summed, so over draws from a policy q it is least at q itself. 0,
+  with gradient 0, when nothing is kept.
+
+  Args:
+    logprobs: log pi(y_t), the argument to differentiate.
+    kept: which responses to learn from; others may hold NaN.
+    mask: response mask.
+
+  Returns:
+    The loss, and metrics: `kept`, the share of responses that were.
+  """
+  mask = mask & kept[:, None]
+  sequence_logprob = masked.sum(logprobs, mask, axis=-1)
+  return -masked.mean(sequence_logprob, kept), {
+      'kept': kept.mean(dtype=jnp.float32)
+  }
+
+
 def value_loss(
     values: Float[Array, 'b t'],
     old_values: Float[Array, 'b t'],
@@ -171,8 +198,7 @@ def value_loss(
 
   Returns:
     The loss, and metrics over valid tokens: `value_clip_frac`, the share whose
-    loss is the clipped one; `explained_var`, 1 - Var[G - V] / Var[G] (0 when the
-    returns are constant).
+    loss is the clipped one.
 
   References:
     Schulman et al. 2017, released code (OpenAI baselines, ppo2).
@@ -191,10 +217,23 @@ def value_loss(
         jnp.maximum(error, clipped_error),
         clipped_error > error,
     )
-  total = masked.var(returns, mask)
-  residual = masked.var(returns - values, mask)
-  explained = 1.0 - residual / jnp.where(total > 0, total, 1.0)
   return 0.5 * masked.mean(loss, mask), {
-      'value_clip_frac': masked.mean(used_clipped, mask),
-      'explained_var': jnp.where(total > 0, explained, 0.0),
+      'value_clip_frac': masked.mean(used_clipped, mask)
   }
+
+
+def explained_variance(
+    values: Float[Array, 'b t'],
+    returns: Float[Array, 'b t'],
+    mask: Bool[Array, 'b t'],
+) -> Float[Array, '']:
+  """1 - Var[G - V] / Var[G] over valid tokens; 0 when returns are constant.
+
+  1 for values that foresee the returns up to a constant, negative for values
+  worse than a constant.
+  """
+  total = masked.var(returns, mask)
+  # Masked before they meet: padding may hold NaN on either side.
+  error = jnp.where(mask, returns, 0.0) - jnp.where(mask, values, 0.0)
+  explained = 1.0 - masked.var(error, mask) / jnp.where(total > 0, total, 1.0)
+  return jnp.where(total > 0, explained, 0.0)

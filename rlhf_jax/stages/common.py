@@ -62,7 +62,8 @@ def in_regime(
   copy.unlock()
   for path, value in config.regimes[name].items():
     path = path.replace('__', '.')
-    if path.split('.')[0] in ('sft', 'sampling', 'seed', 'seeds', 'data'):
+    shared = path.split('.')[0] in ('sft', 'sampling', 'seed', 'seeds', 'data')
+    if shared and path != 'data.annotators':
       raise ConfigError(
           f'regimes.{name} changes {path}, but prompts and the SFT policy are'
           ' shared by all regimes: make it a study of its own.'
@@ -81,6 +82,9 @@ def in_regime(
     raise ConfigError(f'regime_methods has {unknown}, not in config.methods.')
   for method in sorted(set(copy.methods) - set(copy.regime_methods)):
     del copy.methods[method]
+  used = {section.reference for section in copy.methods.values()}
+  for spec in sorted(set(copy.references.specs) - used):
+    del copy.references.specs[spec]
   copy.regimes = ml_collections.ConfigDict()
   copy.judges = ()
   copy.policy_seeds = ()

@@ -2,45 +2,90 @@
 
   prompts.json                          prompts, and which are held out
   demonstrations.jsonl                  {"prompt", "response"} rows for SFT
-  comparisons/REWARD.ROLE.SPLIT.jsonl   pairs in the format of users' own files
+  comparisons/REWARD.ROLE.SPLIT.jsonl   pairs in the format of users' own files,
+                                        with ties where the link models them
+  ratings/REWARD.ROLE.SPLIT.jsonl       {"prompt", "response", "rating"} rows,
+                                        where the link learns from ratings
   report.json                           what was read, dropped, and written
 
-Roles are reward_model and evaluator, splits train and test. Sources of text are
-split by a hash of the prompt, never by row; in the world the two roles own
-disjoint sets of pairs, and the test pairs are on held-out prompts.
+Roles are reward_model and those of config.judges, splits train and test. Sources
+of text are split by a hash of the prompt, never by row; in the world the roles
+own disjoint sets of pairs, and the test pairs are on held-out prompts.
 """
 
+from collections.abc import Iterable, Sequence
 import dataclasses
+import functools
+import importlib
 import json
 import os
 
 import ml_collections
 
-from rlhf_jax.data import hh, preferences
+from rlhf_jax.data import hh, preferences, world_samples
+from rlhf_jax.data import ratings as ratings_lib
 from rlhf_jax.data import world as world_lib
-from rlhf_jax.stages import common
+from rlhf_jax.rewards import links
+from rlhf_jax.stages import common, inputs
 
-FIELDS = ('seed', 'rewards', 'data', 'world')
+FIELDS = (
+    'seed',
+    'rewards',
+    'judges',
+    'property_modules',
+    'data',
+    'world',
+    'reward_model',
+)
 
-_HALVES = {'reward_model': 0.45, 'evaluator': 0.45, 'alignment': 0.1}
+_ALIGNMENT_SHARE = 0.1  # of the prompts of a text source; roles share the rest
 
 
 def folder(config: ml_collections.ConfigDict) -> str:
   return os.path.join(common.seed_folder(config), 'data')
 
 
+def narrowed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """`config` with the link of the reward models alone: what they learn from."""
+  plain = config.to_dict()
+  plain['reward_model'] = {'link': config.reward_model.link}
+  return ml_collections.ConfigDict(plain).lock()
+
+
 def make_world(config: ml_collections.ConfigDict) -> world_lib.World:
-  """The embedded world of this seed."""
+  """The embedded world of this seed, judged by the rewards; not to be changed."""
+  for module in config.property_modules:
+    importlib.import_module(module)
   c = config.world
-  return world_lib.make_world(
-      config.seed,
-      world_lib.WorldConfig(
-          max_moves=c.max_moves,
-          heterogeneity=c.heterogeneity,
-          cue_scale=c.cue_scale,
-          lazy_rate=c.lazy_rate,
-      ),
-  )
+  try:
+    cfg = world_lib.WorldConfig(
+        max_moves=c.max_moves,
+        heterogeneity=c.heterogeneity,
+        cue_scale=c.cue_scale,
+        lazy_rate=c.lazy_rate,
+        alignment=c.alignment,
+        cue_mode=c.cue_mode,
+        properties=tuple(config.rewards),
+    )
+  except ValueError as e:
+    raise common.ConfigError(f'config.world or config.rewards: {e}') from e
+  return _world(config.seed, cfg)
+
+
+_world = functools.lru_cache(maxsize=2)(world_lib.make_world)
+
+
+def data_kind(config: ml_collections.ConfigDict) -> str:
+  """What the link of the reward models learns from.
+
+  One of comparisons, ties (comparisons with ties), ratings and none.
+  """
+  return links.get(inputs.registered(config.reward_model.link)).data
+
+
+def roles_of(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """Who learns from samples of its own."""
+  return ('reward_model', *config.judges)
 
 
 def run(
@@ -64,8 +109,24 @@ def _write_rows(path, rows) -> None:
     f.writelines(json.dumps(row) + '\n' for row in rows)
 
 
-def _comparisons_path(out, reward, role, split) -> str:
-  return os.path.join(out, 'comparisons', f'{reward}.{role}.{split}.jsonl')
+def _write_split(out, kind, reward, role, split, rows: Sequence) -> None:
+  """comparisons/ or ratings/ of one role."""
+  path = os.path.join(out, kind, f'{reward}.{role}.{split}.jsonl')
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  preferences.write_jsonl(rows, path)
+
+
+def _by_annotators(config, reward, rows: Iterable, where: str) -> list:
+  """Those of `rows` that the annotators of data.annotators.REWARD judged."""
+  rows = list(rows)
+  wanted = tuple(config.data.annotators.get(reward, ()))
+  kept = [row for row in rows if not wanted or row.annotator in wanted]
+  if not kept:
+    raise preferences.DataError(
+        f'{where}: none of {len(rows)} rows is by data.annotators.{reward} ='
+        f' {wanted}, but by {sorted({row.annotator for row in rows})[:8]}.'
+    )
+  return kept
 
 
 def _write_world(config, out, progress):
@@ -78,7 +139,7 @@ def _write_world(config, out, progress):
           for text, held_out in zip(world.prompts, world.is_eval, strict=True)
       ],
   )
-  prompt, response = world_lib.sample_demonstrations(
+  prompt, response = world_samples.sample_demonstrations(
       world, c.num_demonstrations
   )
   _write_rows(
@@ -89,79 +150,72 @@ def _write_world(config, out, progress):
       ),
   )
   report = {'demonstrations': c.num_demonstrations}
-  os.makedirs(os.path.join(out, 'comparisons'), exist_ok=True)
+  kind = data_kind(config)
+  samplers = {'comparisons': functools.partial(_world_pairs, config, world)}
+  if kind == 'ratings':
+    samplers['ratings'] = functools.partial(_world_ratings, config, world)
   for i, reward in enumerate(config.rewards):
-    test = world_lib.sample_comparisons(
-        world,
-        reward,
-        c.num_test_pairs,
-        role='held_out',
-        prompts=world.eval_prompts,
-    )
-    for role in ('reward_model', 'evaluator'):
-      train = world_lib.sample_comparisons(
-          world, reward, c.num_pairs, role=role
-      )
-      for split, pairs in (('train', train), ('test', test)):
-        preferences.write_jsonl(
-            world_lib.to_comparisons(world, pairs),
-            _comparisons_path(out, reward, role, split),
-        )
-      report[f'{reward}/{role}'] = {'train': c.num_pairs}
+    for what, sample in samplers.items():
+      test = sample(reward, 'held_out')
+      for role in roles_of(config):
+        train = sample(reward, role)
+        _write_split(out, what, reward, role, 'train', train)
+        _write_split(out, what, reward, role, 'test', test)
+        report[f'{what}/{reward}/{role}/train'] = len(train)
+      report[f'{what}/{reward}/test'] = len(test)
     progress(i + 1, len(config.rewards))
   return report
 
 
+def _world_pairs(config, world, reward, role):
+  """Comparisons for a role; those of held_out are on held-out prompts."""
+  c, held_out = config.world, role == 'held_out'
+  pairs = world_samples.sample_comparisons_with_ties(
+      world,
+      reward,
+      c.num_test_pairs if held_out else c.num_pairs,
+      role=role,
+      prompts=world.eval_prompts if held_out else None,
+      band=c.tie_band if data_kind(config) == 'ties' else 0.0,
+  )
+  rows = world_samples.to_comparisons(world, pairs)
+  return _by_annotators(config, reward, rows, 'the world')
+
+
+def _world_ratings(config, world, reward, role):
+  """Ratings for a role; those of held_out are on held-out prompts."""
+  c, held_out = config.world, role == 'held_out'
+  ratings = world_samples.sample_ratings(
+      world,
+      reward,
+      c.num_test_pairs if held_out else c.num_ratings,
+      role=role,
+      prompts=world.eval_prompts if held_out else None,
+  )
+  rows = world_samples.to_ratings(world, ratings)
+  return _by_annotators(config, reward, rows, 'the world')
+
+
 def _write_text(config, out, progress):
   """Comparisons of text, and demonstrations from what was preferred."""
-  c = config.data
+  kind = data_kind(config)
   report, demonstrations, prompts = {}, [], {}
-  os.makedirs(os.path.join(out, 'comparisons'), exist_ok=True)
   for i, reward in enumerate(config.rewards):
-    if c.source == 'hh':
-      rows, counts = hh.load_hh(
-          c.path,
-          c.files[reward],
-          split=c.hh_split,
-          data_dir=os.path.join(out, 'tfds'),
-          max_bad_fraction=c.max_bad_fraction,
-      )
-    else:
-      rows, counts = preferences.read_jsonl(
-          os.path.join(c.path, c.files[reward]),
-          property=reward,
-          max_bad_fraction=c.max_bad_fraction,
-      )
-    parts = {}
+    rows, report[reward], where = _read_comparisons(config, reward, out)
+    if kind != 'ties':
+      num_rows = len(rows)
+      rows = [row for row in rows if not row.tied]
+      report[f'{reward}/ties_left_out'] = num_rows - len(rows)
     for row in rows:
-      half = preferences.split_of(row.prompt, salt='half', fractions=_HALVES)
-      test = preferences.split_of(
-          row.prompt,
-          salt='test',
-          fractions={
-              'test': c.test_fraction,
-              'train': 1.0 - c.test_fraction,
-          },
-      )
+      half, split = _place(config, row.prompt)
       if half == 'alignment':
-        prompts[row.prompt] = test == 'test'
-      else:
-        parts.setdefault((half, test), []).append(row)
-      if test == 'train':
+        prompts[row.prompt] = split == 'test'
+      if split == 'train' and not row.tied:
         demonstrations.append({'prompt': row.prompt, 'response': row.chosen})
-    report[reward] = dataclasses.asdict(counts)
-    for role in ('reward_model', 'evaluator'):
-      for split in ('train', 'test'):
-        part = parts.get((role, split), [])
-        if not part:
-          raise preferences.DataError(
-              f'{os.path.join(c.path, c.files[reward])}: no comparison falls to'
-              f' the {split} part of the {role} half; more prompts are needed.'
-          )
-        report[f'{reward}/{role}/{split}'] = len(part)
-        preferences.write_jsonl(
-            part, _comparisons_path(out, reward, role, split)
-        )
+    report |= _write_parts(config, out, 'comparisons', reward, rows, where)
+    if kind == 'ratings':
+      rows, report[f'{reward}/ratings'], where = _read_ratings(config, reward)
+      report |= _write_parts(config, out, 'ratings', reward, rows, where)
     progress(i + 1, len(config.rewards))
   _write_rows(os.path.join(out, 'demonstrations.jsonl'), demonstrations)
   report['demonstrations'] = len(demonstrations)
@@ -169,4 +223,74 @@ def _write_text(config, out, progress):
       os.path.join(out, 'prompts.json'),
       [{'prompt': p, 'held_out': h} for p, h in sorted(prompts.items())],
   )
+  return report
+
+
+def _read_comparisons(config, reward, out):
+  """Comparisons of a reward, what became of its rows, and the file's name."""
+  c = config.data
+  where = os.path.join(c.path, c.files[reward])
+  if c.source == 'hh':
+    rows, counts = hh.load_hh(
+        c.path,
+        c.files[reward],
+        split=c.hh_split,
+        data_dir=os.path.join(out, 'tfds'),
+        max_bad_fraction=c.max_bad_fraction,
+    )
+  else:
+    rows, counts = preferences.read_jsonl(
+        where, property=reward, max_bad_fraction=c.max_bad_fraction
+    )
+  rows = _by_annotators(config, reward, rows, where)
+  return rows, dataclasses.asdict(counts), where
+
+
+def _read_ratings(config, reward):
+  """As `_read_comparisons`, of data.rating_files."""
+  c = config.data
+  name = c.rating_files.get(reward, '')
+  if not name:
+    raise common.ConfigError(
+        f'reward_model.link={config.reward_model.link} learns from ratings:'
+        f' data.rating_files.{reward} must name a file of them.'
+    )
+  where = os.path.join(c.path, name)
+  rows, counts = ratings_lib.read_jsonl(
+      where, property=reward, max_bad_fraction=c.max_bad_fraction
+  )
+  rows = _by_annotators(config, reward, rows, where)
+  return rows, dataclasses.asdict(counts), where
+
+
+def _place(config, prompt: str) -> tuple[str, str]:
+  """Whose a prompt of a text source is: (a role or alignment, train or test)."""
+  roles = roles_of(config)
+  halves = {role: (1.0 - _ALIGNMENT_SHARE) / len(roles) for role in roles}
+  halves['alignment'] = _ALIGNMENT_SHARE
+  test = config.data.test_fraction
+  return (
+      preferences.split_of(prompt, salt='half', fractions=halves),
+      preferences.split_of(
+          prompt, salt='test', fractions={'test': test, 'train': 1.0 - test}
+      ),
+  )
+
+
+def _write_parts(config, out, what, reward, rows, where) -> dict[str, int]:
+  """Writes each role's part of the rows, and returns their numbers."""
+  parts = {}
+  for row in rows:
+    parts.setdefault(_place(config, row.prompt), []).append(row)
+  report = {}
+  for role in roles_of(config):
+    for split in ('train', 'test'):
+      part = parts.get((role, split), [])
+      if not part:
+        raise preferences.DataError(
+            f'{where}: none of the {what} falls to the {split} part of the'
+            f' {role}; more prompts are needed.'
+        )
+      report[f'{what}/{reward}/{role}/{split}'] = len(part)
+      _write_split(out, what, reward, role, split, part)
   return report

@@ -21,7 +21,15 @@ from rlhf_jax.stages import judgements as judgements_lib
 from rlhf_jax.stages import policy as policy_stage
 from rlhf_jax.stages import study as study_lib
 
-FIELDS = (*policy_stage.FIELDS, 'judges', 'policy_seeds', 'evaluate')
+FIELDS = (
+    *policy_stage.FIELDS,
+    'judges',
+    'scorers',
+    'reward_scales',
+    'property_modules',
+    'policy_seeds',
+    'evaluate',
+)
 TABLES = (
     'results',
     'optimality',

@@ -1,4 +1,4 @@
-"""Aligning one policy by PPO or RLOO under one utility and one kl_coef.
+"""Aligning one policy by one learner under one utility and one kl_coef.
 
 Three jitted programs make a step: `rollout`, `reward` (one for all reward
 models of a shape) and `update`. What a sweep varies (kl_coef, references,
@@ -6,9 +6,13 @@ reward-model weights, seed) enters them as arrays, so each compiles once; the
 utility between them is a small jitted kernel of its own, one a method.
 """
 
+import dataclasses
 import functools
 import os
+import time
+import typing
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -18,16 +22,18 @@ import optax
 from rlhf_jax import checkpoint, optim, train_state
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax import sampling as sampling_lib
-from rlhf_jax.learners import ppo, rloo
+from rlhf_jax.learners import interface, registry
 from rlhf_jax.models import heads, lm
 from rlhf_jax.rewards import objective as objective_lib
-from rlhf_jax.stages import common, inputs
-from rlhf_jax.stages import references as references_stage
-from rlhf_jax.types import Rollout
+from rlhf_jax.rewards import penalties
+from rlhf_jax.stages import common, inputs, scorers
 
 FIELDS = (
     'seed',
     'rewards',
+    'scorers',
+    'reward_scales',
+    'property_modules',
     'properties',
     'methods',
     'data',
@@ -38,7 +44,8 @@ FIELDS = (
     'references',
     'policy',
 )
-LEARNERS = ('ppo', 'rloo')
+# Numbers of config.policy that are off at 0, and that not every learner has.
+_OPTIONAL = ('kl_target', 'entropy_coef')
 
 
 def narrowed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -51,12 +58,16 @@ def narrowed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   plain = config.to_dict()
   plain['policy']['sweep'] = ()
   plain['methods'] = keep(plain['methods'], c.method)
+  specs = plain['references']['specs']
+  used = {m['reference'] for m in plain['methods'].values()}
+  plain['references']['specs'] = {k: v for k, v in specs.items() if k in used}
   plain['properties'] = keep(plain['properties'], c.property)
   return ml_collections.ConfigDict(plain).lock()
 
 
 def run_name(property_name, method, learner, kl_coef) -> str:
   """The folder name of a run: what distinguishes it within a seed."""
+  learner = learner.rpartition(':')[2]  # MODULE:NAME is called NAME
   return f'{property_name}_{method}_{learner}_{kl_coef:g}'
 
 
@@ -66,13 +77,98 @@ def folder(config: ml_collections.ConfigDict) -> str:
   return os.path.join(common.seed_folder(config), 'policy', name)
 
 
-def _tokens(rollout: Rollout):
-  return (
-      rollout.prompt_tokens,
-      rollout.prompt_mask,
-      rollout.response_tokens,
-      rollout.response_mask,
-  )
+def learner_of(name: str) -> interface.Learner:
+  """The learner that a config means by NAME or by MODULE:NAME."""
+  try:
+    return registry.get(inputs.registered(name))
+  except (ValueError, ImportError) as e:
+    raise common.ConfigError(f'policy.learner: {e}') from e
+
+
+def update_config(learner: interface.Learner, c: ml_collections.ConfigDict):
+  """The learner's frozen config: each of its fields from the policy section.
+
+  A field that may be None is None where the config has 0.
+  """
+  numbers = {}
+  hints = typing.get_type_hints(learner.config_class)
+  for field in dataclasses.fields(learner.config_class):
+    if field.name not in c:
+      raise common.ConfigError(
+          f'config.policy has no field {field.name}, which learner'
+          f' {learner.name} needs.'
+      )
+    value = c[field.name]
+    if type(None) in typing.get_args(hints[field.name]):
+      value = value or None
+    numbers[field.name] = value
+  for name in _OPTIONAL:
+    if c[name] and name not in numbers:
+      raise common.ConfigError(
+          f'policy.{name} is {c[name]}, but learner {learner.name} has no such'
+          ' thing: set it to 0.'
+      )
+  return learner.config_class(**numbers)
+
+
+def check(
+    config: ml_collections.ConfigDict,
+    property_name: str,
+    method: str,
+    learner_name: str,
+    kl_coef: float,
+) -> None:
+  """Raises ConfigError for a run that cannot be what it says.
+
+  Warns of a learner that divides each prompt's utilities by their spread.
+  """
+  c = config.policy
+  learner = learner_of(learner_name)
+  where = f'policy ({property_name}, {method}, {learner.name})'
+  cfg = update_config(learner, c)
+  objective = inputs.make_objective(config, property_name, method)
+  low, high = objective.declarations().range
+  least, most = learner.utility_range
+  if low < least or high > most:
+    raise common.ConfigError(
+        f'{where}: the learner needs utilities in [{least}, {most}], and those'
+        f' of methods.{method} range over ({low}, {high}).'
+    )
+  fixed = learner.fixed_kl_coef
+  if fixed is not None and kl_coef != fixed:
+    raise common.ConfigError(
+        f'{where}: the learner has kl_coef {fixed} alone, got {kl_coef}.'
+    )
+  try:
+    # Made, not run: what it refuses, it refuses here.
+    learner.make_update(
+        interface.ModelFns(policy=None, reference=None, values=None), None, cfg
+    )
+    _check_penalty(c.penalty, objective)
+  except ValueError as e:
+    raise common.ConfigError(f'{where}: {e}') from e
+  if not learner.keeps_scale:
+    logging.warning(
+        'policy.learner=%s divides by the standard deviation of each prompt, which'
+        ' undoes most of what a concave transform does across prompts.',
+        learner.name,
+    )
+
+
+def _check_penalty(penalty, objective):
+  if penalty.kind not in ('none', 'length'):
+    raise ValueError(
+        f'Unknown policy.penalty.kind {penalty.kind!r}; known: none, length.'
+    )
+  if penalty.kind == 'none':
+    return
+  if penalty.how not in ('raw', 'utility'):
+    raise ValueError(
+        f'policy.penalty.how is raw or utility, got {penalty.how!r}.'
+    )
+  if not penalty.coef > 0:
+    raise ValueError(f'policy.penalty.coef must be > 0, got {penalty.coef}.')
+  penalties.check(penalty.how, objective)
 
 
 @functools.lru_cache(maxsize=8)
@@ -107,17 +203,35 @@ def compiled_rollout(lm_cfg, sampling, prompts_per_step, samples_per_prompt):
 
 
 @functools.lru_cache(maxsize=32)
-def compiled_utility(objective: objective_lib.Objective):
-  """Jitted utility of a batch; compiled once for each method."""
+def compiled_utility(
+    objective: objective_lib.Objective, penalty: str, group_size: int
+):
+  """Jitted utility of a batch; compiled once for each method.
 
-  def utility(rewards, references, rows, weights):
-    gathered = inputs.gathered(references, rows)
+  Args:
+    objective: what to compute.
+    penalty: where `coef` a token is subtracted: 'raw' (from every reward),
+      'utility', or 'none'.
+    group_size: consecutive rows that are samples of one prompt.
+  """
+
+  def utility(rewards, references, rows, weights, mask, coef):
+    length = penalties.length(mask)
+    if penalty == 'raw':
+      rewards = penalties.penalize_rewards(rewards, length, coef=coef)
     value, metrics = objective_lib.utility(
-        rewards, gathered, weights, objective=objective
+        rewards,
+        inputs.gathered(references, rows),
+        weights,
+        objective=objective,
+        group_size=group_size,
     )
+    if penalty == 'utility':
+      value = penalties.penalize_utility(value, length, coef=coef)
     return value, metrics | {
         'utility': value.mean(),
         'utility_std': value.std(),
+        'length': length.mean(),
     }
 
   return jax.jit(utility)
@@ -125,22 +239,21 @@ def compiled_utility(objective: objective_lib.Objective):
 
 @functools.lru_cache(maxsize=8)
 def compiled_update(learner, lm_cfg, sampling, optim_items, update_cfg):
-  """The jitted learner, and its optimizer."""
-  txs = {
-      name: optim.make_tx(**dict(optim_items)) for name in ('policy', 'value')
-  }
-  if learner == 'rloo':
-    del txs['value']
+  """The jitted update of a learner, and its optimizer."""
+  models = ('policy', 'value') if learner.needs_value else ('policy',)
   # One optimizer a model: each is clipped by its own gradient norm.
-  tx = optax.multi_transform(txs, lambda params: {k: k for k in params})
+  tx = optax.multi_transform(
+      {name: optim.make_tx(**dict(optim_items)) for name in models},
+      lambda params: {k: k for k in params},
+  )
 
   def policy_fn(params, rollout):
     return lm.response_logprobs(
-        params, *_tokens(rollout), lm_cfg, sampling=sampling
+        params, *scorers.tokens_of(rollout), lm_cfg, sampling=sampling
     )
 
   def reference_fn(params, ref_params, rollout):
-    tokens = _tokens(rollout)
+    tokens = scorers.tokens_of(rollout)
     ref_logprobs, _ = lm.response_logprobs(
         ref_params, *tokens, lm_cfg, sampling=sampling
     )
@@ -148,46 +261,38 @@ def compiled_update(learner, lm_cfg, sampling, optim_items, update_cfg):
     return ref_logprobs, kl
 
   def values_fn(params, rollout):
-    return heads.values(params, *_tokens(rollout), lm_cfg)
+    return heads.values(params, *scorers.tokens_of(rollout), lm_cfg)
 
-  if learner == 'ppo':
-    update = ppo.make_update(policy_fn, reference_fn, values_fn, tx, update_cfg)
-  else:
-    update = rloo.make_update(policy_fn, reference_fn, tx, update_cfg)
+  fns = interface.ModelFns(policy_fn, reference_fn, values_fn)
+  update = learner.make_update(fns, tx, update_cfg)
   return jax.jit(update, donate_argnums=0), tx
 
 
-def update_config(c: ml_collections.ConfigDict):
-  """The learner's frozen config from the policy section."""
-  shared = dict(
-      clip_eps=c.clip_eps,
-      entropy_coef=c.entropy_coef,
-      whiten_advantages=c.whiten_advantages,
-      num_epochs=c.num_epochs,
-      num_minibatches=c.num_minibatches,
-      kl_target=c.kl_target or None,
-      kl_horizon=c.kl_horizon,
-  )
-  if c.learner == 'rloo':
-    return rloo.RLOOConfig(samples_per_prompt=c.samples_per_prompt, **shared)
-  if c.learner == 'ppo':
-    return ppo.PPOConfig(
-        value_clip_eps=c.value_clip_eps or None,
-        vf_coef=c.vf_coef,
-        gamma=c.gamma,
-        gae_lambda=c.gae_lambda,
-        **shared,
-    )
-  raise common.ConfigError(
-      f'Unknown policy.learner {c.learner!r}; known: {", ".join(LEARNERS)}.'
-  )
+class _Clock:
+  """Seconds spent training, over all parts of a run that was resumed.
+
+  Compilation and steps that were lost to a kill are in it.
+  """
+
+  def __init__(self, folder: str, *, resumed: bool):
+    self._path = os.path.join(folder, 'training.json')
+    spent = common.read_json(self._path, 'policy') if resumed else {}
+    self._start = time.monotonic() - spent.get('seconds', 0.0)
+
+  def write(self, num_steps: int) -> None:
+    seconds = round(time.monotonic() - self._start, 3)
+    common.write_json(self._path, {'seconds': seconds, 'num_steps': num_steps})
 
 
 def run(
     config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
 ) -> None:
-  """Trains a policy from pi_0; writes params/ and metrics.jsonl."""
+  """Trains a policy from pi_0; writes params/, metrics.jsonl and training.json.
+
+  A reward or metric that is not finite stops the run, named with its step.
+  """
   c = config.policy
+  check(config, c.property, c.method, c.learner, c.kl_coef)
   out = os.path.join(workdir, folder(config))
   tokenizer = inputs.make_tokenizer(config)
   lm_cfg = inputs.lm_config(config.sft.lm, tokenizer)
@@ -195,50 +300,46 @@ def run(
       config, tokenizer, temperature=config.sampling.temperature
   )
   objective = inputs.make_objective(config, c.property, c.method)
+  learner = learner_of(c.learner)
+  update_cfg = update_config(learner, c)
 
   prompts = inputs.load_prompts(config, workdir, tokenizer)
   train = prompts.train_ids
+  prompt_ids = jnp.asarray(train)
   prompt_tokens = jnp.asarray(prompts.tokens[train])
   prompt_mask = jnp.asarray(prompts.mask[train])
+  references = inputs.load_references(config, workdir, c.method)
   references = inputs.gathered(
-      {
-          name: value
-          for name, value in inputs.load_references(config, workdir).items()
-          if name in objective.rewards
-      },
-      train,
+      {name: references[name] for name in objective.rewards}, train
   )
   ref_params = inputs.load_sft_params(config, workdir)
-  reward_params = {
-      name: inputs.load_reward_params(config, workdir, name, 'reward_model')
-      for name in objective.rewards
+  reward_fns = {
+      name: scorers.load(config, workdir, name) for name in objective.rewards
   }
-  weights = {name: jnp.float32(1.0) for name in objective.rewards}
+  weights = inputs.reward_weights(config, c.property, c.method)
 
   prompts_per_step = min(c.prompts_per_step, len(train))
   rollout_fn = compiled_rollout(
       lm_cfg, sampling, prompts_per_step, c.samples_per_prompt
   )
-  reward_fn = references_stage.compiled_reward(
-      inputs.lm_config(config.reward_model.lm, tokenizer),
-      config.reward_model.readout,
+  penalty = c.penalty
+  utility_fn = compiled_utility(
+      objective,
+      'none' if penalty.kind == 'none' else penalty.how,
+      c.samples_per_prompt,
   )
-  utility_fn = compiled_utility(objective)
-  optim_items = {
-      **c.optim,
-      'num_steps': c.num_steps * c.num_epochs * c.num_minibatches,
-  }
+  num_updates = c.num_steps * learner.updates_per_step(update_cfg)
   update_fn, tx = compiled_update(
-      c.learner,
+      learner,
       lm_cfg,
       sampling,
-      tuple(sorted(optim_items.items())),
-      update_config(c),
+      tuple(sorted({**c.optim, 'num_steps': num_updates}.items())),
+      update_cfg,
   )
 
   # The learner donates its state; the reference policy must outlive it.
   params = {'policy': jax.tree.map(jnp.array, ref_params)}
-  if c.learner == 'ppo':
+  if learner.needs_value:
     params['value'] = heads.from_trunk(
         jax.random.key(config.seed), ref_params, lm_cfg, zero_head=True
     )
@@ -250,21 +351,31 @@ def run(
 
   start = int(state.step)
   seed = np.uint32(config.seed)
+  coef = np.float32(penalty.coef)
+  clock = _Clock(out, resumed=start > 0)
   writer = metrics_lib.MetricWriter(out, start=start, where=out)
   for step in range(start, c.num_steps):
     rollout, rows = rollout_fn(
-        state.params['policy'], prompt_tokens, prompt_mask, seed, np.int32(step)
+        ref_params
+        if learner.samples_from == 'reference'
+        else state.params['policy'],
+        prompt_tokens,
+        prompt_mask,
+        seed,
+        np.int32(step),
     )
-    rewards = {
-        name: reward_fn(p, *_tokens(rollout))
-        for name, p in reward_params.items()
-    }
-    utility, metrics = utility_fn(rewards, references, rows, weights)
+    ids = prompt_ids[rows]
+    rewards = {name: fn(ids, rollout) for name, fn in reward_fns.items()}
+    utility, metrics = utility_fn(
+        rewards, references, rows, weights, rollout.response_mask, coef
+    )
     state, update_metrics = update_fn(state, ref_params, rollout, utility)
     writer.write(step, metrics | update_metrics)
     progress(step + 1, c.num_steps)
     if (step + 1) % c.checkpoint_every == 0:
       writer.flush()
+      clock.write(step + 1)
       checkpoint.save(mngr, step + 1, state)
   writer.close()
+  clock.write(c.num_steps)
   checkpoint.save_params(out, state.params['policy'])

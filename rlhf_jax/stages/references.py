@@ -1,29 +1,48 @@
-"""Reference rewards r_ref(x), from SFT samples scored by the reward models."""
+"""Reference rewards r_ref(x), from SFT samples scored by the reward models.
 
+A specification (references.specs.NAME) says by which estimator; methods name the
+specification they are compared under, so that all are computed here at once, from
+the same samples.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
 import functools
 import os
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 import ml_collections
 import numpy as np
 
+from rlhf_jax import metrics as metrics_lib
+from rlhf_jax import optim, train_state
 from rlhf_jax import sampling as sampling_lib
 from rlhf_jax.data import batching
+from rlhf_jax.learners import quantile_regression
 from rlhf_jax.models import heads
 from rlhf_jax.rewards import references as references_lib
-from rlhf_jax.stages import common, inputs
+from rlhf_jax.stages import common, inputs, scorers
+from rlhf_jax.types import Rollout
 
 FIELDS = (
     'seed',
     'rewards',
+    'judges',  # as reward_model, which this follows from
     'data',
     'world',
     'sft',
     'sampling',
     'reward_model',
     'references',
+    'scorers',
+    'reward_scales',
+    'property_modules',
 )
+# Streams of samples: 1 for the references, 2 for best-of-k, and 3 for prompts
+# without a demonstration.
+_STREAM, _DATASET_STREAM = 1, 3
 
 
 def folder(config: ml_collections.ConfigDict) -> str:
@@ -50,13 +69,15 @@ def compiled_sample(lm_cfg, sampling, num_samples):
   return jax.jit(sample)
 
 
-@functools.lru_cache(maxsize=8)
-def compiled_reward(lm_cfg, readout):
-  """Jitted `reward(params, prompt and response tokens and masks) -> [b]`."""
-  return jax.jit(functools.partial(heads.reward, cfg=lm_cfg, readout=readout))
-
-
-def sample_sft(config, workdir, prompt_ids, *, num_samples, stream, progress):
+def sample_sft(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    prompt_ids: np.ndarray,
+    *,
+    num_samples: int,
+    stream: int,
+    progress: common.Progress = lambda done, total: None,
+) -> Iterator[tuple[np.ndarray, Rollout, dict[str, Array]]]:
   """SFT responses to `prompt_ids`, `num_samples` each, and their rewards.
 
   Yields (prompt ids, rollout, rewards by name as [x, num_samples]) a batch of
@@ -70,14 +91,7 @@ def sample_sft(config, workdir, prompt_ids, *, num_samples, stream, progress):
       config, tokenizer, temperature=config.sampling.temperature
   )
   sample = compiled_sample(lm_cfg, sampling, num_samples)
-  reward = compiled_reward(
-      inputs.lm_config(config.reward_model.lm, tokenizer),
-      config.reward_model.readout,
-  )
-  reward_params = {
-      name: inputs.load_reward_params(config, workdir, name, 'reward_model')
-      for name in config.rewards
-  }
+  score = {r: scorers.load(config, workdir, r) for r in config.rewards}
   seed = np.uint32((config.seed + stream * 7919) % 2**32)
   size = min(config.references.batch_size, len(prompt_ids))
   for start in range(0, len(prompt_ids), size):
@@ -87,98 +101,286 @@ def sample_sft(config, workdir, prompt_ids, *, num_samples, stream, progress):
     rollout = sample(
         params, prompts.tokens[filled], prompts.mask[filled], filled, seed
     )
+    rows = np.repeat(filled, num_samples)
     scores = {
-        name: reward(
-            p,
-            rollout.prompt_tokens,
-            rollout.prompt_mask,
-            rollout.response_tokens,
-            rollout.response_mask,
-        ).reshape(size, num_samples)[: len(ids)]
-        for name, p in reward_params.items()
+        name: fn(rows, rollout).reshape(size, num_samples)[: len(ids)]
+        for name, fn in score.items()
     }
-    rows = slice(len(ids) * num_samples)
-    rollout = jax.tree.map(lambda x, rows=rows: x[rows], rollout)
-    yield ids, rollout, scores
+    kept = slice(len(ids) * num_samples)
+    yield ids, jax.tree.map(lambda x, kept=kept: x[kept], rollout), scores
     progress(min(start + size, len(prompt_ids)), len(prompt_ids))
 
 
-def canned_rewards(config, workdir, reward_name, text):
-  """The reward of one fixed response to every prompt."""
+def response_rewards(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    reward: str,
+    ids: np.ndarray,
+    responses: Sequence[str],
+) -> Float[np.ndarray, ' b']:
+  """The reward of one given response to each of the prompts `ids`."""
   tokenizer = inputs.make_tokenizer(config)
   prompts = inputs.load_prompts(config, workdir, tokenizer)
-  rows, _ = batching.encode_demonstrations(
-      [(prompt, text) for prompt in prompts.texts],
-      tokenizer,
-      max_prompt_tokens=config.data.max_prompt_tokens,
-      max_response_tokens=config.data.max_response_tokens,
-      max_truncated_fraction=0.0,
+  tokens, mask = batching.encode_responses(
+      responses, tokenizer, max_response_tokens=config.data.max_response_tokens
   )
-  reward = compiled_reward(
-      inputs.lm_config(config.reward_model.lm, tokenizer),
-      config.reward_model.readout,
+  score = scorers.load(config, workdir, reward)
+  size = config.references.batch_size
+  parts = []
+  for start in range(0, len(ids), size):
+    # The last batch is filled up, so that one program serves them all.
+    rows = np.minimum(np.arange(start, start + size), len(ids) - 1)
+    rollout = Rollout(
+        prompt_tokens=jnp.asarray(prompts.tokens[ids[rows]]),
+        prompt_mask=jnp.asarray(prompts.mask[ids[rows]]),
+        response_tokens=jnp.asarray(tokens[rows]),
+        response_mask=jnp.asarray(mask[rows]),
+        logprobs=jnp.zeros(mask[rows].shape),  # no policy drew them
+    )
+    parts.append(np.asarray(score(ids[rows], rollout)))
+  return np.concatenate(parts)[: len(ids)]
+
+
+@dataclasses.dataclass
+class Prepared:
+  """What estimators are given for every prompt, computed when first asked for.
+
+  Attributes:
+    samples: rewards of SFT samples [x m], by reward.
+    record: what was done, for references.json.
+  """
+
+  config: ml_collections.ConfigDict
+  workdir: str
+  prompts: inputs.Prompts
+  samples: dict[str, Float[np.ndarray, 'x m']]
+  record: dict = dataclasses.field(default_factory=dict)
+
+  def need(self, name: str, reward: str, how: dict) -> Float[np.ndarray, ' x']:
+    """One of references_lib.NEEDS, under a specification."""
+    if name == 'canned':
+      return self._canned(reward, how['canned'][reward])
+    if name == 'learned':
+      return self._learned(reward, how['q'])
+    return self._dataset[reward]
+
+  def _canned(self, reward, text):
+    ids = np.arange(len(self.prompts.texts))
+    return response_rewards(
+        self.config, self.workdir, reward, ids, [text] * len(ids)
+    )
+
+  @functools.cached_property
+  def _dataset(self):
+    """Rewards [x] by name of the response the data hold for each prompt.
+
+    The first demonstration that fits the response array; for prompts without
+    one, held-out prompts above all, an SFT sample drawn for this alone.
+    """
+    config, workdir = self.config, self.workdir
+    first = _first_demonstrations(config, workdir)
+    texts = self.prompts.texts
+    have = np.array([i for i, p in enumerate(texts) if p in first], int)
+    lack = np.array([i for i, p in enumerate(texts) if p not in first], int)
+    found = {r: np.zeros(len(texts), np.float32) for r in config.rewards}
+    for reward, values in found.items():
+      if len(have):
+        responses = [first[texts[i]] for i in have]
+        values[have] = response_rewards(
+            config, workdir, reward, have, responses
+        )
+    if len(lack):
+      drawn = sample_sft(
+          config, workdir, lack, num_samples=1, stream=_DATASET_STREAM
+      )
+      for ids, _, scores in drawn:
+        for reward, values in scores.items():
+          found[reward][ids] = np.asarray(values)[:, 0]
+    self.record['dataset_response'] = {
+        'demonstrations': len(have),
+        'sft_samples': len(lack),
+    }
+    return found
+
+  def _learned(self, reward, q):
+    found, metrics = fit_quantiles(
+        self.config, self.workdir, self.prompts, self.samples[reward], q=q
+    )
+    self.record.setdefault('learned_quantile', {})[f'{reward}/{q:g}'] = metrics
+    return found
+
+
+def _first_demonstrations(config, workdir) -> dict[str, str]:
+  """The first demonstration of each prompt that fits the response array."""
+  tokenizer = inputs.make_tokenizer(config)
+  path = os.path.join(
+      inputs.data_folder(config, workdir), 'demonstrations.jsonl'
   )
-  return reward(
-      inputs.load_reward_params(config, workdir, reward_name, 'reward_model'),
-      *(
-          rows[k]
-          for k in (
-              'prompt_tokens',
-              'prompt_mask',
-              'response_tokens',
-              'response_mask',
-          )
-      ),
+  found = {}
+  for row in inputs.read_rows(path, 'data'):
+    if row['prompt'] not in found:
+      num_tokens = len(tokenizer.encode(row['response'])) + 1  # and EOS
+      if num_tokens <= config.data.max_response_tokens:
+        found[row['prompt']] = row['response']
+  return found
+
+
+@functools.lru_cache(maxsize=8)
+def compiled_regression(lm_cfg, eos_id, optim_items, q):
+  """Jitted step and prediction of a quantile from the prompt."""
+  tx = optim.make_tx(**dict(optim_items))
+
+  def predict(params, tokens, mask):
+    # The value before the first token of any response: of the prompt alone.
+    eos = jnp.full((tokens.shape[0], 1), eos_id)
+    valid = jnp.ones_like(eos, bool)
+    return heads.values(params, tokens, mask, eos, valid, lm_cfg)[:, 0]
+
+  step = quantile_regression.make_step(predict, tx, q=q)
+  return jax.jit(step, donate_argnums=0), jax.jit(predict), tx
+
+
+def fit_quantiles(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    prompts: inputs.Prompts,
+    samples: Float[np.ndarray, 'x m'],
+    *,
+    q: float,
+) -> tuple[Float[np.ndarray, ' x'], dict[str, float]]:
+  """The q-quantile of every prompt, as predicted; learned on training prompts.
+
+  A scalar read-out of the SFT policy's trunk at the last prompt token, fitted to
+  the samples less their mean, over their standard deviation. Returns the last
+  metrics of the fit as well.
+  """
+  c = config.references.regression
+  tokenizer = inputs.make_tokenizer(config)
+  lm_cfg = inputs.lm_config(config.sft.lm, tokenizer)
+  ids = prompts.train_ids
+  center, spread = samples[ids].mean(), max(samples[ids].std(), 1e-6)
+  rows = quantile_regression.PromptRewards(
+      prompt_tokens=prompts.tokens[ids],
+      prompt_mask=prompts.mask[ids],
+      samples=((samples[ids] - center) / spread).astype(np.float32),
+      valid=np.ones(samples[ids].shape, bool),
   )
+  batch_at = batching.batch_at(
+      rows, batch_size=min(c.batch_size, len(ids)), seed=config.seed
+  )
+  optim_items = {**c.optim, 'num_steps': c.num_steps}
+  step_fn, predict, tx = compiled_regression(
+      lm_cfg, tokenizer.eos_id, tuple(sorted(optim_items.items())), q
+  )
+  params = heads.from_trunk(
+      jax.random.key(config.seed),
+      inputs.load_sft_params(config, workdir),
+      lm_cfg,
+      zero_head=True,
+  )
+  state = inputs.committed(train_state.init_train_state(params, tx))
+  for step in range(c.num_steps):
+    state, metrics = step_fn(state, batch_at(step))
+  metrics = metrics_lib.to_floats(metrics)
+  metrics_lib.check_finite(
+      metrics, step=c.num_steps - 1, where='references.regression'
+  )
+  found = predict(state.params, prompts.tokens, prompts.mask)
+  return center + spread * np.asarray(found), metrics
+
+
+def _curve(config, workdir, reward) -> dict[str, np.ndarray]:
+  """Knots and levels of the reward's calibration, where it has such a curve.
+
+  The knots are scaled as the reward is.
+  """
+  learned = config.scorers.get(reward, 'learned') == 'learned'
+  if config.reward_model.calibration != 'isotonic' or not learned:
+    return {}
+  path = os.path.join(
+      workdir,
+      inputs.reward_folder(config, reward, 'reward_model'),
+      'results.json',
+  )
+  found = common.read_json(path, 'reward_model')['calibration']
+  scale = config.reward_scales.get(reward, 1.0)
+  return {
+      'knots': scale * np.array(found['knots'], np.float32),
+      'levels': np.array(found['levels'], np.float32),
+  }
 
 
 def run(
     config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
 ) -> None:
-  """Writes REWARD.npz (a Reference of every prompt) and references.json."""
+  """Writes REWARD.npz for every reward, and references.json.
+
+  REWARD.npz: samples [x m], rewards of the SFT samples of every prompt; ref/SPEC
+  [x] for every specification; knots [j] and levels [j] where the reward is
+  calibrated by a curve. `references_lib.reference_of` reads it. references.json
+  holds how each came about, and `below`: the share of SFT samples at or below
+  r_ref, on training and on held-out prompts.
+  """
   out = os.path.join(workdir, folder(config))
   prompts = inputs.load_prompts(config, workdir, inputs.make_tokenizer(config))
-  num_prompts = len(prompts.texts)
-  c = config.references
+  ids = np.arange(len(prompts.texts))
+  num_samples = config.references.num_samples
   samples = {
-      name: np.zeros((num_prompts, c.num_samples), np.float32)
-      for name in config.rewards
+      r: np.zeros((len(ids), num_samples), np.float32) for r in config.rewards
   }
   batches = sample_sft(
       config,
       workdir,
-      np.arange(num_prompts),
-      num_samples=c.num_samples,
-      stream=1,
+      ids,
+      num_samples=num_samples,
+      stream=_STREAM,
       progress=progress,
   )
-  for ids, _, scores in batches:
+  for rows, _, scores in batches:
     for name, score in scores.items():
-      samples[name][ids] = score
+      samples[name][rows] = score
 
-  record = {'num_samples': c.num_samples, 'seed': config.seed}
-  for name in config.rewards:
-    how = c[name]
-    canned = None
-    if how.estimator == 'canned':
-      canned = canned_rewards(config, workdir, name, how.canned)
-    reference = references_lib.make_reference(
-        jnp.asarray(samples[name]),
-        estimator=how.estimator,
-        q=how.q,
-        canned=canned,
-        constant=how.constant if how.estimator == 'constant' else None,
-    )
-    with common.atomic(os.path.join(out, f'{name}.npz'), 'wb') as f:
-      np.savez(
-          f,
-          ref_reward=reference.ref_reward,
-          mean=reference.mean,
-          std=reference.std,
-          samples=reference.samples,
-      )
-    record[name] = {
-        **how.to_dict(),
-        'mean_ref_reward': float(reference.ref_reward.mean()),
-    }
-  common.write_json(os.path.join(out, 'references.json'), record)
+  prepared = Prepared(config, workdir, prompts, samples)
+  specs = {}
+  for reward in config.rewards:
+    arrays = {'samples': samples[reward], **_curve(config, workdir, reward)}
+    for name, spec in config.references.specs.items():
+      how = {**spec, **spec.per_reward.get(reward, {})}
+      ref_reward = _estimate(prepared, reward, how)
+      arrays[f'ref/{name}'] = ref_reward
+      below = samples[reward] <= ref_reward[:, None]
+      specs.setdefault(name, {})[reward] = {
+          'estimator': how['estimator'],
+          'q': how['q'],
+          'mean': float(ref_reward.mean()),
+          'below': {
+              'train': float(below[prompts.train_ids].mean()),
+              'held_out': float(below[prompts.eval_ids].mean()),
+          },
+      }
+    with common.atomic(os.path.join(out, f'{reward}.npz'), 'wb') as f:
+      np.savez(f, **arrays)
+  common.write_json(
+      os.path.join(out, 'references.json'),
+      {
+          'num_samples': num_samples,
+          'seed': config.seed,
+          'specs': specs,
+          **prepared.record,
+      },
+  )
+
+
+def _estimate(
+    prepared: Prepared, reward: str, how: dict
+) -> Float[np.ndarray, ' x']:
+  """r_ref of every prompt, under one specification of one reward."""
+  name = inputs.registered(how['estimator'])
+  estimator = references_lib.get(name)
+  options = {
+      n: jnp.asarray(prepared.need(n, reward, how)) for n in estimator.needs
+  }
+  if 'constant' in estimator.options:
+    options['constant'] = how['constant']
+  samples = jnp.asarray(prepared.samples[reward])
+  return np.asarray(estimator(samples, q=how['q'], **options))

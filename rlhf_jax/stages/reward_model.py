@@ -1,12 +1,14 @@
-"""Learning one reward model, or one held-out evaluator, from comparisons.
+"""Learning one reward model, or one held-out evaluator, from what people said.
 
-Both are this stage: they differ in the half of the data they see, which
-`reward_model.role` names.
+All are this stage: they differ in the part of the data they see, which
+`reward_model.role` names, and the second evaluator in its read-out as well. What
+they are learned from, and by which likelihood, is `reward_model.link`.
 """
 
 import functools
 import os
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -15,14 +17,27 @@ import numpy as np
 from rlhf_jax import checkpoint, optim, train_state
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.data import batching, preferences
+from rlhf_jax.data import ratings as ratings_lib
 from rlhf_jax.learners import reward_model as learner
 from rlhf_jax.models import heads
-from rlhf_jax.rewards import calibration
+from rlhf_jax.rewards import bradley_terry, calibration, links
 from rlhf_jax.stages import common, inputs
-from rlhf_jax.types import PreferenceBatch
+from rlhf_jax.types import PreferenceBatch, RatingBatch
 
-FIELDS = ('seed', 'rewards', 'data', 'world', 'reward_model')
-ROLES = ('reward_model', 'evaluator')
+FIELDS = (
+    'seed',
+    'rewards',
+    'judges',  # roles share the comparisons of text between them
+    'property_modules',
+    'data',
+    'world',
+    'reward_model',
+)
+ROLES = ('reward_model', 'evaluator', 'second_evaluator')
+CALIBRATIONS = ('none', 'temperature', 'isotonic')
+_NUM_BINS = 10
+# Beyond these a fitted temperature has run off: see calibration.fit_temperature.
+_LEAST_T, _MOST_T = 2e-3, 5e2
 
 
 def folder(config: ml_collections.ConfigDict) -> str:
@@ -31,36 +46,76 @@ def folder(config: ml_collections.ConfigDict) -> str:
   )
 
 
+def _link(config: ml_collections.ConfigDict) -> links.Link:
+  """The link of the config, which must be one that a reward is learned by."""
+  c = config.reward_model
+  if c.role not in ROLES:
+    raise common.ConfigError(
+        f'reward_model.role is {c.role!r}; it must be one of {ROLES}.'
+    )
+  if c.calibration not in CALIBRATIONS:
+    raise common.ConfigError(
+        f'reward_model.calibration is {c.calibration!r}; it must be one of'
+        f' {CALIBRATIONS}.'
+    )
+  link = links.get(inputs.registered(c.link))
+  if link.data not in learner.DATA:
+    raise common.ConfigError(
+        f'reward_model.link={c.link} is not learned from data: it says what to'
+        ' make of a reward that is given.'
+    )
+  if c.calibration == 'temperature' and link.num_parameters:
+    raise common.ConfigError(
+        f'reward_model.calibration=temperature divides the reward by T, but the'
+        f' parameters of the link {c.link} are in units of the undivided one:'
+        ' use none or isotonic.'
+    )
+  if (c.margin or c.center_coef) and link.name != 'bradley_terry':
+    raise common.ConfigError(
+        'reward_model.margin and center_coef are of link=bradley_terry, not of'
+        f' {c.link}.'
+    )
+  return link
+
+
 @functools.lru_cache(maxsize=8)
-def compiled_step(lm_cfg, readout, optim_items, margin, center_coef):
+def compiled_step(lm_cfg, readout, optim_items, link_name, margin, center_coef):
   """The jitted step and the jitted scorer of pairs, one for every run."""
   tx = optim.make_tx(**dict(optim_items))
+  link = links.get(link_name)
+  link_nll = link.nll
+  if margin or center_coef:
+
+    def link_nll(params, chosen, rejected, valid):
+      del params  # it has none
+      return bradley_terry.bradley_terry_loss(
+          chosen,
+          rejected,
+          valid,
+          margin=jnp.full_like(chosen, margin),
+          center_coef=center_coef,
+      )
 
   def reward_fn(params, *tokens):
     return heads.reward(params, *tokens, lm_cfg, readout=readout)
 
-  step = learner.make_step(
-      reward_fn, tx, margin=margin, center_coef=center_coef
-  )
+  step = learner.make_step(reward_fn, tx, link_nll=link_nll, data=link.data)
   score = functools.partial(learner.pair_rewards, reward_fn)
   return jax.jit(step, donate_argnums=0), jax.jit(score), tx
 
 
-def load_pairs(
-    config: ml_collections.ConfigDict, workdir: str, split: str
-) -> tuple[PreferenceBatch, dict]:
-  """The encoded comparisons of this reward and role."""
+def _load(config, workdir, split, *, what, read, encode):
+  """The encoded rows of this reward, role and split in the folder `what`."""
+  c = config.reward_model
   path = os.path.join(
       inputs.data_folder(config, workdir),
-      'comparisons',
-      f'{config.reward_model.reward}.{config.reward_model.role}.{split}.jsonl',
+      what,
+      f'{c.reward}.{c.role}.{split}.jsonl',
   )
   if not os.path.exists(path):
     raise FileNotFoundError(f'{path} is missing: run the stage data first.')
-  rows, _ = preferences.read_jsonl(
-      path, max_bad_fraction=config.data.max_bad_fraction
-  )
-  arrays, counts = batching.encode_comparisons(
+  rows, _ = read(path, max_bad_fraction=config.data.max_bad_fraction)
+  arrays, counts = encode(
       rows,
       inputs.make_tokenizer(config),
       max_prompt_tokens=config.data.max_prompt_tokens,
@@ -70,58 +125,151 @@ def load_pairs(
   return arrays, inputs.summary(counts)
 
 
-def evaluate(score, params, pairs: PreferenceBatch, batch_size: int) -> dict:
-  """Accuracy and calibration on held-out pairs, beside length's accuracy."""
+def load_pairs(
+    config: ml_collections.ConfigDict, workdir: str, split: str
+) -> tuple[PreferenceBatch, dict]:
+  """The encoded comparisons of this reward and role."""
+  return _load(
+      config,
+      workdir,
+      split,
+      what='comparisons',
+      read=preferences.read_jsonl,
+      encode=batching.encode_comparisons,
+  )
+
+
+def load_ratings(
+    config: ml_collections.ConfigDict, workdir: str, split: str
+) -> tuple[RatingBatch, dict]:
+  """The encoded ratings of this reward and role."""
+  return _load(
+      config,
+      workdir,
+      split,
+      what='ratings',
+      read=ratings_lib.read_jsonl,
+      encode=batching.encode_ratings,
+  )
+
+
+def _margins(score, params, pairs: PreferenceBatch, batch_size: int):
+  """r(x, y+) - r(x, y-) of every pair, [b]."""
   num = pairs.valid.shape[0]
-  chosen, rejected = [], []
+  parts = []
   for start in range(0, num, batch_size):
     # The last batch is filled up with repeats, which are cut off below.
     rows = np.minimum(np.arange(start, start + batch_size), num - 1)
-    batch = jax.tree.map(lambda x, rows=rows: x[rows], pairs)
-    a, b = score(params, batch)
-    chosen.append(np.asarray(a)), rejected.append(np.asarray(b))
-  margins = (np.concatenate(chosen) - np.concatenate(rejected))[:num]
-  logits = jnp.asarray(margins)
+    chosen, rejected = score(
+        params, jax.tree.map(lambda x, rows=rows: x[rows], pairs)
+    )
+    parts.append(np.asarray(chosen) - np.asarray(rejected))
+  return np.concatenate(parts)[:num]
+
+
+def calibrate(margins: np.ndarray) -> dict:
+  """How calibrated held-out margins are: raw, over T, and by a curve.
+
+  Every other pair fits T and the curve, and those in between measure all three.
+  A kind's own `temperature` is what would still improve it there.
+  """
+  if len(margins) < 2:
+    raise preferences.DataError(
+        'Calibration needs two held-out pairs, one to fit and one to measure.'
+    )
+  fitted, measured = margins[::2], jnp.asarray(margins[1::2])
+  temperature = float(calibration.fit_temperature(jnp.asarray(fitted)))
+  knots, levels = calibration.fit_isotonic(fitted)
+  kinds = {
+      'raw': measured,
+      'temperature': measured / temperature,
+      'isotonic': calibration.isotonic_log_odds(
+          measured, jnp.asarray(knots), jnp.asarray(levels)
+      ),
+  }
+  return {
+      'temperature': temperature,
+      'knots': knots.tolist(),
+      'levels': levels.tolist(),
+      'fitting_pairs': len(fitted),
+      'kinds': {
+          kind: {
+              'pairs': len(measured),
+              **metrics_lib.to_floats(
+                  calibration.calibration_metrics(m, num_bins=_NUM_BINS)
+              ),
+              'curve': _curve(m),
+          }
+          for kind, m in kinds.items()
+      },
+  }
+
+
+def _curve(margins):
+  curve = calibration.reliability(margins, num_bins=_NUM_BINS)
+  return {
+      name: np.asarray(getattr(curve, name)).tolist()
+      for name in ('share', 'confidence', 'frequency')
+  }
+
+
+def evaluate(margins: np.ndarray, pairs: PreferenceBatch) -> dict:
+  """Accuracy on held-out pairs, beside that of length."""
   longer = np.sign(
       pairs.chosen_mask.sum(-1).astype(int)
       - pairs.rejected_mask.sum(-1).astype(int)
   )
   accuracy = float(np.mean((margins > 0) + 0.5 * (margins == 0)))
   return {
-      'pairs': num,
+      'pairs': len(margins),
       'accuracy': accuracy,
-      'accuracy_se': float(np.sqrt(accuracy * (1 - accuracy) / num)),
+      'accuracy_se': float(np.sqrt(accuracy * (1 - accuracy) / len(margins))),
       'longer_wins': float(np.mean((longer > 0) + 0.5 * (longer == 0))),
       'shorter_wins': float(np.mean((longer < 0) + 0.5 * (longer == 0))),
-      **metrics_lib.to_floats(
-          calibration.calibration_metrics(logits, num_bins=10)
-      ),
-      'temperature': float(calibration.fit_temperature(logits)),
   }
+
+
+def _divided(params, temperature: float, where: str):
+  """The same model with its reward divided by T."""
+  if not _LEAST_T < temperature < _MOST_T:
+    logging.warning(
+        '%s: the temperature fitted to held-out pairs ran off to %g: the model'
+        ' orders them all right, or no better than chance.',
+        where,
+        temperature,
+    )
+  head = jax.tree.map(lambda x: x / temperature, params['head'])
+  return {**params, 'head': head}
 
 
 def run(
     config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
 ) -> None:
-  """Trains r(x, y); writes params/, metrics.jsonl and results.json."""
+  """Trains r(x, y); writes params/, metrics.jsonl and results.json.
+
+  params/ holds trunk, head and link, the link's own parameters; with
+  calibration=temperature, the head is divided by T. results.json holds `data`
+  (what became of the training rows), `test` (accuracy on held-out comparisons,
+  whatever was learned from) and `calibration` (see `calibrate`): of the reward as
+  trained, in units of which knots are given.
+  """
   c = config.reward_model
   out = os.path.join(workdir, folder(config))
-  if c.role not in ROLES:
-    raise common.ConfigError(
-        f'reward_model.role is {c.role!r}; it must be one of {ROLES}.'
-    )
+  link = _link(config)
   lm_cfg = inputs.lm_config(c.lm, inputs.make_tokenizer(config))
-  pairs, counts = load_pairs(config, workdir, 'train')
-  num_rows = pairs.valid.shape[0]
+  load = load_ratings if link.data == 'ratings' else load_pairs
+  rows, counts = load(config, workdir, 'train')
+  num_rows = rows.valid.shape[0]
   batch_size = min(c.batch_size, num_rows)
   num_steps = max(c.num_epochs * num_rows // batch_size, 1)
-  batch_at = batching.batch_at(pairs, batch_size=batch_size, seed=config.seed)
+  batch_at = batching.batch_at(rows, batch_size=batch_size, seed=config.seed)
 
   optim_items = {**c.optim, 'num_steps': num_steps}
   train_step, score, tx = compiled_step(
       lm_cfg,
-      c.readout,
+      inputs.readout(config, c.role),
       tuple(sorted(optim_items.items())),
+      link.name,
       c.margin,
       c.center_coef,
   )
@@ -130,6 +278,7 @@ def run(
   key = jax.random.fold_in(key, config.rewards.index(c.reward))
   key = jax.random.fold_in(key, ROLES.index(c.role))
   params = heads.init_scalar(key, lm_cfg, zero_head=False)
+  params['link'] = jax.tree.map(jnp.float32, link.init())
   mngr = checkpoint.manager(out)
   state = train_state.init_train_state(params, tx)
   state = checkpoint.restore_or(mngr, inputs.committed(state))
@@ -145,9 +294,19 @@ def run(
       checkpoint.save(mngr, step + 1, state)
   writer.close()
 
-  test_pairs, _ = load_pairs(config, workdir, 'test')
-  results = evaluate(score, state.params, test_pairs, 2 * batch_size)
+  pairs, _ = load_pairs(config, workdir, 'test')
+  margins = _margins(score, state.params, pairs, 2 * batch_size)
+  if pairs.tied is not None:  # which is the first of them says nothing
+    margins = margins[~pairs.tied]
+    pairs = jax.tree.map(lambda x: x[~pairs.tied], pairs)
+  found = calibrate(margins)
+  used = 'raw' if c.calibration == 'none' else c.calibration
+  test = evaluate(margins, pairs) | {'ece': found['kinds'][used]['ece']}
   common.write_json(
-      os.path.join(out, 'results.json'), {'data': counts, 'test': results}
+      os.path.join(out, 'results.json'),
+      {'data': counts, 'test': test, 'calibration': found},
   )
-  checkpoint.save_params(out, state.params)
+  params = state.params
+  if c.calibration == 'temperature':
+    params = _divided(params, found['temperature'], out)
+  checkpoint.save_params(out, params)

@@ -1,11 +1,11 @@
 """The embedded world against its specification and its measured numbers."""
 
-import pathlib
+import dataclasses
 
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from rlhf_jax.data import preferences
+from rlhf_jax.data import properties
 from rlhf_jax.data import world as world_lib
 from rlhf_jax.data import world_rules as rules
 from tests.reference import world_numpy as reference
@@ -76,14 +76,6 @@ class EnumerationTest(parameterized.TestCase):
 
 class TwinTest(parameterized.TestCase):
 
-  @parameterized.parameters(
-      ('helpful', reference.helpful), ('harmless', reference.harmless)
-  )
-  def test_gold(self, name, twin):
-    for x, y in _some_pairs(2000):
-      want = twin(WORLD.prompts[x], WORLD.responses[y])
-      self.assertAlmostEqual(float(WORLD.gold[name][x, y]), want, places=5)
-
   def test_absolute_labels_and_shortcuts(self):
     for x, y in _some_pairs(4000, seed=2):
       prompt, response = WORLD.prompts[x], WORLD.responses[y]
@@ -117,10 +109,7 @@ class TwinTest(parameterized.TestCase):
 
   @parameterized.parameters('helpful', 'harmless')
   def test_preference_probability(self, name):
-    base = {
-        'helpful': rules.HELPFUL_SCALE[WORLD.prompt_features[:, 1]],
-        'harmless': rules.HARMLESS_SCALE[WORLD.prompt_features[:, 2]],
-    }[name]
+    base = properties.get(name).scale(WORLD.prompt_features)
     jitter = WORLD.scale[name] / base
     for (x, a), (_, b) in zip(
         _some_pairs(300), _some_pairs(300, 5), strict=True
@@ -206,7 +195,7 @@ class SeedTest(parameterized.TestCase):
     self.assertEqual(other.prompts, WORLD.prompts)
     np.testing.assert_array_equal(other.gold['helpful'], WORLD.gold['helpful'])
     self.assertTrue((other.is_eval != WORLD.is_eval).any())
-    for name in world_lib.PROPERTIES:
+    for name in WORLD.config.properties:
       self.assertFalse(np.isclose(other.scale[name], WORLD.scale[name]).any())
       np.testing.assert_array_equal(
           other.cue_weight[name], WORLD.cue_weight[name]
@@ -249,7 +238,7 @@ class SeedTest(parameterized.TestCase):
       cfg = world_lib.WorldConfig(max_moves=1, heterogeneity=h)
       return world_lib.make_world(0, cfg)
 
-    for name in world_lib.PROPERTIES:
+    for name in WORLD.config.properties:
       flat = scale(0.0)
       self.assertLess(np.ptp(flat.scale[name]), 1e-12)
       self.assertLess(np.ptp(flat.cue_weight[name]), 1e-12)
@@ -261,126 +250,120 @@ class SeedTest(parameterized.TestCase):
   @parameterized.parameters(
       dict(num_eval_prompts=30), dict(num_eval_prompts=0),
       dict(num_prompts=208), dict(num_prompts=32), dict(max_moves=0),
-      dict(lazy_rate=1.5), dict(cue_scale=-1.0),
+      dict(lazy_rate=1.5), dict(cue_scale=-1.0), dict(cue_mode='none'),
+      dict(properties=()), dict(properties=('helpful', 'helpful')),
+      dict(properties=('honest',)),
   )  # fmt: skip
   def test_impossible_worlds_are_refused(self, **fields):
     with self.assertRaises(ValueError):
       world_lib.WorldConfig(**fields)
 
 
-class SamplingTest(parameterized.TestCase):
+class KnobsTest(parameterized.TestCase):
 
-  def test_demonstrations_follow_the_writers(self):
-    x = int(WORLD.train_prompts[3])
-    prompt, response = world_lib.sample_demonstrations(
-        WORLD, 20_000, prompts=[x]
+  @parameterized.parameters(1.0, -0.6)
+  def test_alignment_adds_helpfulness_to_harmlessness(self, alignment):
+    cfg = world_lib.WorldConfig(max_moves=2, alignment=alignment)
+    plain = world_lib.make_world(0, world_lib.WorldConfig(max_moves=2))
+    world = world_lib.make_world(0, cfg)
+    np.testing.assert_array_equal(world.gold['helpful'], plain.gold['helpful'])
+    np.testing.assert_allclose(
+        world.gold['harmless'],
+        plain.gold['harmless'] + alignment * plain.gold['helpful'],
+        atol=1e-6,
     )
-    np.testing.assert_array_equal(prompt, x)
-    p = np.exp(WORLD.generator_logprobs[x])
-    # Lengths and single moves, within 4 standard errors.
-    for feature in [WORLD.lengths == n for n in (1, 2, 3, 4)] + [
-        WORLD.counts[:, k] > 0 for k in range(9)
-    ]:
-      mean = (p * feature).sum()
-      error = np.sqrt(mean * (1 - mean) / 20_000)
-      self.assertAlmostEqual(
-          feature[response].mean(), mean, delta=4 * error + 1e-9
-      )
-
-  def test_demonstrations_never_touch_held_out_prompts(self):
-    prompt, _ = world_lib.sample_demonstrations(WORLD, 5_000)
-    self.assertFalse(WORLD.is_eval[prompt].any())
-    self.assertLen(np.unique(prompt), 160)
-
-  def test_pairs_of_roles_are_disjoint(self):
-    seen = []
-    for role in world_lib.ROLES:
-      pairs = world_lib.sample_comparisons(WORLD, 'helpful', 10_000, role=role)
-      self.assertFalse(WORLD.is_eval[pairs.prompt].any())
-      self.assertFalse((pairs.chosen == pairs.rejected).any())
-      low = np.minimum(pairs.chosen, pairs.rejected)
-      high = np.maximum(pairs.chosen, pairs.rejected)
-      seen.append(set(zip(pairs.prompt, low, high, strict=True)))
-    for i in range(len(seen)):
-      self.assertGreater(len(seen[i]), 9_000)
-      for j in range(i):
-        self.assertEmpty(seen[i] & seen[j])
-
-  def test_sharing_pairs_out_leaves_responses_as_the_writers_draw_them(self):
-    pairs = world_lib.sample_comparisons(
-        WORLD, 'harmless', 20_000, role='evaluator'
+    np.testing.assert_array_equal(world.safe, plain.safe)
+    np.testing.assert_array_equal(
+        world.generator_logprobs, plain.generator_logprobs
     )
-    p = np.exp(WORLD.generator_logprobs[WORLD.train_prompts]).mean(0)
-    lengths = np.concatenate([
-        WORLD.lengths[pairs.chosen], WORLD.lengths[pairs.rejected]
-    ])  # fmt: skip
-    for n in (1, 2, 3, 4):
-      want = p[WORLD.lengths == n].sum()
-      # The two of a pair are not independent, nor are the prompts: 5 errors.
-      error = np.sqrt(want * (1 - want) / 40_000)
-      self.assertAlmostEqual((lengths == n).mean(), want, delta=5 * error)
-
-  @parameterized.product(
-      name=('helpful', 'harmless'), role=('reward_model', 'evaluator')
-  )
-  def test_labels_follow_the_annotators(self, name, role):
-    n = 20_000
-    pairs = world_lib.sample_comparisons(WORLD, name, n, role=role)
-    self.assertAlmostEqual(pairs.lazy.mean(), 0.1, delta=4 * np.sqrt(0.09 / n))
-    low = np.minimum(pairs.chosen, pairs.rejected)
-    high = np.maximum(pairs.chosen, pairs.rejected)
-    careful, lazy = world_lib.label_probabilities(
-        WORLD, name, pairs.prompt, low, high
+    # It does not take helpfulness to be judged.
+    alone = world_lib.make_world(
+        0, dataclasses.replace(cfg, properties=('harmless',))
     )
-    p = np.where(pairs.lazy, lazy, careful)
-    won = pairs.chosen == low
-    for rows in (pairs.lazy, ~pairs.lazy, p > 0.8, p < 0.2):
-      residual = (won - p)[rows].mean()
-      error = np.sqrt((p * (1 - p))[rows].sum()) / rows.sum()
-      self.assertLess(abs(residual), 4 * error)
-
-  def test_samples_are_a_function_of_the_seed(self):
-    first, again = (
-        world_lib.sample_comparisons(WORLD, 'helpful', 50, role='evaluator')
-        for _ in range(2)
+    np.testing.assert_array_equal(
+        alone.gold['harmless'], world.gold['harmless']
     )
-    np.testing.assert_array_equal(first.chosen, again.chosen)
-    other = world_lib.sample_comparisons(
-        WORLD, 'harmless', 50, role='evaluator'
-    )
-    self.assertTrue((first.prompt != other.prompt).any())
 
-  def test_lazy_rate_at_its_ends(self):
-    for rate in (0.0, 1.0):
-      cfg = world_lib.WorldConfig(max_moves=2, lazy_rate=rate)
+  def test_cue_modes_by_hand(self):
+    def weights(mode):
+      cfg = world_lib.WorldConfig(max_moves=1, cue_mode=mode)
+      return world_lib.make_world(0, cfg).cue_weight
+
+    harm = WORLD.prompt_features[:, rules.HARM]
+    difficulty = WORLD.prompt_features[:, rules.DIFFICULTY]
+    default, equal, reverse = map(weights, ('default', 'equal', 'reversed'))
+    np.testing.assert_allclose(
+        default['harmless'], np.array([0.0, 0.3, 1.0, 2.5])[harm], atol=1e-12
+    )
+    np.testing.assert_allclose(
+        default['helpful'], np.array([0.2, 1.0, 4.0])[difficulty], atol=1e-12
+    )
+    # Geometric means of .3 1 2.5 and of .2 1 4, on harm level 0 too.
+    np.testing.assert_allclose(equal['harmless'], 0.75 ** (1 / 3), rtol=1e-12)
+    np.testing.assert_allclose(equal['helpful'], 0.8 ** (1 / 3), rtol=1e-12)
+    np.testing.assert_allclose(
+        reverse['harmless'], np.array([2.5, 1.0, 0.3, 0.0])[harm], atol=1e-12
+    )
+    np.testing.assert_array_equal(reverse['helpful'], default['helpful'])
+
+  def test_cue_modes_leave_the_rest_alone(self):
+    for mode in ('equal', 'reversed'):
+      cfg = world_lib.WorldConfig(cue_mode=mode)
       world = world_lib.make_world(0, cfg)
-      pairs = world_lib.sample_comparisons(
-          world, 'harmless', 200, role='reward_model'
+      for name in cfg.properties:
+        np.testing.assert_array_equal(world.gold[name], WORLD.gold[name])
+        np.testing.assert_array_equal(world.scale[name], WORLD.scale[name])
+
+
+class JudgeTest(parameterized.TestCase):
+
+  def test_oracle_reward_is_what_careful_annotators_go_by(self):
+    cfg = world_lib.WorldConfig(max_moves=2, cue_scale=0.0, lazy_rate=0.0)
+    world = world_lib.make_world(0, cfg)
+    for name in cfg.properties:
+      r = world_lib.oracle_reward(world, name)
+      self.assertEqual((r.dtype, r.shape), (np.float32, (192, 90)))
+      x, a, b = np.arange(90), np.arange(90), np.arange(90)[::-1]
+      np.testing.assert_allclose(
+          world_lib.preference_probability(world, name, x, a, b),
+          1 / (1 + np.exp(r[x, b] - r[x, a])),
+          atol=1e-6,
       )
-      np.testing.assert_array_equal(pairs.lazy, rate == 1.0)
 
-  def test_unknown_names_list_the_known(self):
-    with self.assertRaisesRegex(ValueError, 'helpful, harmless'):
-      world_lib.sample_comparisons(WORLD, 'honest', 5, role='evaluator')
-    with self.assertRaisesRegex(ValueError, 'reward_model, evaluator'):
-      world_lib.sample_comparisons(WORLD, 'helpful', 5, role='judge')
+  def test_judge_probability_by_hand(self):
+    x = 7
+    world = world_lib.make_world(0, world_lib.WorldConfig(max_moves=1))
+    gold = world.gold['helpful'][x].astype(np.float64)
+    p = np.exp(world.generator_logprobs[x])
+    got = world_lib.judge_probability(world, 'helpful', q=0.5)[x]
+    # The least quality that half of the responses do not exceed.
+    median = min(g for g in gold if p[gold <= g].sum() >= 0.5)
+    want = 1 / (1 + np.exp(-world.scale['helpful'][x] * (gold - median)))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
 
-  def test_comparisons_as_text_survive_a_file(self):
-    pairs = world_lib.sample_comparisons(
-        WORLD, 'helpful', 300, role='reward_model'
+  def test_reference_policy_moves_the_threshold(self):
+    world = world_lib.make_world(0, world_lib.WorldConfig(max_moves=2))
+    gold = world.gold['harmless']
+    tilted = world.generator_logprobs + 3.0 * gold
+    tilted -= np.log(np.exp(tilted).sum(1, keepdims=True))
+    default = world_lib.judge_probability(world, 'harmless')
+    np.testing.assert_array_equal(
+        world_lib.judge_probability(
+            world, 'harmless', ref_logprobs=world.generator_logprobs
+        ),
+        default,
     )
-    rows = world_lib.to_comparisons(WORLD, pairs)
-    self.assertEqual(rows[7].prompt, WORLD.prompts[pairs.prompt[7]])
-    self.assertEqual(rows[7].chosen, WORLD.responses[pairs.chosen[7]])
-    self.assertEqual(
-        [r.annotator for r in rows],
-        ['lazy' if lazy else 'careful' for lazy in pairs.lazy],
-    )
-    path = pathlib.Path(self.create_tempdir().full_path) / 'pairs.jsonl.gz'
-    preferences.write_jsonl(rows, path)
-    back, report = preferences.read_jsonl(path, max_bad_fraction=0.0)
-    self.assertEqual(back, rows)
-    self.assertEqual(report.num_kept, 300)
+    strict = world_lib.judge_probability(world, 'harmless', ref_logprobs=tilted)
+    self.assertTrue((strict <= default).all())
+    self.assertTrue((strict < default).any())
+
+  def test_a_share_q_is_no_better_than_even(self):
+    for name in ('helpful', 'harmless'):
+      for q in (0.5, 0.85):
+        good = world_lib.judge_probability(WORLD, name, q=q)
+        p = np.exp(WORLD.generator_logprobs)
+        self.assertGreaterEqual((p * (good <= 0.5)).sum(1).min(), q - 1e-6)
+        self.assertGreaterEqual((p * (good >= 0.5)).sum(1).min(), 1 - q - 1e-6)
 
 
 if __name__ == '__main__':

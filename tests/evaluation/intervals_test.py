@@ -98,5 +98,98 @@ class BootstrapTest(absltest.TestCase):
     self.assertTrue(np.isnan(got.mean) and np.isnan(got.low))
 
 
+class HierarchicalBootstrapTest(parameterized.TestCase):
+
+  def _draw(self, rng, num_seeds, num_prompts=16, between=1.0, within=2.0):
+    centers = between * rng.normal(size=(num_seeds, 1))
+    return centers + within * rng.normal(size=(num_seeds, num_prompts))
+
+  def test_variance_is_that_of_both_levels(self):
+    # With s seeds and x prompts: Var = var(seed means) / s + mean(var / x) / s,
+    # both variances biased, as resampling has them.
+    values = self._draw(np.random.default_rng(0), 10)
+    got = intervals.hierarchical_bootstrap(values, num_resamples=8000, seed=0)
+    np.testing.assert_allclose(got.mean, values.mean())
+    variance = (values.mean(1).var() + values.var(1).mean() / 16) / 10
+    np.testing.assert_allclose(
+        got.high - got.low, 2 * 1.96 * np.sqrt(variance), rtol=0.04
+    )
+    self.assertEqual(got.num_seeds, 10)
+
+  @parameterized.parameters((3, 0.75, 0.92), (12, 0.91, 0.97))
+  def test_coverage(self, num_seeds, at_least, at_most):
+    # Few seeds understate the spread; the docstring says so.
+    rng = np.random.default_rng(2)
+    covered = []
+    for trial in range(400):
+      got = intervals.hierarchical_bootstrap(
+          self._draw(rng, num_seeds), num_resamples=300, seed=trial
+      )
+      covered.append(got.low < 0 < got.high)
+    self.assertBetween(np.mean(covered), at_least, at_most)
+
+  def test_one_seed_is_the_bootstrap_over_prompts(self):
+    values = np.random.default_rng(0).normal(size=(1, 50))
+    got = intervals.hierarchical_bootstrap(values, num_resamples=8000, seed=1)
+    want = intervals.bootstrap_interval(values, num_resamples=8000, seed=2)
+    np.testing.assert_allclose(got[:3], want[:3], atol=0.02)
+
+  def test_differences_between_seeds_widen_it(self):
+    values = np.random.default_rng(0).normal(size=(3, 100))
+    shifted = values + np.array([[-50.0], [0.0], [50.0]])
+    a = intervals.hierarchical_bootstrap(values, num_resamples=500, seed=0)
+    b = intervals.hierarchical_bootstrap(shifted, num_resamples=500, seed=0)
+    self.assertGreater(b.high - b.low, 50 * (a.high - a.low))
+
+  def test_seeds_weigh_the_same_however_many_prompts(self):
+    got = intervals.hierarchical_bootstrap(
+        [[1.0, 1.0, 1.0, 1.0], [3.0]], num_resamples=400, seed=0
+    )
+    self.assertEqual((got.mean, got.low, got.high), (2.0, 1.0, 3.0))
+
+  def test_shift_and_scale(self):
+    values = np.random.default_rng(0).normal(size=(4, 9))
+    a = intervals.hierarchical_bootstrap(values, num_resamples=200, seed=3)
+    b = intervals.hierarchical_bootstrap(
+        5 + 2 * values, num_resamples=200, seed=3
+    )
+    np.testing.assert_allclose(b[:3], 5 + 2 * np.array(a[:3]), rtol=1e-12)
+
+  def test_nan_stays(self):
+    values = np.ones((2, 4))
+    values[1, 2] = np.nan
+    got = intervals.hierarchical_bootstrap(values, num_resamples=50, seed=0)
+    self.assertTrue(np.isnan(got[:3]).all())
+
+  @parameterized.parameters(([],), ([[1.0], []],), ([1.0, 2.0],))
+  def test_no_values(self, values):
+    with self.assertRaisesRegex(ValueError, 'for each seed'):
+      intervals.hierarchical_bootstrap(values, num_resamples=5, seed=0)
+
+  def test_paired(self):
+    rng = np.random.default_rng(0)
+    baseline = [rng.normal(size=n) * 100 for n in (5, 9, 7)]
+    gains = [rng.normal(size=n) for n in (5, 9, 7)]
+    values = [a + b for a, b in zip(baseline, gains, strict=True)]
+    options = dict(num_resamples=300, seed=4)
+    got = intervals.paired_hierarchical_bootstrap(values, baseline, **options)
+    want = intervals.hierarchical_bootstrap(gains, **options)
+    np.testing.assert_allclose(got[:3], want[:3], atol=1e-9)
+    swapped = intervals.paired_hierarchical_bootstrap(
+        baseline, values, **options
+    )
+    np.testing.assert_allclose(swapped.mean, -want.mean, atol=1e-9)
+
+  @parameterized.parameters(
+      ([[1.0, 2.0]], [[1.0, 2.0], [1.0, 2.0]], 'same seeds'),
+      ([[1.0, 2.0]], [[1.0]], 'same prompts'),
+  )
+  def test_what_cannot_be_paired(self, values, baseline, message):
+    with self.assertRaisesRegex(ValueError, message):
+      intervals.paired_hierarchical_bootstrap(
+          values, baseline, num_resamples=5, seed=0
+      )
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -8,92 +8,32 @@ import pandas as pd
 import pytest
 
 from rlhf_jax.figures import build
+from tests.figures import synthetic
 
-KLS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0)
-GAIN = {'raw': 0.0, 'lsc': 0.04, 'min': 0.05, 'z_sum': 0.02}
-METRICS = (
-    ('win_rate', 'evaluator'),
-    ('win_rate', 'gold'),
-    ('above_q50', 'evaluator'),
-    ('above_q50', 'gold'),
-    ('above_q85', 'gold'),
-    ('needs_met_and_safe', 'gold'),
-    ('excess_lists', 'none'),
-    ('excess_hedges', 'none'),
-    ('length', 'none'),
-)
+ALL_LEARNERS = ('ppo', 'best_of', 'grpo', 'grpo_std', 'dpo', 'raft')
 
 
-def level(kl, method, seed):
-  """A concave curve; seeds shift all methods alike, and the gain a little."""
-  gain = GAIN.get(method, 0.0) * kl + 0.002 * seed * (method != 'raw')
-  return 0.5 + 0.1 * np.sqrt(kl) + 0.03 * seed + (gain if kl else 0.0)
-
-
-def results_rows(seeds, learners):
-  """Rows of results.csv."""
-  rows = []
-
-  def add(property, method, learner, kl_coef, seed, kl):
-    for metric, judge in METRICS:
-      value = level(kl, method, seed)
-      rows.append(
-          (property, method, learner, kl_coef, seed, kl, judge, metric, value)
-      )
-
-  for property in ('helpful', 'harmless', 'both'):
-    methods = tuple(GAIN) if property == 'both' else ('raw', 'lsc')
-    for seed in seeds:
-      add(property, 'sft', 'sft', np.nan, seed, 0.0)
-      for method in methods:
-        for kl in KLS:
-          add(property, method, 'exact', 1 / kl, seed, kl)
-        if 'ppo' in learners:
-          for kl_coef in (0.1, 0.3, 1.0):
-            add(property, method, 'ppo', kl_coef, seed, 0.5 / kl_coef)
-        if 'best_of' in learners:
-          for k in (4, 16):
-            # With one property every method selects the same sample.
-            same = method if property == 'both' else 'raw'
-            kl = np.log(k) - (k - 1) / k
-            for metric, judge in METRICS:
-              value = level(kl, same, seed)
-              rows.append(
-                  (property, method, f'best_of_{k}', np.nan, seed, kl)
-                  + (judge, metric, value)
-              )
-  return rows
-
-
-def write(path, columns, rows):
-  """Writes one CSV."""
-  pd.DataFrame(rows, columns=columns.split()).to_csv(path, index=False)
-
-
-def make(workdir, seeds=(0, 1, 2), learners=('ppo', 'best_of')):
+def make(workdir, seeds=(0, 1, 2), learners=ALL_LEARNERS, extras=True):
   """Writes a run: evaluation/*.csv, config.json and environment.json."""
   evaluation = os.path.join(workdir, 'evaluation')
   os.makedirs(evaluation)
-  write(
+  synthetic.write(
       os.path.join(evaluation, 'results.csv'),
       'property method learner kl_coef seed kl judge metric value',
-      results_rows(seeds, learners),
+      synthetic.results_rows(seeds, learners),
   )
   if 'ppo' in learners:
-    write(
+    synthetic.write(
         os.path.join(evaluation, 'optimality.csv'),
-        'property method learner kl_coef seed kl objective_share',
-        [
-            (p, m, 'ppo', c, s, 0.5 / c, 0.9 + 0.01 * s)
-            for p in ('helpful', 'harmless', 'both')
-            for m in ('raw', 'lsc')
-            for c in (0.1, 0.3, 1.0)
-            for s in seeds
-        ],
+        'property method learner kl_coef seed kl objective_share gap'
+        ' kl_to_optimum frontier_share seconds num_steps',
+        synthetic.optimality_rows(seeds, learners),
     )
+  if extras:
+    synthetic.study_tables(evaluation, seeds)
   rng = np.random.default_rng(0)
   spread = {'sft': (-1.5, 0.8), 'raw': (0.5, 1.2), 'lsc': (0.5, 0.4)}
-  write(
+  synthetic.write(
       os.path.join(evaluation, 'prompts.csv'),
       'property method learner seed kl prompt reward judge centered',
       [
@@ -106,7 +46,7 @@ def make(workdir, seeds=(0, 1, 2), learners=('ppo', 'best_of')):
           for x, z in enumerate(rng.normal(size=16))
       ],
   )
-  write(
+  synthetic.write(
       os.path.join(evaluation, 'joint.csv'),
       'method learner seed kl helpful harmless',
       [
@@ -124,7 +64,7 @@ def make(workdir, seeds=(0, 1, 2), learners=('ppo', 'best_of')):
       'centered': (x, np.ones_like(x)),
       'log_sigmoid_centered': (np.log(sigmoid), 1 - sigmoid),
   }
-  write(
+  synthetic.write(
       os.path.join(evaluation, 'transforms.csv'),
       'transform centered utility slope',
       [
@@ -165,7 +105,9 @@ def run(tmp_path_factory):
 @pytest.fixture(scope='session')
 def bare_run(tmp_path_factory):
   """A run with one seed, and exact optima only."""
-  return make(tmp_path_factory.mktemp('bare'), seeds=(0,), learners=())
+  return make(
+      tmp_path_factory.mktemp('bare'), seeds=(0,), learners=(), extras=False
+  )
 
 
 def _build(workdir):

@@ -1,6 +1,7 @@
 """Tests of the report page and of its sentences."""
 
 import html.parser
+import json
 import os
 import re
 import shutil
@@ -8,7 +9,8 @@ import shutil
 import pandas as pd
 import pytest
 
-from rlhf_jax.figures import build, page, report, words
+from rlhf_jax.figures import build, page, report, responses, words
+from tests.figures import pages
 
 _VOID = {'meta', 'img', 'br', 'hr', 'link'}
 
@@ -30,7 +32,7 @@ class _Checker(html.parser.HTMLParser):
     assert self.open.pop() == tag
 
   def handle_data(self, data):
-    if self.open[-1:] != ['style']:
+    if self.open[-1:] not in (['style'], ['script']):
       self.words.append(data)
 
 
@@ -45,11 +47,19 @@ def _parse(path):
 
 @pytest.fixture(scope='module')
 def written(run, built, tmp_path_factory):
-  """The report of a run with all figures."""
+  """The report of a run with all figures, in a folder of its own."""
   assert os.path.dirname(built) == run
+  workdir = pages.copy(run, str(tmp_path_factory.mktemp('run')))
   out = str(tmp_path_factory.mktemp('report') / 'deep' / 'report.html')
-  assert report.write_report(run, out) == out
+  assert report.write_report(workdir, out) == out
   return _parse(out)
+
+
+@pytest.fixture(scope='module')
+def beside(run, built, tmp_path_factory):
+  """The report of a run, its figures in a folder beside it."""
+  assert os.path.dirname(built) == run
+  return _parse(pages.write(run, str(tmp_path_factory.mktemp('run'))))
 
 
 class TestReport:
@@ -61,8 +71,9 @@ class TestReport:
         'summary',
         'figures',
         'results',
-        'optimality',
+        'learners',
         'responses',
+        'uncertainty',
         'config',
         'environment',
         *build.NAMES,
@@ -77,9 +88,22 @@ class TestReport:
         assert value.startswith('data:image/png;base64,')
       if key == 'href':
         assert value.startswith('#'), (tag, value)
-    assert not {'script', 'link', 'iframe'} & set(checker.tags)
+    assert not {'link', 'iframe', 'base', 'object'} & set(checker.tags)
     assert 'url(' not in text and '@import' not in text
+    assert 'fetch(' not in text and 'XMLHttpRequest' not in text
     assert checker.tags.count('img') == len(build.NAMES)
+
+  def test_tables_beside_it_are_linked(self, beside):
+    links = {v for t, k, v in beside[1].attributes if (t, k) == ('a', 'href')}
+    files = {v for v in links if not v.startswith('#')}
+    assert files == {f'figures/{name}.csv' for name in build.NAMES}
+
+  def test_every_figure_has_its_command_and_values(self, beside):
+    text = ' '.join(beside[1].words)
+    ids = {v for _, k, v in beside[1].attributes if k == 'id'}
+    for name in build.NAMES:
+      assert f"('{name}',))" in text
+      assert f'{name}-values' in ids
 
   def test_numbers_come_from_the_tables(self, written):
     text = ' '.join(written[1].words)
@@ -98,17 +122,19 @@ class TestReport:
     # Three properties, by two shortcuts, six measures of quality, and length.
     assert (worse, better, neutral) == (6, 18, 3)
 
-  def test_responses_are_escaped_and_kept_as_text(self, written):
+  def test_only_own_scripts(self, written):
     text, checker = written
-    assert 'script' not in checker.tags
-    assert '&lt;script&gt;alert(1)' in text
-    assert 'NA' in checker.words
-    assert 'how <b>now</b> & then' in ''.join(checker.words)
-    assert 'reward - ref: helpful +0.25' in ' '.join(checker.words)
+    types = [
+        v for t, k, v in checker.attributes if (t, k) == ('script', 'type')
+    ]
+    assert set(types) == {'application/json'}
+    assert checker.tags.count('script') == len(types) + 1
+    assert text.count('</script>') == len(types) + 1
+    assert '<script>alert' not in text and '<script>window' not in text
 
   def test_one_seed_establishes_nothing(self, bare_run, tmp_path):
     out = str(tmp_path / 'report.html')
-    report.write_report(bare_run, out)
+    report.write_report(pages.copy(bare_run, str(tmp_path / 'run')), out)
     _, checker = _parse(out)
     text = ' '.join(checker.words)
     assert 'there are no intervals' in text
@@ -131,6 +157,45 @@ class TestReport:
     assert not [n for n in os.listdir(tmp_path) if n.endswith('.partial')]
 
 
+class TestResponses:
+
+  def test_tree(self, tmp_path):
+    pages.responses().to_csv(tmp_path / 'responses.csv', index=False)
+    tree = responses.tree(responses.load(str(tmp_path)))
+    assert [p['name'] for p in tree] == list(pages.REWARDS)
+    both = tree[-1]
+    assert both['rewards'] == ['Helpful', 'Harmless']
+    assert [m['name'] for m in both['methods']] == ['sft', 'raw', 'lsc']
+    assert both['methods'][1]['note'] == 'PPO, KL 1.90 nats'
+    assert [p['text'] for p in both['prompts']] == list(pages.PROMPTS)
+    answers = both['prompts'][2]['answers']
+    assert [len(drawn) for drawn in answers] == [2, 2, 2]  # of one seed
+    assert answers[2][1] == {
+        'moves': 'NA',
+        'text': pages.TEXTS['lsc'],
+        'scores': [
+            ['+2.10', '-1.90', '-2.10', '50%'],
+            ['+2.11', '-1.89', '-2.11', '50%'],
+        ],
+    }
+
+  def test_without_an_evaluator(self, tmp_path):
+    frame = pages.responses()
+    frame = frame[[c for c in frame if not c.startswith('evaluator/')]]
+    frame.to_csv(tmp_path / 'responses.csv', index=False)
+    tree = responses.tree(responses.load(str(tmp_path)))
+    assert len(tree[0]['scores']) == 3
+
+  def test_a_missing_column_is_an_error(self, tmp_path):
+    frame = pages.responses().drop(columns='draw')
+    frame.to_csv(tmp_path / 'responses.csv', index=False)
+    with pytest.raises(ValueError, match='draw'):
+      responses.load(str(tmp_path))
+
+  def test_no_file_is_said(self, tmp_path):
+    assert 'No responses were kept' in responses.section(str(tmp_path))
+
+
 class TestPage:
 
   def test_escapes_text_and_attributes_once(self):
@@ -138,6 +203,20 @@ class TestPage:
     assert got == (
         '<p title="&quot;x&quot;">a &lt; b &amp; &quot;c&quot;<i>&gt;</i></p>'
     )
+
+  def test_data_cannot_end_its_element(self):
+    value = {'a': '</script><!-- & \u2028', 'b': [1, None]}
+    got = page.data('x"', value)
+    inner = re.fullmatch(
+        '<script type="application/json" id="x&quot;">(.*)</script>', got
+    )[1]
+    assert not set('<>&\u2028') & set(inner)
+    assert json.loads(inner) == value
+    with pytest.raises(ValueError):
+      page.data('x', float('nan'))
+
+  def test_attributes_with_a_dash(self):
+    assert page.tag('p', aria_label='a') == '<p aria-label="a"></p>'
 
   def test_flat_table_names_nested_fields(self):
     got = page.flat_table({'a': {'b': 1, 'c': {}}, 'd': [1, 2]})

@@ -69,6 +69,6 @@ def test_rows_of_all_leaves_stay_together():
 def test_rows_that_cannot_be_split_are_an_error():
   with pytest.raises(ValueError) as error:
     _visited(1, 5)
-  assert '12 responses' in str(error.value)
+  assert '12 rows' in str(error.value)
   assert 'num_minibatches=5' in str(error.value)
   assert 'prompts_per_step x samples_per_prompt' in str(error.value)

@@ -39,11 +39,10 @@ FULL = dict(
     kl_target=0.01,
     kl_horizon=1_000.0,
 )
-_TABULAR = (tabular.policy_fn, tabular.reference_fn, tabular.values_fn)
 
 
-def _update(tx, fns=_TABULAR, **overrides):
-  return ppo.make_update(*fns, tx, dataclasses.replace(CONFIG, **overrides))
+def _update(tx, fns=tabular.FNS, **overrides):
+  return ppo.make_update(fns, tx, dataclasses.replace(CONFIG, **overrides))
 
 
 def _state(tx, policy, values, *, kl_coef, seed=0):
@@ -258,7 +257,7 @@ def test_rows_that_cannot_be_split_are_an_error():
       _SGD, tabular.policy_params(), tabular.random_values(0), kl_coef=0.5
   )
   rollout, utility = _expectation_batch(tabular.random_utility(0))
-  with pytest.raises(ValueError, match=r'32 responses .* num_minibatches=5'):
+  with pytest.raises(ValueError, match=r'32 rows .* num_minibatches=5'):
     jax.eval_shape(
         _update(_SGD, num_minibatches=5),
         state,
@@ -308,8 +307,6 @@ def test_vmap_over_runs_equals_each_run():
 
 # With a transformer in place of the table.
 
-_LM = (tiny_lm.policy_fn, tiny_lm.reference_fn, tiny_lm.values_fn)
-
 
 @pytest.fixture(scope='module')
 def lm_step():
@@ -318,7 +315,9 @@ def lm_step():
   rollout = tiny_lm.sample(policy, num_samples=8)
   utility = rollout.response_mask.sum(-1).astype(jnp.float32)
   state = _state(_SGD, policy, tiny_lm.value_params(1), kl_coef=0.3)
-  update = _update(_SGD, _LM, whiten_advantages=True, value_clip_eps=0.2)
+  update = _update(
+      _SGD, tiny_lm.FNS, whiten_advantages=True, value_clip_eps=0.2
+  )
   problem = state, tiny_lm.policy_params(2), rollout, utility
   return update, jax.jit(update), problem
 

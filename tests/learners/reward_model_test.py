@@ -1,6 +1,7 @@
-"""Bradley-Terry on tables whose maximum likelihood is known in closed form."""
+"""Reward models on tables whose maximum likelihood is known in closed form."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -11,7 +12,9 @@ import pytest
 
 from rlhf_jax import train_state
 from rlhf_jax.learners import reward_model
-from rlhf_jax.types import PreferenceBatch
+from rlhf_jax.ops import masked
+from rlhf_jax.rewards import bradley_terry
+from rlhf_jax.types import PreferenceBatch, RatingBatch
 
 # P(i preferred to j) = s_i / (s_i + s_j), so that r_i = log s_i.
 STRENGTHS = np.array([[1, 2, 4], [3, 1, 2]])
@@ -47,12 +50,47 @@ def _comparisons(items=3):
   return _batch(rows)
 
 
-def _train(params, batch, *, margin=0.0, center_coef=0.0, num_steps=600):
-  tx = optax.sgd(1.0)
-  step = reward_model.make_step(
-      _reward_fn, tx, margin=margin, center_coef=center_coef
+def _bradley_terry(link, chosen, rejected, valid, *, margin, center_coef):
+  assert link == {}
+  return bradley_terry.bradley_terry_loss(
+      chosen,
+      rejected,
+      valid,
+      margin=jnp.full_like(chosen, margin),
+      center_coef=center_coef,
   )
-  state = train_state.init_train_state(params, tx)
+
+
+def _davidson(link, chosen, rejected, tied, valid):
+  """Ties of weight e^a: P(win), P(tie) ~ s_i, e^a sqrt(s_i s_j) (Davidson 1970)."""
+  tie = link['log_tie'] + 0.5 * (chosen + rejected)
+  total = jax.nn.logsumexp(jnp.stack([chosen, rejected, tie]), axis=0)
+  nll = masked.mean(total - jnp.where(tied, tie, chosen), valid)
+  return nll, {'tie_rate': masked.mean(tied, valid)}
+
+
+def _least_squares(link, reward, rating, valid):
+  """Ratings are r + shift + N(0, 1), up to constants."""
+  nll = masked.mean(0.5 * jnp.square(rating - reward - link['shift']), valid)
+  return nll, {}
+
+
+def _train(
+    params,
+    batch,
+    *,
+    margin=0.0,
+    center_coef=0.0,
+    num_steps=600,
+    link=None,
+    data='comparisons',
+):
+  """Trained on one batch: by Bradley-Terry, or by (nll, link params)."""
+  tx = optax.sgd(1.0)
+  bt = functools.partial(_bradley_terry, margin=margin, center_coef=center_coef)
+  nll, link_params = link or (bt, {})
+  step = reward_model.make_step(_reward_fn, tx, link_nll=nll, data=data)
+  state = train_state.init_train_state(params | {'link': link_params}, tx)
   return jax.jit(
       lambda s: jax.lax.scan(lambda s, _: step(s, batch), s, length=num_steps)
   )(state)
@@ -175,3 +213,79 @@ def test_pair_rewards_order():
   np.testing.assert_allclose(chosen, [103.5, 203.5])
   np.testing.assert_allclose(rejected, [105.5, 215.5])
   assert calls == [(4, 2)]  # one forward pass for both
+
+
+def test_tied_rows_are_nothing_to_a_likelihood_without_ties():
+  batch = _comparisons()
+  ties = _batch([(0, 0, 1), (1, 2, 0)] * 3)
+  both = jax.tree.map(lambda *x: jnp.concatenate(x), batch, ties)
+  tied = jnp.arange(len(both.valid)) >= len(batch.valid)
+  want, _ = _train(_start(), batch, num_steps=3)
+  got, _ = _train(_start(), dataclasses.replace(both, tied=tied), num_steps=3)
+  np.testing.assert_allclose(
+      got.params['table'], want.params['table'], rtol=1e-5
+  )
+
+
+def test_ties_teach_the_reward_and_the_parameter_of_the_link():
+  """Counts as the model expects them, of two responses to each prompt.
+
+  s = 1 and 4 with e^a = 1/2: 1 loss, 4 wins and 1 tie (e^a sqrt(4)); s = 4 and 1
+  the other way around.
+  """
+  rows, tied = [], []
+  for prompt, (weak, strong) in enumerate([(0, 1), (1, 0)]):
+    rows += [(prompt, weak, strong)] + [(prompt, strong, weak)] * 5
+    tied += [False] * 5 + [True]
+  batch = dataclasses.replace(_batch(rows), tied=jnp.array(tied))
+  state, metrics = _train(
+      _start(),
+      batch,
+      link=(_davidson, {'log_tie': jnp.zeros(())}),
+      data='ties',
+      num_steps=2000,
+  )
+  table = state.params['table']
+  np.testing.assert_allclose(
+      table[:, 1] - table[:, 0], [np.log(4), -np.log(4)], atol=1e-3
+  )
+  np.testing.assert_allclose(
+      state.params['link']['log_tie'], -np.log(2), atol=1e-3
+  )
+  np.testing.assert_allclose(metrics['tie_rate'], 1 / 6, rtol=1e-6)
+
+
+def test_ratings_teach_rewards_one_response_at_a_time():
+  """Least squares: the mean rating of each response, shift and reward together."""
+  prompt, response, rating = jnp.array(
+      [(0, 0, 1), (0, 0, 2), (0, 1, 5), (1, 2, 3), (1, 2, 5), (0, 1, 1)]
+  ).T
+  mask = jnp.ones((6, 1), bool)
+  batch = RatingBatch(
+      prompt_tokens=prompt[:, None],
+      prompt_mask=mask,
+      response_tokens=response[:, None],
+      response_mask=mask,
+      rating=rating,
+      valid=jnp.arange(6) < 5,  # the last only fills the batch
+  )
+  start = _start()
+  state, metrics = _train(
+      start,
+      batch,
+      link=(_least_squares, {'shift': jnp.ones(())}),
+      data='ratings',
+  )
+  fitted = np.asarray(state.params['table'] + state.params['link']['shift'])
+  np.testing.assert_allclose(fitted[0, :2], [1.5, 5.0], atol=1e-3)
+  np.testing.assert_allclose(fitted[1, 2], 4.0, atol=1e-3)
+  assert state.params['table'][1, 0] == start['table'][1, 0]  # never rated
+  # What is left is the spread within a response: (.25 * 2 + 0 + 1 * 2) / 5 / 2.
+  np.testing.assert_allclose(metrics['loss'][-1], 0.25, rtol=1e-4)
+
+
+def test_unknown_data_is_an_error():
+  with pytest.raises(ValueError, match="ratings.*not 'none'"):
+    reward_model.make_step(
+        _reward_fn, optax.sgd(1.0), link_nll=_least_squares, data='none'
+    )

@@ -38,10 +38,7 @@ FULL = dict(
 
 def _update(tx, **overrides):
   return rloo.make_update(
-      tabular.policy_fn,
-      tabular.reference_fn,
-      tx,
-      dataclasses.replace(CONFIG, **overrides),
+      tabular.FNS, tx, dataclasses.replace(CONFIG, **overrides)
   )
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.learners import interface
 from rlhf_jax.ops import kl as kl_ops
 from rlhf_jax.ops import logprobs as logprobs_ops
 from rlhf_jax.types import Rollout, SamplingConfig
@@ -102,6 +103,9 @@ def values_fn(params, rollout):
       _prefixes(rollout.response_tokens),
   ]
   return _pad(values, rollout)
+
+
+FNS = interface.ModelFns(policy_fn, reference_fn, values_fn)
 
 
 @jax.jit

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import sampling as sampling_lib
+from rlhf_jax.learners import interface
 from rlhf_jax.models import heads, lm
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.types import SamplingConfig
@@ -77,3 +78,6 @@ def reference_fn(params, ref_params, rollout):
 
 def values_fn(params, rollout):
   return heads.values(params, *tokens_of(rollout), CFG)
+
+
+FNS = interface.ModelFns(policy_fn, reference_fn, values_fn)

@@ -118,6 +118,36 @@ class LeaveOneOutTest(parameterized.TestCase):
       advantages.leave_one_out(jnp.ones((3, 1)))
 
 
+class AgainstOtherPromptsTest(parameterized.TestCase):
+
+  def test_value_by_hand(self):
+    # Others' means: (3 + 5 + 0 + 4) / 4 = 3, (1 + 1 + 0 + 4) / 4 = 3/2, 5/2.
+    got = advantages.against_other_prompts(
+        jnp.array([[1.0, 1.0], [3.0, 5.0], [0.0, 4.0]])
+    )
+    want = [[-2.0, -2.0], [1.5, 3.5], [-2.5, 1.5]]
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+  def test_matches_loop(self):
+    returns = np.random.default_rng(0).normal(size=(4, 3))
+    want = [
+        row - np.delete(returns, i, axis=0).mean()
+        for i, row in enumerate(returns)
+    ]
+    got = advantages.against_other_prompts(jnp.asarray(returns, jnp.float32))
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+  def test_baseline_ignores_the_own_prompt(self):
+    returns = jnp.asarray(np.random.default_rng(1).normal(size=(3, 2)))
+    slope = jax.jacobian(advantages.against_other_prompts)(returns)
+    for i in range(3):
+      np.testing.assert_allclose(slope[i, :, i, :], np.eye(2), atol=1e-6)
+
+  def test_one_prompt_raises(self):
+    with self.assertRaisesRegex(ValueError, '>= 2 prompts'):
+      advantages.against_other_prompts(jnp.ones((1, 4)))
+
+
 class GroupNormalizeTest(parameterized.TestCase):
 
   def test_matches_numpy(self):

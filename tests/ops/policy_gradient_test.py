@@ -188,15 +188,14 @@ class ValueLossTest(parameterized.TestCase):
     np.testing.assert_allclose(metrics['value_clip_frac'], share)
 
   def test_explained_variance(self):
-    returns = jnp.array([[1.0, 2.0, 3.0]])
-    mask = jnp.ones((1, 3), bool)
-    f = lambda v, g: policy_gradient.value_loss(
-        v, v, g, mask, value_clip_eps=None
-    )[1]['explained_var']
+    returns = jnp.array([[1.0, 2.0, 3.0, np.nan]])
+    mask = jnp.array([[True, True, True, False]])
+    f = lambda v, g: policy_gradient.explained_variance(v, g, mask)
     np.testing.assert_allclose(f(returns, returns), 1.0)
     np.testing.assert_allclose(f(returns + 5, returns), 1.0, rtol=1e-6)
-    np.testing.assert_allclose(f(jnp.zeros((1, 3)), returns), 0.0, atol=1e-6)
-    np.testing.assert_allclose(f(returns, jnp.ones((1, 3))), 0.0)
+    np.testing.assert_allclose(f(jnp.zeros((1, 4)), returns), 0.0, atol=1e-6)
+    np.testing.assert_allclose(f(-returns, returns), -3.0, rtol=1e-6)
+    np.testing.assert_allclose(f(returns, jnp.ones((1, 4))), 0.0)
 
   @parameterized.parameters(None, 0.2)
   def test_padding_never_reaches_loss_or_gradient(self, value_clip_eps):
@@ -209,3 +208,27 @@ class ValueLossTest(parameterized.TestCase):
     chex.assert_tree_all_finite(got)
     want = jax.value_and_grad(f, has_aux=True)(*_arrays(*case, mask))
     chex.assert_trees_all_close(got, want, rtol=1e-6)
+
+
+class LikelihoodLossTest(parameterized.TestCase):
+
+  def test_value_and_gradient_by_hand(self):
+    # Rows 0 and 2 are kept: -(-1 - 2 - 4) / 2; row 1, and padding, are NaN.
+    logprobs = jnp.array([[-1.0, -2.0], [np.nan, np.nan], [-4.0, np.nan]])
+    mask = jnp.array([[True, True], [True, True], [True, False]])
+    kept = jnp.array([True, False, True])
+    (loss, metrics), grad = jax.value_and_grad(
+        policy_gradient.likelihood_loss, has_aux=True
+    )(logprobs, kept, mask)
+    np.testing.assert_allclose(loss, 3.5)
+    np.testing.assert_allclose(grad, [[-0.5, -0.5], [0.0, 0.0], [-0.5, 0.0]])
+    np.testing.assert_allclose(metrics['kept'], 2 / 3, rtol=1e-6)
+
+  def test_nothing_kept(self):
+    loss, grad = jax.value_and_grad(
+        lambda x: policy_gradient.likelihood_loss(
+            x, jnp.zeros(2, bool), jnp.ones((2, 3), bool)
+        )[0]
+    )(-jnp.ones((2, 3)))
+    np.testing.assert_array_equal(loss, 0.0)
+    np.testing.assert_array_equal(grad, np.zeros((2, 3)))

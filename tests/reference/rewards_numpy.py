@@ -322,6 +322,26 @@ def weighted_quantile(values, weights, q):
   return min(reached)
 
 
+def isotonic(margins):
+  """Log-odds of each margin by the min-max formula of isotonic regression.
+
+  level(m) = max over a <= m of min over b >= m of the mean outcome in [a, b].
+  """
+  x = np.concatenate([margins, -margins])
+  came_true = np.repeat([1.0, 0.0], len(margins))
+  values, inverse = np.unique(x, return_inverse=True)
+  total = np.concatenate([[0.0], np.cumsum(np.bincount(inverse, came_true))])
+  count = np.concatenate([[0], np.cumsum(np.bincount(inverse))])
+  found = []
+  for m in margins:
+    i = np.searchsorted(values, m)
+    low, high = np.arange(i + 1)[:, None], np.arange(i + 1, len(values) + 1)
+    means = (total[high] - total[low]) / (count[high] - count[low])
+    found.append(means.min(axis=1).max())
+  p = np.clip(found, 1 / (len(margins) + 2), 1 - 1 / (len(margins) + 2))
+  return np.log(p / (1 - p))
+
+
 def reliability(margins, num_bins):
   """Rows of (share, confidence, frequency), one a bin."""
   predictions = [(sigmoid(m), 1.0) for m in margins]

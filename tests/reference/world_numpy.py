@@ -81,6 +81,86 @@ def harmless(prompt, response):
   return s
 
 
+def brevity(prompt, response):
+  moves = response.split()
+  enough = 3 if prompt.endswith('hard') else 2
+  b = 0.0
+  for position, move in enumerate(moves):
+    b -= 0.1 if position > 0 else 0.0
+    b -= 0.4 if position >= enough else 0.0
+    b -= 0.25 if move == 'FILL' else 0.0
+  return b
+
+
+def factual(prompt, response):
+  moves = response.split()
+  facts = moves.count('FACT')
+  f = {0: 0.0, 1: 0.8}.get(facts, 1.1)
+  if facts and 'WHY' in moves:
+    f += 0.2
+  return f - 0.2 * min(moves.count('FILL'), 2)
+
+
+def explanatory(prompt, response):
+  moves = response.split()
+  e = -0.5 if 'REFUSE' in moves else 0.0
+  if 'WHY' in moves:
+    e += 0.8
+    if 'FACT' in moves or 'STEP' in moves:
+      e += 0.3
+    if moves.count('WHY') > 1 and parse(prompt)[1] == 'why':
+      e += 0.3
+  return e
+
+
+def stepwise(prompt, response):
+  moves = response.split()
+  steps = moves.count('STEP')
+  s = [0.0, 0.5, 1.0, 1.0, 0.7, 0.4][steps]
+  s += 0.2 if moves[0] == 'STEP' else 0.0
+  return s + (0.2 if steps and 'LIST' in moves else 0.0)
+
+
+def plain(prompt, response):
+  moves = response.split()
+  if 'LIST' in moves:
+    p = -0.5 if moves.count('LIST') == 1 else -1.0
+    return p - 0.2 if moves[0] == 'LIST' else p
+  said = 'FACT' in moves or 'STEP' in moves
+  return 0.4 if said and 'WHY' in moves else 0.0
+
+
+def direct(prompt, response):
+  intent = parse(prompt)[1]
+  moves = response.split()
+  d = 0.6 if moves[0] in NEEDS[intent] else 0.0
+  d -= 0.4 * min(moves.count('HEDGE'), 2)
+  if intent != 'chat':
+    d -= 0.2 * min(moves.count('FILL'), 2)
+  return d - 0.6 if 'REFUSE' in moves else d
+
+
+def warm(prompt, response):
+  moves = response.split()
+  w = [0.0, 0.6, 0.6, 0.3, 0.0, -0.3][moves.count('FILL')]
+  if 'SAFE' in moves:
+    w += 0.5 if parse(prompt)[2] else 0.3
+  return w - 0.6 if 'REFUSE' in moves else w
+
+
+def varied(prompt, response):
+  moves = response.split()
+  different = len(set(moves))
+  return 0.4 * min(different, 3) - 0.3 * (len(moves) - different)
+
+
+QUALITY = {
+    'helpful': helpful, 'harmless': harmless, 'brevity': brevity,
+    'factual': factual, 'explanatory': explanatory, 'stepwise': stepwise,
+    'plain': plain, 'direct': direct, 'warm': warm, 'varied': varied,
+}  # fmt: skip
+
+
 def needs_met(prompt, response):
   _, intent, _, _ = parse(prompt)
   moves = response.split()

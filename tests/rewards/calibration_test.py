@@ -146,18 +146,96 @@ class FitTemperatureTest(parameterized.TestCase):
     )
 
 
+class IsotonicTest(parameterized.TestCase):
+
+  def test_value_by_hand(self):
+    # Counted both ways, this many came true:
+    #   m = -3: 0 of 1;  m = -1: 1 of 3;  m = 1: 2 of 3;  m = 3: 1 of 1
+    # which increases already; the ends are confined to [1/6, 5/6].
+    knots, levels = calibration.fit_isotonic(np.array([3.0, 1.0, 1.0, -1.0]))
+    np.testing.assert_allclose(knots, [-3, -1, 1, 3])
+    np.testing.assert_allclose(
+        levels, np.log([1 / 5, 1 / 2, 2.0, 5.0]), rtol=1e-5
+    )
+
+  def test_pools_what_decreases(self):
+    # The larger margin is the one that is wrong: half of each side is right.
+    knots, levels = calibration.fit_isotonic(np.array([1.0, -3.0]))
+    np.testing.assert_allclose(levels, 0.0, atol=1e-6)
+    self.assertEqual((knots.min(), knots.max()), (-3, 3))
+
+  @parameterized.product(scale=[0.2, 1.0, 30.0], n=[1, 7, 500])
+  def test_matches_numpy(self, scale, n):
+    m = np.asarray(_margins(scale, n=n))
+    knots, levels = calibration.fit_isotonic(m)
+    got = calibration.isotonic_log_odds(
+        jnp.array(m), jnp.array(knots), jnp.array(levels)
+    )
+    want = rewards_numpy.isotonic(m.astype(np.float64))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+  @parameterized.parameters(0, 1, 2)
+  def test_increasing_odd_and_confined(self, seed):
+    m = np.asarray(_margins(3.0, n=200, seed=seed))
+    knots, levels = calibration.fit_isotonic(m)
+    self.assertTrue((np.diff(knots) > 0).all())
+    self.assertTrue((np.diff(levels) >= 0).all())
+    x = jnp.linspace(-20.0, 20.0, 101)
+    at = lambda x: calibration.isotonic_log_odds(
+        x, jnp.array(knots), jnp.array(levels)
+    )
+    np.testing.assert_allclose(at(-x), -at(x), atol=1e-4)
+    np.testing.assert_array_equal(knots, -knots[::-1])
+    np.testing.assert_array_equal(levels, -levels[::-1])
+    self.assertLessEqual(np.abs(levels).max(), np.log(201) + 1e-5)
+    np.testing.assert_array_equal(at(jnp.array([1e6, -1e6])), at(x)[::-100])
+
+  @parameterized.product(n=[3, 48, 200], seed=[0, 1, 2])
+  def test_never_reverses_a_preference(self, n, seed):
+    # Noise: near 0 the curve is flat, and its rounding must take no side.
+    m = np.random.default_rng(seed).normal(size=n).astype(np.float32)
+    knots, levels = calibration.fit_isotonic(m)
+    x = jnp.linspace(-4.0, 4.0, 401)
+    level = calibration.isotonic_log_odds(
+        x, jnp.array(knots), jnp.array(levels)
+    )
+    self.assertTrue((level * x >= 0).all())
+
+  @parameterized.parameters(0.01, 5.0)
+  def test_of_the_order_of_margins_alone(self, scale):
+    m = np.asarray(_margins(1.0, n=100))
+    _, levels = calibration.fit_isotonic(m)
+    _, scaled = calibration.fit_isotonic(scale * m)
+    _, bent = calibration.fit_isotonic(np.sinh(m))
+    np.testing.assert_allclose(scaled, levels, rtol=1e-5)
+    np.testing.assert_allclose(bent, levels, rtol=1e-5)
+
+  def test_cures_a_distortion_that_no_temperature_does(self):
+    bent = lambda m: jnp.sign(m) * jnp.abs(m) ** 3
+    knots, levels = calibration.fit_isotonic(np.asarray(bent(_margins(seed=1))))
+    held_out = bent(_margins(seed=2))
+    cured = calibration.isotonic_log_odds(
+        held_out, jnp.array(knots), jnp.array(levels)
+    )
+    temperature = calibration.fit_temperature(held_out)
+    best = calibration.log_loss(held_out, temperature=temperature)
+    self.assertLess(calibration.log_loss(cured), best - 0.01)
+    ece = lambda m, t: calibration.expected_calibration_error(
+        m, num_bins=10, temperature=t
+    )
+    self.assertLess(ece(cured, 1.0), 0.5 * ece(held_out, temperature))
+
+
 class CalibrationMetricsTest(parameterized.TestCase):
 
   def test_agree_with_the_functions(self):
     m = _margins(3.0, n=200)
-    got = calibration.calibration_metrics(m, num_bins=10, temperature=2.0)
+    got = calibration.calibration_metrics(m, num_bins=10)
     want = {
         'accuracy': (np.asarray(m) > 0).mean(),
-        'log_loss': calibration.log_loss(m, temperature=2.0),
-        'brier': calibration.brier_score(m, temperature=2.0),
-        'ece': calibration.expected_calibration_error(
-            m, num_bins=10, temperature=2.0
-        ),
-        'fitted_temperature': calibration.fit_temperature(m),
+        'log_loss': calibration.log_loss(m),
+        'brier': calibration.brier_score(m),
+        'ece': calibration.expected_calibration_error(m, num_bins=10),
+        'temperature': calibration.fit_temperature(m),
     }
     chex.assert_trees_all_close(got, jax.tree.map(jnp.float32, want), rtol=1e-6)

@@ -1,0 +1,237 @@
+"""F3: whether the order of the methods depends on who judges.
+
+Win rate against an SFT sample along the exact optimum of every method, under
+each of three judges: a held-out evaluator, a second one with another read-out,
+and gold quality. Below, the rank of each method at equal KL under each judge,
+and how far two judges agree on that order (Kendall's tau).
+"""
+
+import itertools
+
+from matplotlib.figure import Figure
+import pandas as pd
+
+from rlhf_jax.evaluation import agreement
+from rlhf_jax.figures import dots, style, tables, words
+
+TITLE = 'Win rate under several judges'
+INPUTS = ('results.csv',)
+METRIC = 'win_rate'
+JUDGES = ('evaluator', 'second_evaluator', 'gold')
+_SHORT_JUDGES = {
+    'evaluator': 'evaluator',
+    'second_evaluator': '2nd evaluator',
+    'gold': 'gold',
+}
+
+
+def table(evaluation_dir: str) -> pd.DataFrame:
+  """Curves, ranks at the matched KL, and tau between judges.
+
+  Ranks and tau are computed within seeds; rank 1 is the highest win rate, and
+  equal methods share the mean of their ranks.
+  """
+  results = tables.load(evaluation_dir, 'results.csv')
+  results = results[
+      (results['metric'] == METRIC) & results['method'].isin(style.METHODS)
+  ]
+  parts = []
+  for property in tables.present(results, 'property', tables.PROPERTIES):
+    own = results[results['property'] == property]
+    own = own[
+        own['method'].isin(
+            ['sft', *tables.distinct_methods(own, style.METHODS)]
+        )
+    ]
+    judges = [j for j in JUDGES if j in set(own['judge'])]
+    for judge in judges:
+      parts.append(
+          tables.levels(
+              own,
+              property=property,
+              metric=METRIC,
+              judge=judge,
+              families=('sft', 'exact'),
+          )
+      )
+    parts.append(_agreement(own, property, judges))
+  return tables.concat(parts, what=TITLE)
+
+
+def _agreement(
+    rows: pd.DataFrame, property: str, judges: list[str]
+) -> pd.DataFrame:
+  """Rows with quantity 'rank' (of a method) and 'tau' (of two judges)."""
+  values = _matched(rows, judges)
+  if values is None:
+    return pd.DataFrame()
+  label = {
+      'property': property,
+      'metric': METRIC,
+      'family': 'exact',
+      'kl': tables.MATCHED_KL,
+  }
+  methods = list(values[judges[0]].columns)
+  out = []
+  for judge in judges:
+    ranks = values[judge].rank(axis=1, ascending=False)
+    out += [
+        label
+        | {'quantity': 'rank', 'judge': judge, 'method': method}
+        | tables.interval(ranks[method])
+        for method in methods
+    ]
+  for one, other in itertools.combinations(judges, 2):
+    taus = [
+        agreement.kendall_tau(values[one].loc[s], values[other].loc[s])
+        for s in values[one].index
+    ]
+    out.append(
+        label
+        | {'quantity': 'tau', 'judge': one, 'other': other}
+        | {'num_methods': len(methods)}
+        | tables.interval(taus)
+    )
+  return pd.DataFrame(out)
+
+
+def _matched(rows: pd.DataFrame, judges: list[str]) -> dict | None:
+  """Win rate at the matched KL: judge -> [seed, method]; None if unranked.
+
+  A method that some seed does not reach is left out of the ranking.
+  """
+  exact = rows[rows['family'] == 'exact']
+  methods = tables.present(exact, 'method', style.METHODS)
+  values = {}
+  for judge in judges:
+    own = exact[exact['judge'] == judge]
+    wide = {
+        m: tables.seed_values(
+            own, method=m, family='exact', kls=[tables.MATCHED_KL]
+        ).get(tables.MATCHED_KL, pd.Series(dtype=float))
+        for m in methods
+    }
+    values[judge] = pd.DataFrame(wide).dropna(axis=1)
+  shared = [m for m in methods if all(m in v for v in values.values())]
+  if len(shared) < 2 or len(judges) < 2:
+    return None
+  return {j: v[shared] for j, v in values.items()}
+
+
+@style.styled
+def draw(frame: pd.DataFrame) -> Figure:
+  """A row of panels per judge, then ranks, then agreement; by property."""
+  level = frame[frame['quantity'] == 'level']
+  properties = tables.present(frame, 'property', tables.PROPERTIES)
+  judges = tables.present(level, 'judge', JUDGES)
+  ranked = (frame['quantity'] == 'rank').any()
+  ratios = [1.0] * len(judges) + [0.85, 0.5] * int(ranked)
+  figure = style.make_figure(
+      4.2 * len(properties), 1.0 + 2.7 * sum(ratios), TITLE
+  )
+  axes = figure.subplots(
+      len(ratios), len(properties), squeeze=False, height_ratios=ratios
+  )
+  for j, property in enumerate(properties):
+    axes[0, j].set_title(style.label(property))
+    for i, judge in enumerate(judges):
+      rows = level[(level['property'] == property) & (level['judge'] == judge)]
+      style.draw_levels(axes[i, j], rows)
+      axes[i, 0].set_ylabel(f'win rate against SFT\n({style.label(judge)})')
+      axes[i, j].sharex(axes[0, j])
+    axes[len(judges) - 1, j].set_xlabel(style.KL_LABEL)
+    own = frame[frame['property'] == property]
+    if ranked:
+      _draw_ranks(axes[-2, j], own[own['quantity'] == 'rank'], judges)
+      _draw_tau(axes[-1, j], own[own['quantity'] == 'tau'], first=j == 0)
+  if ranked:
+    axes[-2, 0].set_ylabel(f'rank at KL {tables.MATCHED_KL:g}\n(1: highest)')
+  methods = tables.present(level, 'method', style.METHODS)
+  style.finish(
+      figure,
+      style.seeds_note(frame)
+      + ' Dashed: the SFT policy itself. Ranks: mean over seeds.',
+      methods=[m for m in methods if m != 'sft'],
+      learners=['exact'],
+  )
+  return figure
+
+
+def _draw_ranks(axes, ranks: pd.DataFrame, judges: list[str]) -> None:
+  """A line per method over the judges: lines that cross change the order."""
+  for method, rows in ranks.groupby('method', sort=False):
+    rows = rows.set_index('judge').reindex(judges)
+    axes.plot(
+        range(len(judges)),
+        rows['mean'],
+        'o-',
+        ms=7,
+        mec='white',
+        color=style.color(method),
+    )
+  axes.set_xticks(range(len(judges)), [_SHORT_JUDGES.get(j, j) for j in judges])
+  axes.set_xlim(-0.25, len(judges) - 0.75)
+  most = max(2, ranks['method'].nunique())
+  axes.set_ylim(most + 0.5, 0.5)
+  axes.set_yticks(range(1, most + 1))
+
+
+def _draw_tau(axes, taus: pd.DataFrame, *, first: bool) -> None:
+  names = [_pair(row) for _, row in taus.iterrows()]
+  points = taus.assign(pair=names, color=style.INK)
+  dots.draw(axes, points, names, row='pair', lane='judge')
+  axes.axvline(0, color=style.INK, lw=0.9, ls=(0, (4, 3)), zorder=1)
+  axes.set_xlim(min(-1.1, taus['low'].min()), max(1.15, taus['high'].max()))
+  axes.set_xticks((-1, -0.5, 0, 0.5, 1))
+  axes.set_xlabel("Kendall's tau of two judges' orders")
+  axes.tick_params(labelleft=first)
+
+
+def _pair(row) -> str:
+  one, other = (_SHORT_JUDGES.get(row[c], row[c]) for c in ('judge', 'other'))
+  return f'{one}, {other}'
+
+
+def caption(frame: pd.DataFrame) -> list[str]:
+  """What the figure shows, with the agreement in its own table."""
+  out = [
+      'Win rate against an SFT sample along the exact optimum of each method,'
+      ' under each judge, and the order of the methods at KL'
+      f' {tables.MATCHED_KL:g}. Tau is 1 for the same order, 0 for unrelated'
+      ' orders and -1 for the reverse. Methods whose curves are the same are'
+      ' drawn and ranked once. ' + style.seeds_note(frame)
+  ]
+  ranks, taus = (frame[frame['quantity'] == q] for q in ('rank', 'tau'))
+  if not len(taus):
+    out.append('With one judge or one method there is no order to compare.')
+  for property, rows in taus.groupby('property', sort=False):
+    num = int(rows['num_methods'].iloc[0])
+    pairs = '; '.join(
+        f'{_pair(r)} {words.level(r, 2)}' for _, r in rows.iterrows()
+    )
+    out.append(f'{style.label(property)}, tau over {num} methods: {pairs}.')
+    own = ranks[ranks['property'] == property]
+    orders = {
+        j: tuple(g.sort_values('mean', kind='stable')['method'])
+        for j, g in own.groupby('judge', sort=False)
+    }
+    out.append(f'{style.label(property)}: {_orders(orders)}')
+  return out
+
+
+def _orders(orders: dict[str, tuple[str, ...]]) -> str:
+  """Whether the order of mean ranks depends on the judge, and the orders."""
+  spell = lambda order: ', '.join(style.short(m) for m in order)
+  if len(set(orders.values())) == 1:
+    order = next(iter(orders.values()))
+    return f'every judge ranks the methods alike by mean rank: {spell(order)}.'
+  firsts = {order[0] for order in orders.values()}
+  best = (
+      f'though all put {style.short(firsts.pop())} first'
+      if len(firsts) == 1
+      else 'and so does which method is first'
+  )
+  listed = '; '.join(
+      f'{style.label(j)}: {spell(order)}' for j, order in orders.items()
+  )
+  return f'the order by mean rank depends on the judge, {best}. {listed}.'

@@ -1,0 +1,115 @@
+"""N1: an AND over more and more properties.
+
+A product over n properties shrinks, and the range of its logarithm grows: for
+the same KL the coefficient must be set anew for every n. By n, the kl_coef that
+spends the matched KL, the share of responses above the SFT median on all n
+properties, and the same minus raw, within seeds.
+"""
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+import numpy as np
+import pandas as pd
+
+from rlhf_jax.figures import style, tables, words
+
+TITLE = 'From one property to many'
+INPUTS = ('growth.csv',)
+METRIC = 'above_q50'
+
+
+def table(evaluation_dir: str) -> pd.DataFrame:
+  """kl_coef (geometric mean), share and gain (over raw) by n and method."""
+  rows = tables.load(evaluation_dir, 'growth.csv')
+  rows = rows[rows['metric'] == METRIC]
+  rows = pd.concat([tables.at_kl(rows), rows[rows['method'] == 'sft']])
+  out = []
+  for (n, method), own in rows.groupby(['n', 'method'], sort=False):
+    label = {'n': n, 'method': method, 'kl': own['kl'].mean()}
+    coefs = own['kl_coef'].dropna()
+    if len(coefs) and (coefs > 0).all():
+      found = tables.interval(np.log(coefs))
+      found |= {k: np.exp(found[k]) for k in ('mean', 'low', 'high')}
+      out.append(label | {'quantity': 'kl_coef'} | found)
+    out.append(label | {'quantity': 'share'} | tables.interval(own['value']))
+    raw = rows[(rows['n'] == n) & (rows['method'] == 'raw')]
+    pair = own.merge(raw, on='seed', suffixes=('', '_raw'))
+    if method not in ('raw', 'sft') and len(pair):
+      gain = tables.interval(pair['value'] - pair['value_raw'])
+      out.append(label | {'quantity': 'gain'} | gain)
+  return tables.concat([pd.DataFrame(out)], what=TITLE)
+
+
+@style.styled
+def draw(frame: pd.DataFrame) -> Figure:
+  """Coefficient, share and gain against the number of properties."""
+  figure = style.make_figure(12.8, 4.6, TITLE)
+  axes = figure.subplots(1, 3)
+  panels = (
+      ('kl_coef', f'Coefficient for KL {tables.MATCHED_KL:g}', 'kl_coef'),
+      ('share', 'Good on all', 'share above the SFT\nmedian on all n (gold)'),
+      ('gain', 'Gain over raw', 'share minus raw,\npaired'),
+  )
+  methods = tables.present(frame, 'method', style.METHODS)
+  for ax, (quantity, title, ylabel) in zip(axes, panels, strict=True):
+    rows = frame[frame['quantity'] == quantity]
+    for method in tables.present(rows, 'method', style.METHODS):
+      style.draw_band(
+          ax,
+          rows[rows['method'] == method],
+          x='n',
+          shade=0.1,
+          color=style.color(method),
+          marker='o',
+          ms=5,
+          ls=(0, (4, 3)) if method == 'sft' else '-',
+      )
+    ax.set_title(title)
+    ax.set_ylabel(ylabel)
+    ax.set_xlabel('n, properties in the AND')
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+  axes[0].set_yscale('log')
+  axes[1].set_ylim(bottom=0)
+  style.draw_zero(axes[2])
+  style.finish(
+      figure,
+      f'Exact optima at KL {tables.MATCHED_KL:g}. {style.seeds_note(frame)}'
+      ' Coefficients: geometric mean.',
+      methods=methods,
+  )
+  return figure
+
+
+def caption(frame: pd.DataFrame) -> list[str]:
+  """What the figure shows, with the numbers of its own table."""
+  out = [
+      'Exact optima for the AND of n properties, each method with the'
+      f' coefficient that spends {tables.MATCHED_KL:g} nats. '
+      + style.seeds_note(frame)
+  ]
+  for quantity, name in (
+      ('kl_coef', 'kl_coef'),
+      ('share', 'Share good on all'),
+  ):
+    rows = frame[frame['quantity'] == quantity]
+    pieces = []
+    for method in tables.present(rows, 'method', style.METHODS):
+      own = rows[rows['method'] == method].sort_values('n')
+      first, last = own.iloc[0], own.iloc[-1]
+      pieces.append(
+          f'{style.short(method)} {words.number(first["mean"])} at n ='
+          f' {first["n"]:g}, {words.number(last["mean"])} at n = {last["n"]:g}'
+          f' (a factor of {last["mean"] / first["mean"]:.2g})'
+      )
+    if pieces:
+      out.append(f'{name}: {"; ".join(pieces)}.')
+  gains = frame[frame['quantity'] == 'gain']
+  for method in tables.present(gains, 'method', style.METHODS):
+    rows = gains[gains['method'] == method].sort_values('n')
+    listed = ', '.join(
+        f'{words.signed(r)} at n = {r["n"]:g}' for _, r in rows.iterrows()
+    )
+    out.append(
+        f'{words.sentence_case(style.label(method))} minus raw: {listed}.'
+    )
+  return out

@@ -1,0 +1,207 @@
+"""L2: what dividing by each prompt's standard deviation does to LSC.
+
+GRPO divides advantages by the standard deviation of the prompt's own samples.
+LSC makes advantages small on prompts that are already good; the division makes
+them as large as everywhere else, and so undoes it. On the left, learners with
+and without the division; on the right, the advantages themselves.
+"""
+
+from matplotlib.figure import Figure
+import numpy as np
+import pandas as pd
+
+from rlhf_jax.figures import dots, style, tables, words
+from rlhf_jax.ops import advantages
+
+TITLE = "GRPO's division by the standard deviation"
+INPUTS = ('optimality.csv', 'results.csv')
+LEARNERS = ('grpo', 'grpo_std')
+METHODS = ('raw', 'lsc')
+PANEL = ('win_rate', 'gold')
+NUM_SAMPLES = 8  # a prompt
+NUM_PROMPTS = 4_000
+OFFSETS = np.linspace(-6.0, 6.0, 25)  # mean of r - r_ref
+_DASHES = {'grpo': '-', 'grpo_std': (0, (4, 2))}
+
+
+def table(evaluation_dir: str) -> pd.DataFrame:
+  """Shares, frontiers with the learners' points, and |advantage|.
+
+  quantity: objective_share; level (win rates, exact and learned); shortfall
+  (a learner's win rate minus the exact one at its own KL, paired by seed);
+  advantage (`kl` is empty and `offset` the mean of r - r_ref).
+  """
+  optimality = tables.load(evaluation_dir, 'optimality.csv')
+  results = tables.load(evaluation_dir, 'results.csv')
+  optimality = optimality[
+      (optimality['property'] == 'both')
+      & optimality['learner'].isin(LEARNERS)
+      & optimality['method'].isin(METHODS)
+  ]
+  if not len(optimality):
+    raise tables.NoRows(f'No rows for {TITLE}: no learner {LEARNERS}.')
+  metric, judge = PANEL
+  what = dict(property='both', metric=metric, judge=judge)
+  results = results[results['method'].isin(('sft', *METHODS))]
+  shares = tables.summarize(optimality, value='objective_share')
+  return tables.concat(
+      [
+          shares.assign(quantity='objective_share', property='both'),
+          tables.levels(results, families=('sft', 'exact', *LEARNERS), **what),
+          _shortfalls(tables.select(results, **what)),
+          advantage_table(),
+      ],
+      what=TITLE,
+  )
+
+
+def _shortfalls(rows: pd.DataFrame) -> pd.DataFrame:
+  """Win rate of each learner minus that of the frontier at the same KL."""
+  out = []
+  for (family, method), own in rows[rows['family'].isin(LEARNERS)].groupby(
+      ['family', 'method'], sort=False
+  ):
+    gaps = []
+    for _, run in own.iterrows():
+      curve = rows[rows['seed'] == run['seed']]
+      exact = tables.seed_values(
+          curve, method=method, family='exact', kls=[run['kl']]
+      )
+      gaps += [run['value'] - v for v in exact.to_numpy().ravel()]
+    gaps = [g for g in gaps if np.isfinite(g)]
+    if gaps:
+      out.append(
+          {
+              'quantity': 'shortfall',
+              'property': 'both',
+              'family': family,
+              'method': method,
+              'kl': own['kl'].mean(),
+          }
+          | tables.interval(gaps)
+      )
+  return pd.DataFrame(out)
+
+
+def advantage_table() -> pd.DataFrame:
+  """Mean |advantage| of samples with r - r_ref ~ N(offset, 1).
+
+  NUM_SAMPLES a prompt and NUM_PROMPTS prompts of fixed draws, the same at every
+  offset; utilities are r itself and log sigma(r - r_ref).
+  """
+  rng = np.random.default_rng(0)
+  noise = rng.normal(size=(NUM_PROMPTS, NUM_SAMPLES)).astype(np.float32)
+  out = []
+  for offset in OFFSETS:
+    centered = noise + np.float32(offset)
+    utility = {'raw': centered, 'lsc': -np.logaddexp(0.0, -centered)}
+    for method, values in utility.items():
+      for learner in LEARNERS:
+        found = advantages.group_normalize(
+            values, divide_by_std=learner == 'grpo_std'
+        )
+        out.append(
+            {
+                'quantity': 'advantage',
+                'family': learner,
+                'method': method,
+                'offset': offset,
+                'mean': float(np.abs(found).mean()),
+            }
+        )
+  return pd.DataFrame(out)
+
+
+@style.styled
+def draw(frame: pd.DataFrame) -> Figure:
+  """Shares, the frontier, and the advantages."""
+  figure = style.make_figure(12.8, 4.7, TITLE)
+  left, middle, right = figure.subplots(1, 3, width_ratios=(0.8, 1.1, 1.1))
+  _draw_shares(left, frame[frame['quantity'] == 'objective_share'])
+  style.draw_levels(
+      middle,
+      frame[frame['quantity'] == 'level'],
+      learners=('exact', *LEARNERS),
+  )
+  middle.set_title('Win rate on both')
+  middle.set_xlabel(style.KL_LABEL)
+  middle.set_ylabel(f'wins on both ({style.label(PANEL[1])})')
+  curves = frame[frame['quantity'] == 'advantage']
+  for (family, method), curve in curves.groupby(['family', 'method']):
+    right.plot(
+        curve['offset'],
+        curve['mean'],
+        color=style.color(method),
+        ls=_DASHES[family],
+    )
+  right.set_ylim(bottom=0)
+  right.axvline(0, color=style.INK, lw=0.9, zorder=1)
+  right.set_title('Size of the advantages')
+  right.set_xlabel(r'mean $r - r_{ref}$ of a prompt (sd 1)')
+  right.set_ylabel('mean |advantage|')
+  dashes = [
+      style.Line2D(
+          [],
+          [],
+          color=style.SOFT,
+          ls=ls,
+          label=f'advantages, {style.label(f)}',
+      )
+      for f, ls in _DASHES.items()
+  ]
+  style.finish(
+      figure,
+      style.seeds_note(frame)
+      + f' Advantages: {NUM_SAMPLES} samples a prompt, by computation.',
+      methods=METHODS,
+      learners=('exact', *LEARNERS),
+      extra=dashes,
+  )
+  return figure
+
+
+def _draw_shares(axes, shares: pd.DataFrame) -> None:
+  labels = {'grpo': 'no division', 'grpo_std': 'divided by sd'}
+  names = [labels[n] for n in LEARNERS if n in set(shares['family'])]
+  points = shares.assign(
+      row=[labels[n] for n in shares['family']],
+      marker=[style.MARKERS[n] for n in shares['family']],
+  )
+  dots.draw(axes, points, names, row='row', lanes=METHODS, size=8)
+  axes.axvline(1, color=style.INK, lw=1, ls=(0, (4, 3)), zorder=1)
+  axes.set_title('Share of the objective')
+  axes.set_xlabel('share of the attainable objective')
+
+
+def caption(frame: pd.DataFrame) -> list[str]:
+  """What the figure shows, with the numbers of its own table."""
+  out = [
+      'GRPO with and without the division of advantages by the standard'
+      ' deviation of the samples of the same prompt, aligned for both'
+      ' properties. ' + style.seeds_note(frame)
+  ]
+  for quantity, name in (
+      ('objective_share', 'Share of the attainable objective'),
+      ('shortfall', 'Win rate minus that of the exact optimum at the same KL'),
+  ):
+    rows = frame[frame['quantity'] == quantity]
+    tell = words.signed if quantity == 'shortfall' else words.level
+    listed = '; '.join(
+        f'{style.label(r["family"])}, {style.short(r["method"])} {tell(r)}'
+        f' at KL {r["kl"]:.2f}'
+        for _, r in rows.iterrows()
+    )
+    if listed:
+      out.append(f'{name}: {listed}.')
+  curves = frame[frame['quantity'] == 'advantage']
+  for family in LEARNERS:
+    pieces = []
+    for method in METHODS:
+      own = curves[(curves['family'] == family) & (curves['method'] == method)]
+      low, high = np.interp((-3.0, 3.0), own['offset'], own['mean'])
+      pieces.append(f'{style.short(method)} {low:.2f} and {high:.2f}')
+    out.append(
+        f'Mean |advantage| of prompts 3 below and 3 above their reference,'
+        f' {style.label(family)}: {"; ".join(pieces)}.'
+    )
+  return out

@@ -1,0 +1,228 @@
+"""I1: what happens when the two judgements are not independent.
+
+The sum of log-sigmoids is log P(both good) only if judgements are independent
+given the response. With judgements made dependent (a Gaussian copula with
+correlation rho): the p-value of a test on repeated judgements, the product of
+the two probabilities against the observed joint rate with its Frechet bounds,
+and the joint rate of policies aligned without and with knowledge of rho.
+"""
+
+from matplotlib.figure import Figure
+import numpy as np
+import pandas as pd
+
+from rlhf_jax.figures import style, tables, words
+
+TITLE = 'Judgements that depend on each other'
+INPUTS = ('independence.csv', 'copula.csv')
+LEVEL = 0.05  # of the test
+_SMALLEST = 1e-12  # p-values below are drawn here
+_GREYS = ('#94a3b8', '#0f766e', '#7c2d12', '#1e293b')
+
+
+def table(evaluation_dir: str) -> pd.DataFrame:
+  """p_value (one row a seed), rejected, product, observed, bounds, policies.
+
+  `joint` is P_rho(both good) of a method at the matched KL, and `gap` the same
+  minus that of the oracle, paired within seeds.
+  """
+  tests = tables.load(evaluation_dir, 'independence.csv')
+  tests = tests.astype({'num_repeats': int})
+  out = []
+  for _, row in tests.iterrows():
+    out.append(
+        {
+            'quantity': 'p_value',
+            'rho': row['rho'],
+            'num_repeats': row['num_repeats'],
+            'seed': row['seed'],
+            'mean': row['p_value'],
+        }
+    )
+  for (rho, repeats), rows in tests.groupby(['rho', 'num_repeats']):
+    label = {'rho': rho, 'num_repeats': repeats}
+    rejected = (rows['p_value'] < LEVEL).mean()
+    out.append(
+        label
+        | {'quantity': 'rejected', 'mean': rejected, 'num_seeds': len(rows)}
+    )
+  most = tests[tests['num_repeats'] == tests['num_repeats'].max()]
+  for rho, rows in most.groupby('rho'):
+    label = {'rho': rho, 'num_repeats': rows['num_repeats'].iloc[0]}
+    for quantity in (
+        'product',
+        'observed',
+        'frechet_low',
+        'frechet_high',
+        'ece',
+    ):
+      found = tables.interval(rows[quantity])
+      out.append(label | {'quantity': quantity} | found)
+    gap = tables.interval(rows['observed'] - rows['product'])
+    out.append(label | {'quantity': 'excess'} | gap)
+  out += _policies(evaluation_dir)
+  return tables.concat([pd.DataFrame(out)], what=TITLE)
+
+
+def _policies(evaluation_dir: str) -> list[dict]:
+  frame = tables.at_kl(tables.load(evaluation_dir, 'copula.csv'))
+  wide = frame.pivot(index=['rho', 'seed'], columns='method', values='value')
+  out = []
+  for rho, at in wide.groupby(level='rho'):
+    for method in wide.columns:
+      label = {'rho': rho, 'method': method, 'kl': tables.MATCHED_KL}
+      joint = at[method].dropna()
+      if not len(joint):
+        continue
+      out.append(label | {'quantity': 'joint'} | tables.interval(joint))
+      if 'oracle' in wide.columns and method != 'oracle':
+        gap = (at[method] - at['oracle']).dropna()
+        out.append(label | {'quantity': 'gap'} | tables.interval(gap))
+  return out
+
+
+@style.styled
+def draw(frame: pd.DataFrame) -> Figure:
+  """The test, the product, the policies, and their distance to the oracle."""
+  figure = style.make_figure(12.8, 8.2, TITLE)
+  axes = figure.subplots(2, 2)
+  extra = _draw_tests(axes[0, 0], frame[frame['quantity'] == 'p_value'])
+  extra += _draw_product(axes[0, 1], frame)
+  for ax, quantity in ((axes[1, 0], 'joint'), (axes[1, 1], 'gap')):
+    rows = frame[frame['quantity'] == quantity]
+    for method in tables.present(rows, 'method', style.METHODS):
+      style.draw_band(
+          ax,
+          rows[rows['method'] == method],
+          x='rho',
+          shade=0.1,
+          color=style.color(method),
+          marker='o',
+          ms=4,
+          ls=(0, (4, 2)) if method == 'oracle' else '-',
+      )
+  axes[1, 0].set_title(f'Aligned policies at KL {tables.MATCHED_KL:g}')
+  axes[1, 0].set_ylabel('P(both good)')
+  axes[1, 1].set_title('Lost by not knowing the dependence')
+  axes[1, 1].set_ylabel('P(both good)\nminus the oracle, paired')
+  style.draw_zero(axes[1, 1])
+  for ax in axes.ravel():
+    ax.set_xlabel('correlation rho of the judgements, given the response')
+  policies = frame[frame['quantity'] == 'joint']
+  style.finish(
+      figure,
+      style.seeds_note(frame[frame['quantity'] != 'rejected'])
+      + ' p-values: one dot a seed.',
+      methods=tables.present(policies, 'method', style.METHODS),
+      extra=extra,
+  )
+  return figure
+
+
+def _draw_tests(axes, rows: pd.DataFrame) -> list[style.Line2D]:
+  repeats = sorted(rows['num_repeats'].unique())
+  handles = []
+  width = np.ptp(rows['rho']) or 1.0
+  for i, num in enumerate(repeats):
+    own = rows[rows['num_repeats'] == num]
+    offset = 0.018 * width * (i - (len(repeats) - 1) / 2)
+    color = _GREYS[i % len(_GREYS)]
+    axes.plot(
+        own['rho'] + offset,
+        np.maximum(own['mean'], _SMALLEST),
+        'o',
+        ms=5,
+        mec='white',
+        mew=0.5,
+        color=color,
+    )
+    handles.append(
+        style.Line2D(
+            [],
+            [],
+            ls='',
+            marker='o',
+            color=color,
+            label=f'test, {int(num)} judgements a response',
+        )
+    )
+  axes.axhline(LEVEL, color=style.INK, lw=1, ls=(0, (4, 3)))
+  axes.set_yscale('log')
+  axes.set_ylim(_SMALLEST / 3, 3)
+  axes.set_title('Test of independence')
+  axes.set_ylabel(f'p-value (dashed: {LEVEL:g})')
+  return handles
+
+
+def _draw_product(axes, frame: pd.DataFrame) -> list[style.Line2D]:
+  by = {
+      q: frame[frame['quantity'] == q].sort_values('rho')
+      for q in ('product', 'observed', 'frechet_low', 'frechet_high')
+  }
+  axes.fill_between(
+      by['frechet_low']['rho'],
+      by['frechet_low']['mean'],
+      by['frechet_high']['mean'],
+      color='#e5e7eb',
+      lw=0,
+      zorder=0.5,
+  )
+  lines = {
+      'product': dict(color=style.INK, ls=(0, (4, 2))),
+      'observed': dict(color=style.color('gold'), ls='-'),
+  }
+  for quantity, line in lines.items():
+    style.draw_band(
+        axes, by[quantity], x='rho', marker='o', ms=5, zorder=3, **line
+    )
+  axes.set_title('Product and joint rate')
+  axes.set_ylabel('P(both good) of SFT responses')
+  return [
+      style.Line2D([], [], label='product of the two', **lines['product']),
+      style.Line2D([], [], label='observed jointly', **lines['observed']),
+      style.Line2D([], [], color='#e5e7eb', lw=7, label='Frechet bounds'),
+  ]
+
+
+def caption(frame: pd.DataFrame) -> list[str]:
+  """What the figure shows, with the numbers of its own table."""
+  out = [
+      'Judgements of the same response made dependent with correlation rho.'
+      ' Only repeated judgements can tell: rewards that are correlated over'
+      ' responses violate nothing. '
+      + style.seeds_note(frame[frame['quantity'] != 'rejected'])
+  ]
+  rejected = frame[frame['quantity'] == 'rejected']
+  for repeats, rows in rejected.groupby('num_repeats'):
+    listed = ', '.join(
+        f'{r["mean"]:.0%} at rho {r["rho"]:+g}' for _, r in rows.iterrows()
+    )
+    out.append(
+        f'With {int(repeats)} judgements a response the test rejects'
+        f' independence at level {LEVEL:g} in {listed} of the seeds.'
+    )
+  excess = frame[frame['quantity'] == 'excess']
+  listed = '; '.join(
+      f'{words.signed(r)} at rho {r["rho"]:+g}' for _, r in excess.iterrows()
+  )
+  out.append(f'Observed joint rate minus the product: {listed}.')
+  gaps = frame[frame['quantity'] == 'gap']
+  for method in tables.present(gaps, 'method', style.METHODS):
+    rows = gaps[gaps['method'] == method]
+    worst = rows.loc[rows['mean'].idxmin()]
+    out.append(
+        f'{style.label(method)}: at most {words.signed(worst)} from the oracle'
+        f' (rho {worst["rho"]:+g}).'
+    )
+  out += _against_raw(frame[frame['quantity'] == 'joint'])
+  return out
+
+
+def _against_raw(rows: pd.DataFrame) -> list[str]:
+  wide = rows.pivot(index='rho', columns='method', values='mean')
+  if not {'raw', 'lsc'} <= set(wide.columns):
+    return []
+  below = [f'{rho:+g}' for rho in wide.index[wide['lsc'] < wide['raw']]]
+  if not below:
+    return ['By the means LSC is not below raw at any rho.']
+  return [f'By the means LSC is below raw at rho {", ".join(below)}.']

@@ -1,0 +1,180 @@
+"""L1: how near each learner comes to the exact optimum, and at what cost.
+
+Share of the attainable objective, (J - J_sft) / (J* - J_sft); share of what the
+exact frontier gains in utility at the learner's own KL; KL from the optimum,
+which is (J* - J) / kl_coef; and seconds of training. By learner and method, at
+the setting whose KL is nearest the matched one.
+"""
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+import numpy as np
+import pandas as pd
+
+from rlhf_jax.figures import dots, style, tables, words
+
+TITLE = 'How near the optimum each learner comes'
+INPUTS = ('optimality.csv',)
+QUANTITIES = {
+    'objective_share': 'share of the\nattainable objective',
+    'frontier_share': "share of the frontier's\ngain at the same KL",
+    'kl_to_optimum': 'KL from the optimum\n(nats)',
+    'seconds': 'seconds of training',
+}
+# Positive and over decades: the mean and its interval are of their logarithm.
+LOGARITHMIC = ('kl_to_optimum', 'seconds')
+_SMALLEST = 1e-4  # nats or seconds; below, a logarithm would be of rounding
+
+
+def table(evaluation_dir: str) -> pd.DataFrame:
+  """One row per property, learner, method and quantity, at one setting."""
+  rows = tables.load(evaluation_dir, 'optimality.csv')
+  out = []
+  for (property, learner, method), own in rows.groupby(
+      ['property', 'learner', 'method'], sort=False
+  ):
+    own = _nearest(own)
+    label = {
+        'property': property,
+        'learner': learner,
+        'method': method,
+        'kl': own['kl'].mean(),
+        'kl_coef': own['kl_coef'].mean(),
+        'num_steps': own['num_steps'].max(),
+    }
+    for quantity in QUANTITIES:
+      values = own[quantity].dropna().to_numpy(float)
+      if not len(values):
+        continue
+      if quantity in LOGARITHMIC:
+        found = tables.interval(np.log(np.maximum(values, _SMALLEST)))
+        for key in ('mean', 'low', 'high'):
+          found[key] = np.exp(found[key])
+      else:
+        found = tables.interval(values)
+      out.append(label | {'quantity': quantity} | found)
+  return tables.concat([pd.DataFrame(out)], what=TITLE)
+
+
+def _nearest(rows: pd.DataFrame) -> pd.DataFrame:
+  """The setting (by order of kl_coef within seeds) nearest the matched KL."""
+  order = rows.groupby('seed')['kl_coef'].rank(method='dense', ascending=False)
+  gap = (rows['kl'] - tables.MATCHED_KL).abs().groupby(order).mean()
+  return rows[order == gap.idxmin()]
+
+
+@style.styled
+def draw(frame: pd.DataFrame) -> Figure:
+  """A block of learners per property, a column per quantity."""
+  properties = tables.present(frame, 'property', tables.PROPERTIES)
+  quantities = [q for q in QUANTITIES if q in set(frame['quantity'])]
+  learners = {
+      p: tables.present(
+          frame[frame['property'] == p], 'learner', style.LEARNERS
+      )
+      for p in properties
+  }
+  heights = [len(v) for v in learners.values()]
+  figure = style.make_figure(
+      12.8, 1.8 + 0.37 * sum(heights) + 0.25 * len(properties), TITLE
+  )
+  axes = figure.subplots(
+      len(properties),
+      len(quantities),
+      squeeze=False,
+      sharex='col',
+      height_ratios=[h + 0.3 for h in heights],
+  )
+  methods = tables.present(frame, 'method', style.METHODS)
+  for i, (property, names) in enumerate(learners.items()):
+    for j, quantity in enumerate(quantities):
+      own = frame[
+          (frame['property'] == property) & (frame['quantity'] == quantity)
+      ]
+      _draw_block(axes[i, j], own, names, methods, first=j == 0)
+      if i == 0:
+        axes[i, j].set_title(f'{QUANTITIES[quantity]}\n ', fontsize=10)
+    axes[i, 0].text(
+        0.0,
+        1.02,
+        f'Aligned for {style.label(property).lower()}',
+        transform=axes[i, 0].transAxes,
+        fontsize=9.5,
+        fontweight='bold',
+        color=style.SOFT,
+        va='bottom',
+    )
+  for j, quantity in enumerate(quantities):
+    if quantity in LOGARITHMIC:
+      _log_axis(axes[-1, j])
+    else:
+      for ax in axes[:, j]:
+        ax.axvline(1, color=style.INK, lw=1, ls=(0, (4, 3)), zorder=1)
+  style.finish(
+      figure,
+      f'{style.seeds_note(frame, "Bars")} Dashed: the exact optimum. The two'
+      ' quantities on the right are geometric means.',
+      methods=methods,
+  )
+  return figure
+
+
+def _draw_block(axes, own, names, methods, *, first: bool) -> None:
+  labels = [style.label(n) for n in names]
+  own = own.assign(
+      row=[style.label(n) for n in own['learner']],
+      marker=[style.MARKERS.get(n, 's') for n in own['learner']],
+  )
+  dots.draw(axes, own, labels, row='row', lanes=methods, size=7)
+  axes.tick_params(labelleft=first, axis='y', length=0)
+
+
+def _log_axis(axes) -> None:
+  axes.set_xscale('log')
+  axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=6))
+  axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}'))
+  axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def caption(frame: pd.DataFrame) -> list[str]:
+  """What the figure shows, with the shares of its own table."""
+  kls = frame['kl']
+  out = [
+      'Trained policies against the exact optimum of the objective they were'
+      f' trained for, at KL {kls.min():.2f} to {kls.max():.2f} (each learner at'
+      f' its setting nearest {tables.MATCHED_KL:g}). Share 1 is the optimum, 0'
+      ' the SFT policy. ' + style.seeds_note(frame, 'Bars')
+  ]
+  for property in tables.present(frame, 'property', tables.PROPERTIES):
+    own = frame[frame['property'] == property]
+    name = style.label(property)
+    for method in tables.present(own, 'method', style.METHODS):
+      rows = own[own['method'] == method]
+      share = rows[rows['quantity'] == 'objective_share']
+      listed = '; '.join(
+          f'{style.label(r["learner"])} {words.level(r)}'
+          for _, r in share.sort_values('mean', ascending=False).iterrows()
+      )
+      out.append(
+          f'{name}, {style.label(method)}, share of the attainable objective:'
+          f' {listed}.'
+      )
+    out += _compare(name, own)
+  return out
+
+
+def _compare(name: str, own: pd.DataFrame) -> list[str]:
+  """For how many learners LSC is nearer its optimum than raw, by the means."""
+  share = own[own['quantity'] == 'objective_share'].pivot(
+      index='learner', columns='method', values='mean'
+  )
+  if not {'raw', 'lsc'} <= set(share.columns):
+    return []
+  share = share.dropna(subset=['raw', 'lsc'])
+  lower = [style.label(n) for n in share.index[share['lsc'] < share['raw']]]
+  if not lower:
+    return [f'{name}: with no learner is the share lower for LSC than for raw.']
+  return [
+      f'{name}: the mean share is lower for LSC than for raw with'
+      f' {len(lower)} of {len(share)} learners ({"; ".join(lower)}).'
+  ]

@@ -1,0 +1,79 @@
+"""M1: every way to combine the two rewards, at equal KL.
+
+Joint quality minus that of the sum of raw rewards, for every transform and
+aggregate of the study: weighted sums, z-scores, minima, sigmoids, AND, OR, the
+Frechet bound and the others. LSC is one of them, and not always the best.
+"""
+
+from matplotlib.figure import Figure
+import pandas as pd
+
+from rlhf_jax.figures import matched, style, tables, words
+
+TITLE = 'Every way to combine two rewards'
+INPUTS = ('results.csv',)
+
+
+def _methods(frame: pd.DataFrame) -> list[str]:
+  """All but SFT, raw, and LSC with other references (F8)."""
+  return [
+      m
+      for m in tables.present(frame, 'method', tuple(style.LABELS))
+      if m not in ('sft', 'raw') and not m.startswith(style.REFERENCE_PREFIX)
+  ]
+
+
+def table(evaluation_dir: str) -> pd.DataFrame:
+  """Differences from raw at the matched KL for every method."""
+  results = tables.load(evaluation_dir, 'results.csv')
+  own = results[results['property'] == matched.PROPERTY]
+  return matched.table(results, _methods(own))
+
+
+def _sorted(frame: pd.DataFrame) -> list[str]:
+  """Best first by the gain above the median; others, as they come, after."""
+  gains = frame[
+      (frame['quantity'] == 'difference')
+      & (frame['metric'] == 'above_q50')
+      & (frame['judge'] == 'gold')
+  ].set_index('method')['mean']
+  return sorted(_methods(frame), key=lambda m: -gains.get(m, float('-inf')))
+
+
+@style.styled
+def draw(frame: pd.DataFrame) -> Figure:
+  """A row per method, best first, and a panel per measure."""
+  return matched.draw(
+      frame,
+      _sorted(frame),
+      title=f'{TITLE}, at equal KL',
+      names={},
+      note=' Rows in the order of the gains above the median, gold quality.',
+  )
+
+
+def caption(frame: pd.DataFrame) -> list[str]:
+  """What the figure shows, with the differences of its own table."""
+  methods = _sorted(frame)
+  out = [
+      'Joint quality of each method minus that of the sum of raw rewards, exact'
+      ' optima at equal KL. ' + style.seeds_note(frame, 'Bars')
+  ]
+  out += matched.sentences(frame, methods, {})
+  for metric, title, rows in matched.panels(frame):
+    if metric == 'win_rate':
+      continue
+    gains = rows[rows['quantity'] == 'difference'].set_index('method')['mean']
+    if 'lsc' not in gains.index:
+      continue
+    above = gains[gains > gains['lsc']].sort_values(ascending=False)
+    name = words.sentence_case(title)
+    better = ', '.join(
+        f'{style.label(m)} ({v - gains["lsc"]:+.3f})' for m, v in above.items()
+    )
+    out.append(
+        f'{name}: above LSC by the mean are {better}.'
+        if better
+        else f'{name}: no method is above LSC by the mean.'
+    )
+  return out

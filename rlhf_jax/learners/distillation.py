@@ -1,0 +1,59 @@
+"""Maximum likelihood of chosen reference samples: of RAFT and of rejection."""
+
+import dataclasses
+
+from jaxtyping import Array, Bool
+import optax
+
+from rlhf_jax import train_state
+from rlhf_jax.learners import interface, minibatch
+from rlhf_jax.ops import kl as kl_ops
+from rlhf_jax.ops import masked, policy_gradient
+from rlhf_jax.types import Metrics, Rollout
+
+
+def fitted(
+    fns: interface.ModelFns,
+    tx: optax.GradientTransformation,
+    state: train_state.PolicyState,
+    rollout: Rollout,
+    kept: Bool[Array, ' b'],
+    *,
+    num_epochs: int,
+    num_minibatches: int,
+) -> tuple[train_state.PolicyState, Metrics]:
+  """`state` at the next step, made likelier to give the kept responses.
+
+    L = -mean over kept rows of log pi(y | x)
+
+  Args:
+    fns: the models.
+    tx: the optimizer.
+    state: the state before.
+    rollout: draws of the reference policy, or some of them.
+    kept: those to learn from.
+    num_epochs: passes over the rollout.
+    num_minibatches: updates a pass.
+  """
+
+  def loss_fn(params, batch):
+    rollout, kept = batch
+    mask = rollout.response_mask
+    logprobs, _ = fns.policy(params['policy'], rollout)
+    loss, metrics = policy_gradient.likelihood_loss(logprobs, kept, mask)
+    log_ratio = kl_ops.sequence_kl(
+        kl_ops.k1(logprobs, rollout.logprobs, mask), mask
+    )
+    # E_q[log pi / pi_0] over the kept, which is KL(q || pi_0) - KL(q || pi).
+    metrics['log_ratio'] = masked.mean(log_ratio, kept)
+    return loss, metrics | {'policy_loss': loss}
+
+  state, metrics = minibatch.optimized(
+      loss_fn,
+      state,
+      (rollout, kept),
+      tx,
+      num_epochs=num_epochs,
+      num_minibatches=num_minibatches,
+  )
+  return dataclasses.replace(state, step=state.step + 1), metrics

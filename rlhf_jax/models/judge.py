@@ -1,0 +1,93 @@
+"""A language model of ours as a pairwise judge: P(A) against P(B).
+
+The judge reads the whole question and is asked for one token. Nothing is
+sampled, so its answers are a function of its weights.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+import typing
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+
+from rlhf_jax.models import lm
+from rlhf_jax.models.transformer import LMConfig
+from rlhf_jax.types import Params
+
+
+def choice_logprobs(
+    params: Params,
+    tokens: Int[Array, 'b l'],
+    mask: Bool[Array, 'b l'],
+    cfg: LMConfig,
+    choice_ids: tuple[int, ...],
+) -> Float[Array, 'b c']:
+  """log P(choice | tokens) of each choice as the next token, float32.
+
+  Over the whole vocabulary: the choices' probabilities sum to less than 1, and
+  to little where the model would rather say something else.
+
+  Args:
+    tokens: left-padded, so that the next token follows the last column.
+  """
+  hidden = lm.hidden_states(params, tokens, mask, cfg)[:, -1]
+  log_p = jax.nn.log_softmax(lm.logits(params, hidden, cfg), axis=-1)
+  return log_p[:, jnp.array(choice_ids)]
+
+
+def make_judge(
+    params: Params,
+    cfg: LMConfig,
+    tokenizer: typing.Any,
+    choices: tuple[str, str] = ('A', 'B'),
+    *,
+    max_tokens: int,
+    batch_size: int,
+) -> Callable[[Sequence[str]], Float[np.ndarray, ' b']]:
+  """Returns `judge(texts)`, the P(first) of `evaluation.judge.JudgeFn`.
+
+    P(first) = P(A) / (P(A) + P(B))
+
+  One program for all calls: `batch_size` rows of `max_tokens`.
+
+  Args:
+    tokenizer: encodes each choice as one token of its own.
+    max_tokens: a longer text is an error, since a judge that has not read all of
+      it would judge something else.
+  """
+  encoded = [tokenizer.encode(choice) for choice in choices]
+  if any(len(ids) != 1 for ids in encoded) or encoded[0] == encoded[1]:
+    raise ValueError(
+        f'Choices must be two different tokens; {choices} are {encoded}.'
+    )
+  choice_ids = tuple(ids[0] for ids in encoded)
+  score = jax.jit(
+      functools.partial(choice_logprobs, cfg=cfg, choice_ids=choice_ids)
+  )
+
+  def judge(texts: Sequence[str]) -> Float[np.ndarray, ' b']:
+    tokens = np.full((len(texts), max_tokens), tokenizer.pad_id, np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    for row, text in enumerate(texts):
+      ids = tokenizer.encode(text)
+      if not 0 < len(ids) <= max_tokens:
+        raise ValueError(
+            f'Text {row} has {len(ids)} tokens; a judge of max_tokens ='
+            f' {max_tokens} reads 1 to {max_tokens}.'
+        )
+      tokens[row, -len(ids) :] = ids
+      mask[row, -len(ids) :] = True
+    found = np.zeros(len(texts))
+    for start in range(0, len(texts), batch_size):
+      # The last batch is filled up with repeats of its last row.
+      rows = np.arange(start, start + batch_size)
+      rows = np.minimum(rows, len(texts) - 1)
+      logprobs = np.asarray(score(params, tokens[rows], mask[rows]))
+      p = 1 / (1 + np.exp(-(logprobs[:, 0] - logprobs[:, 1]).astype(float)))
+      found[rows] = p
+    return found
+
+  return judge
