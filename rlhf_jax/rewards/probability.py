@@ -89,7 +89,7 @@ def logical_not(utilities: Utilities, weights: Weights) -> Float[Array, '*b']:
   return total
 
 
-def _check_k(k: int, weights: Weights) -> None:
+def _check_k(k: int | float, weights: Weights) -> None:
   if k != int(k) or not 1 <= k <= len(weights):
     raise ValueError(
         f'k_of_n needs a whole 1 <= k <= {len(weights)} components, got k={k}.'
@@ -104,7 +104,7 @@ def _check_k(k: int, weights: Weights) -> None:
     source='Poisson binomial distribution, Wang 1993 (Statistica Sinica 3)',
 )
 def k_of_n(
-    utilities: Utilities, weights: Weights, *, k: int
+    utilities: Utilities, weights: Weights, *, k: int | float
 ) -> Float[Array, '*b']:
   """u = log P(at least k of the n judgements are good).
 

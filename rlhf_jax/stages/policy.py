@@ -46,6 +46,7 @@ FIELDS = (
 )
 # Numbers of config.policy that are off at 0, and that not every learner has.
 _OPTIONAL = ('kl_target', 'entropy_coef')
+LEARNERS = registry.names()
 
 
 def narrowed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -239,7 +240,7 @@ def compiled_utility(
   return jax.jit(utility)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=16)
 def compiled_update(learner, lm_cfg, sampling, optim_items, update_cfg):
   """The jitted update of a learner, and its optimizer."""
   models = ('policy', 'value') if learner.needs_value else ('policy',)

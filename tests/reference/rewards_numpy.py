@@ -249,6 +249,44 @@ AGGREGATORS = {
 }
 
 
+def _softplus(x):
+  return np.log(1 + np.exp(x))
+
+
+def _ties_nll(params, chosen, rejected, tied):
+  win, tie, _ = rao_kupper(chosen - rejected, _softplus(params['raw_eta']))
+  return -np.log(tie if tied else win)
+
+
+def _ordinal_nll(params, s, rating):
+  thresholds = [params['theta_1']]
+  for j in (2, 3, 4):
+    thresholds.append(thresholds[-1] + _softplus(params[f'raw_gap_{j}']))
+  return -np.log(ordinal_probabilities(s, thresholds)[int(rating) - 1])
+
+
+def _gaussian_nll(params, r, rating):
+  return -scipy.stats.norm.logpdf(rating, r, np.exp(params['log_sigma']))
+
+
+def _pointwise_nll(params, s, rating):
+  del params
+  return -np.log(sigmoid(s) if rating >= 4 else 1 - sigmoid(s))
+
+
+# nll(params, *one observation) of the links that are learned.
+LINKS = {
+    'bradley_terry': lambda _, a, b: -np.log(sigmoid(a - b)),
+    'probit': lambda _, a, b: -scipy.stats.norm.logcdf(a - b),
+    'ties': _ties_nll,
+    'preference_model': lambda _, a, b: -0.5
+    * np.log(sigmoid(a) * (1 - sigmoid(b))),
+    'pointwise': _pointwise_nll,
+    'ordinal': _ordinal_nll,
+    'gaussian': _gaussian_nll,
+}
+
+
 def bradley_terry(chosen, rejected, valid, margin, center_coef):
   nll, center = [], []
   for i in np.flatnonzero(valid):

@@ -1,5 +1,8 @@
 """Aggregators: what they compute, what they refuse, and what a weight of 0 does."""
 
+import dataclasses
+import functools
+
 from absl.testing import parameterized
 import chex
 import jax
@@ -11,6 +14,28 @@ from tests.reference import rewards_numpy
 
 _ALL = aggregate.names()
 _ONES = {'a': 1.0, 'b': 1, 'c': 1.0}
+
+# Options of the entries that need any, or have some to vary. Components a and c
+# are in every case.
+_GROUPS = {'group_size': 5}
+_OPTIONS = {
+    'softmin': ({}, {'temperature': 0.2}, {'temperature': 5}),
+    'lagrangian': ({'primary': 'a'}, {'primary': 'c', 'threshold': -0.5}),
+    'k_of_n': ({'k': 1}, {'k': 2}),
+    'frechet': ({}, {'floor': 0.05}),
+    'gated': (
+        {'primary': 'a'},
+        {'primary': 'c', 'credit': 0.1},
+        {'primary': 'a', 'credit': 0},
+        {'primary': 'a', 'credit': 1},
+    ),
+    'group_normalized': (_GROUPS, {**_GROUPS, 'normalize_batch': False}),
+}
+_CASES = tuple(
+    (name, options) for name in _ALL for options in _OPTIONS.get(name, ({},))
+)
+# One case of each.
+_FIRST = tuple((name, _OPTIONS.get(name, ({},))[0]) for name in _ALL)
 
 
 def _utilities(n=20, seed=0):
@@ -27,6 +52,8 @@ class RegistryTest(parameterized.TestCase):
 
   def test_every_entry_has_a_twin_and_declares_itself(self):
     self.assertEqual(set(_ALL), set(rewards_numpy.AGGREGATORS))
+    self.assertEqual(set(_ALL), {name for name, _ in _CASES})
+    self.assertLessEqual(set(_OPTIONS), set(_ALL))
     for name in _ALL:
       self.assertEqual(aggregate.get(name).name, name)
       self.assertNotEmpty(aggregate.get(name).source)
@@ -38,179 +65,245 @@ class RegistryTest(parameterized.TestCase):
   def test_unknown_and_duplicate_raise(self):
     with self.assertRaisesRegex(ValueError, "'sum'; known: .*'weighted_sum'"):
       aggregate.get('sum')
+    declared = {
+        field.name: getattr(aggregate.get('minimum'), field.name)
+        for field in dataclasses.fields(aggregate.Aggregator)
+        if field.name not in ('name', 'fn')
+    }
     with self.assertRaisesRegex(ValueError, "'minimum' is already registered"):
-      aggregate.register(
-          requires_log_probability=False, weights='real', source='test'
-      )(aggregate.minimum)
+      aggregate.register(**declared)(aggregate.minimum)
+
+  @parameterized.parameters(
+      ('weighted_sum', {'tau': 1.0}, "no option 'tau'"),
+      ('k_of_n', {}, "'k_of_n' needs k="),
+      ('k_of_n', {'k': 0}, 'whole 1 <= k <= 3'),
+      ('k_of_n', {'k': 4}, 'whole 1 <= k <= 3'),
+      ('k_of_n', {'k': 1.5}, 'whole 1 <= k <= 3'),
+      ('softmin', {'temperature': 0.0}, 'temperature must be > 0'),
+      ('frechet', {'floor': 0.0}, 'floor must lie in'),
+      ('frechet', {'floor': 1.0}, 'floor must lie in'),
+      ('gated', {}, "'gated' needs primary="),
+      ('gated', {'primary': 'z'}, "primary='z', which is none of its rewards"),
+      ('gated', {'primary': 'a', 'credit': 1.1}, 'credit must lie in'),
+      ('lagrangian', {}, "'lagrangian' needs primary="),
+      ('lagrangian', {'primary': 'z'}, 'none of its rewards'),
+      ('group_normalized', {}, 'needs group_size='),
+      ('group_normalized', {'group_size': 1}, '>= 2 samples'),
+      ('group_normalized', {'group_size': 3}, 'groups of 3'),
+  )
+  def test_options_that_mean_nothing_raise(self, name, options, message):
+    with self.assertRaisesRegex(ValueError, message):
+      aggregate.get(name)(_utilities(), _ONES, **options)
+
+  def test_a_gate_needs_something_to_gate(self):
+    u = {'a': _utilities()['a']}
+    with self.assertRaisesRegex(ValueError, 'needs a gate'):
+      aggregate.get('gated')(u, {'a': 1.0}, primary='a')
 
 
 class LawsTest(parameterized.TestCase):
 
-  @parameterized.product(name=_ALL, weights=[_ONES, {'a': 1, 'b': 0, 'c': 1.0}])
-  def test_matches_numpy(self, name, weights):
+  @parameterized.product(
+      case=_CASES, weights=[_ONES, {'a': 1, 'b': 0, 'c': 1.0}]
+  )
+  def test_matches_numpy(self, case, weights):
+    name, options = case
     utilities = _utilities()
-    got = aggregate.get(name)(utilities, weights)
-    want = rewards_numpy.AGGREGATORS[name](_float64(utilities), weights)
-    np.testing.assert_allclose(got, want, rtol=2e-5)
+    got = aggregate.get(name)(utilities, weights, **options)
+    want = rewards_numpy.AGGREGATORS[name](
+        _float64(utilities), weights, **options
+    )
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
 
-  @parameterized.parameters(*_ALL)
-  def test_zero_weight_removes_a_component(self, name):
+  @parameterized.parameters(
+      'weighted_sum',
+      'z_sum',
+      'softmin',
+      'logical_and',
+      'geometric_mean',
+      'group_normalized',
+      'lagrangian',
+  )
+  def test_fractional_weights_match_numpy(self, name):
+    utilities, options = _utilities(), dict(_FIRST)[name]
+    weights = {'a': 0.3, 'b': 2.0, 'c': 1.0}
+    got = aggregate.get(name)(utilities, weights, **options)
+    want = rewards_numpy.AGGREGATORS[name](
+        _float64(utilities), weights, **options
+    )
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+
+  @parameterized.parameters(*_CASES)
+  def test_zero_weight_removes_a_component(self, name, options):
     aggregator, utilities = aggregate.get(name), _utilities()
-    want = aggregator({k: utilities[k] for k in 'ac'}, {'a': 1.0, 'c': 1.0})
+    want = aggregator(
+        {k: utilities[k] for k in 'ac'}, {'a': 1.0, 'c': 1.0}, **options
+    )
     for absent in (-jnp.inf, jnp.nan, 0.0, -1e4):
       utilities['b'] = jnp.full(20, absent)
 
       def f(utilities):
-        return aggregator(utilities, {'a': 1.0, 'b': 0.0, 'c': 1.0})
+        return aggregator(utilities, {'a': 1.0, 'b': 0.0, 'c': 1.0}, **options)
 
       np.testing.assert_allclose(f(utilities), want, rtol=1e-6)
       grad = jax.grad(lambda u: f(u).sum())(utilities)
       chex.assert_tree_all_finite(grad)
       np.testing.assert_array_equal(grad['b'], np.zeros(20))
 
-  @parameterized.parameters(*_ALL)
-  def test_traced_zero_weight_removes_a_component(self, name):
+  @parameterized.parameters(*_CASES)
+  def test_traced_zero_weight_removes_a_component(self, name, options):
     utilities = {**_utilities(), 'b': jnp.full(20, -jnp.inf)}
     weights = {'a': 1.0, 'b': 0.0, 'c': 1.0}
-    traced = jax.jit(aggregate.get(name).__call__)(utilities, weights)
-    want = aggregate.get(name)(utilities, weights)
-    np.testing.assert_allclose(traced, want, rtol=1e-6)
-
-  @parameterized.parameters(*_ALL)
-  def test_one_component_is_itself(self, name):
-    u = _utilities()['a']
-    got = aggregate.get(name)({'a': u}, {'a': 1.0})
-    np.testing.assert_array_equal(got, u)
-
-  @parameterized.parameters(*_ALL)
-  def test_invariant_to_the_order_of_components(self, name):
-    utilities = _utilities()
-    reverse = dict(reversed(utilities.items()))
-    np.testing.assert_array_equal(
-        aggregate.get(name)(utilities, _ONES),
-        aggregate.get(name)(reverse, _ONES),
+    f = functools.partial(aggregate.get(name).__call__, **options)
+    np.testing.assert_allclose(
+        jax.jit(f)(utilities, weights),
+        f(utilities, weights),
+        rtol=1e-5,
+        atol=1e-6,
     )
 
   @parameterized.parameters(*_ALL)
-  def test_increasing_in_every_component(self, name):
-    f = lambda u: aggregate.get(name)(u, _ONES).sum()
-    for component, grad in jax.grad(f)(_utilities()).items():
-      self.assertTrue(np.all(np.asarray(grad) >= 0), component)
+  def test_one_component_is_itself(self, name):
+    u, options = _utilities()['a'], dict(_FIRST)[name]
+    if name == 'gated':
+      self.skipTest('It needs a gate.')
+    want = {
+        'logical_not': aggregate.log1mexp(u),
+        'z_sum': (u - u.mean()) / u.std(),
+        'group_normalized': rewards_numpy.AGGREGATORS[name](
+            {'a': np.asarray(u)}, {'a': 1.0}, **options
+        )
+        if name == 'group_normalized'
+        else None,
+    }.get(name, u)
+    got = aggregate.get(name)({'a': u}, {'a': 1.0}, **options)
+    if want is u and name != 'frechet':
+      np.testing.assert_array_equal(got, want)
+    else:  # rounded by an exponential and its logarithm
+      np.testing.assert_allclose(got, want, rtol=2e-5)
 
-  @parameterized.parameters(*_ALL)
-  def test_extremes(self, name):
-    values = jnp.array([-1e4, -1.0, 0.0])
+  @parameterized.parameters(*_FIRST)
+  def test_invariant_to_the_order_of_components(self, name, options):
+    utilities = _utilities()
+    reverse = dict(reversed(utilities.items()))
+    np.testing.assert_array_equal(
+        aggregate.get(name)(utilities, _ONES, **options),
+        aggregate.get(name)(reverse, _ONES, **options),
+    )
+
+  @parameterized.parameters(*_CASES)
+  def test_increasing_in_every_component_if_declared(self, name, options):
+    aggregator = aggregate.get(name)
+    f = lambda u: aggregator(u, _ONES, **options)
+    for component, jacobian in jax.jacobian(f)(_utilities()).items():
+      own = np.diag(jacobian)  # a row's utility in its own component
+      if aggregator.increasing:
+        self.assertTrue(np.all(own >= -1e-6), component)
+        self.assertGreater(own.max(), 0)
+      elif name == 'logical_not':
+        self.assertTrue(np.all(own < 0), component)
+
+  @parameterized.parameters(*_CASES)
+  def test_range_and_gradients_in_extremes(self, name, options):
+    aggregator = aggregate.get(name)
+    values = jnp.array([-1e4, -90.0, -1.0, -1e-9, 0.0])
     grid = [x.ravel() for x in jnp.meshgrid(values, values, indexing='ij')]
-    utilities = dict(zip('ab', grid, strict=True))
-    f = lambda u: aggregate.get(name)(u, {'a': 1, 'b': 1})
+    utilities = dict(zip('ac', grid, strict=True))
+    f = lambda u: aggregator(u, {'a': 1, 'c': 1}, **options)
     u = f(utilities)
     chex.assert_tree_all_finite(u)
-    self.assertTrue(np.all(np.asarray(u) <= 0))
+    low, high = aggregator.range(((-np.inf, 0.0), (-np.inf, 0.0)))
+    self.assertTrue(np.all((u >= low) & (u <= high)))
     chex.assert_tree_all_finite(jax.grad(lambda u: f(u).sum())(utilities))
 
-  @parameterized.parameters(*_ALL)
-  def test_names_must_agree(self, name):
-    aggregator, utilities = aggregate.get(name), _utilities()
-    with self.assertRaisesRegex(KeyError, r"No weight .*\['b'\]"):
-      aggregator(utilities, {'a': 1.0, 'c': 1.0})
-    with self.assertRaisesRegex(KeyError, r"do not exist: \['d'\]"):
-      aggregator(utilities, {**_ONES, 'd': 1.0})
-    with self.assertRaisesRegex(ValueError, 'no utility'):
-      aggregator({}, {})
+  @parameterized.parameters(*_CASES)
+  def test_range_of_probabilities_and_of_anything(self, name, options):
+    aggregator = aggregate.get(name)
+    if aggregator.requires_log_probability:
+      self.skipTest('It takes log-probabilities alone.')
+    rng = np.random.default_rng(0)
+    for (low, high), scale in (
+        ((0.0, 1.0), 1.0),
+        ((-1.0, 1.0), 2.0),
+        ((-np.inf, np.inf), 50.0),
+    ):
+      draws = (rng.random((2, 40)) - (low < 0) * 0.5) * scale
+      utilities = dict(zip('ac', jnp.array(draws, jnp.float32), strict=True))
+      u = aggregator(utilities, {'a': 1.0, 'c': 1.0}, **options)
+      least, most = aggregator.range(((low, high), (low, high)))
+      self.assertTrue(np.all((u >= least - 1e-6) & (u <= most + 1e-6)))
 
   @parameterized.parameters(*_ALL)
-  def test_weights_must_mean_something(self, name):
+  def test_scale_dependence_is_declared(self, name):
+    # Of the case with every option in play; up to a constant, which no policy
+    # can gain from.
+    options, scale = _OPTIONS.get(name, ({},))[-1], 0.25
+    if name == 'gated':  # at a credit of 0 it is the AND
+      options = {'primary': 'a', 'credit': 0.1}
     aggregator, utilities = aggregate.get(name), _utilities()
+    u = aggregator(utilities, _ONES, **options)
+    scaled = {k: scale * x for k, x in utilities.items()}
+    v = aggregator(scaled, _ONES, **options)
+    constant = [np.ptp(v - s * u) < 1e-4 for s in (1.0, scale)]
+    self.assertEqual(aggregator.scale_dependent, not any(constant))
+
+  @parameterized.parameters(*_CASES)
+  def test_whole_batch_is_declared(self, name, options):
+    aggregator, utilities = aggregate.get(name), _utilities()
+    u = aggregator(utilities, _ONES, **options)
+    # Another row changes: does the first?
+    other = {k: x.at[1].set(-3.0) for k, x in utilities.items()}
+    v = aggregator(other, _ONES, **options)
+    moved = not np.allclose(u[0], v[0], rtol=1e-6)
+    self.assertEqual(aggregator.whole_batch, moved)
+
+  @parameterized.parameters(*_FIRST)
+  def test_computes_in_float32(self, name, options):
+    half = {k: u.astype(jnp.bfloat16) for k, u in _utilities().items()}
+    full = {k: u.astype(jnp.float32) for k, u in half.items()}
+    got = aggregate.get(name)(half, _ONES, **options)
+    self.assertEqual(got.dtype, jnp.float32)
+    np.testing.assert_array_equal(
+        got, aggregate.get(name)(full, _ONES, **options)
+    )
+
+  @parameterized.parameters(*_FIRST)
+  def test_shapes(self, name, options):
+    aggregator = aggregate.get(name)
+    grid = {k: u.reshape(4, 5) for k, u in _utilities().items()}
+    if name == 'group_normalized':
+      with self.assertRaisesRegex(ValueError, 'rows in groups'):
+        aggregator(grid, _ONES, **options)
+    else:
+      got = aggregator(grid, _ONES, **options)
+      want = aggregator(_utilities(), _ONES, **options)
+      np.testing.assert_allclose(got.ravel(), want, rtol=1e-5, atol=1e-6)
+
+  @parameterized.parameters(*_FIRST)
+  def test_names_must_agree(self, name, options):
+    aggregator, utilities = aggregate.get(name), _utilities()
+    with self.assertRaisesRegex(KeyError, r"No weight .*\['b'\]"):
+      aggregator(utilities, {'a': 1.0, 'c': 1.0}, **options)
+    with self.assertRaisesRegex(KeyError, r"do not exist: \['d'\]"):
+      aggregator(utilities, {**_ONES, 'd': 1.0}, **options)
+    with self.assertRaisesRegex(ValueError, 'no utility'):
+      aggregator({}, {}, **options)
+
+  @parameterized.parameters(*_FIRST)
+  def test_weights_must_mean_something(self, name, options):
+    aggregator, utilities = aggregate.get(name), _utilities()
+    f = functools.partial(aggregator, utilities, **options)
     with self.assertRaisesRegex(ValueError, 'All weights are 0'):
-      aggregator(utilities, dict.fromkeys('abc', 0.0))
+      f(dict.fromkeys('abc', 0.0))
     with self.assertRaisesRegex(ValueError, "Weight of 'a' is nan"):
-      aggregator(utilities, {**_ONES, 'a': float('nan')})
+      f({**_ONES, 'a': float('nan')})
     for weight, allowed in (
         (-1.0, ('real',)),
         (0.5, ('real', 'nonnegative')),
     ):
       weights = {**_ONES, 'b': weight}
       if aggregator.weights in allowed:
-        chex.assert_tree_all_finite(aggregator(utilities, weights))
+        chex.assert_tree_all_finite(f(weights))
       else:
         with self.assertRaisesRegex(ValueError, "for 'b'"):
-          aggregator(utilities, weights)
-
-
-class ProbabilityTest(parameterized.TestCase):
-
-  def test_and_or_by_hand(self):
-    u = {'a': jnp.log(jnp.array([0.5])), 'b': jnp.log(jnp.array([0.25]))}
-    w = {'a': 1.0, 'b': 1.0}
-    both = jnp.exp(aggregate.get('logical_and')(u, w))
-    either = jnp.exp(aggregate.get('logical_or')(u, w))
-    np.testing.assert_allclose(both, [0.125], rtol=1e-6)
-    np.testing.assert_allclose(either, [0.625], rtol=1e-6)
-
-  def test_frechet_bounds(self):
-    # max(0, sum p_i - (n - 1)) <= p(AND) <= min_i p_i <= p(OR) <= sum p_i.
-    u = _utilities(200)
-    p = np.exp(np.stack(list(u.values())))
-    both = np.exp(aggregate.get('logical_and')(u, _ONES))
-    either = np.exp(aggregate.get('logical_or')(u, _ONES))
-    smallest = np.exp(aggregate.get('minimum')(u, _ONES))
-    tol = 1e-6
-    self.assertTrue(np.all(np.maximum(0, p.sum(0) - 2) <= both + tol))
-    self.assertTrue(np.all(both <= smallest + tol))
-    np.testing.assert_allclose(smallest, p.min(0), rtol=1e-6)
-    self.assertTrue(np.all(p.max(0) <= either + tol))
-    self.assertTrue(np.all(either <= np.minimum(1, p.sum(0)) + tol))
-
-  def test_inclusion_exclusion_and_de_morgan(self):
-    u = {k: v for k, v in _utilities(50).items() if k != 'c'}
-    w = {'a': 1.0, 'b': 1.0}
-    both = np.exp(aggregate.get('logical_and')(u, w))
-    either = np.exp(aggregate.get('logical_or')(u, w))
-    p = {k: np.exp(v) for k, v in u.items()}
-    np.testing.assert_allclose(both + either, p['a'] + p['b'], rtol=1e-5)
-    neither = {k: aggregate.log1mexp(v) for k, v in u.items()}
-    neither = aggregate.get('logical_and')(neither, w)
-    np.testing.assert_allclose(1 - np.exp(neither), either, rtol=1e-5)
-
-  def test_or_of_small_probabilities_is_their_sum(self):
-    # 1 - p is 1 in float32, so log(1 - prod(1 - p)) would be -inf.
-    u = {k: jnp.array([-100.0, -1e4]) for k in 'ab'}
-    got = aggregate.get('logical_or')(u, {'a': 1.0, 'b': 1.0})
-    np.testing.assert_allclose(got, np.log(2) + [-100.0, -1e4], rtol=1e-6)
-
-  def test_gradient_of_or(self):
-    # d log P / d u_i = p_i prod_{j != i} (1 - p_j) / P.
-    u = _utilities()
-    p = {k: np.exp(np.asarray(v, np.float64)) for k, v in u.items()}
-    either = 1 - np.prod([1 - x for x in p.values()], axis=0)
-    grad = jax.grad(lambda u: aggregate.get('logical_or')(u, _ONES).sum())(u)
-    for name in u:
-      others = np.prod([1 - p[k] for k in p if k != name], axis=0)
-      np.testing.assert_allclose(
-          grad[name], p[name] * others / either, rtol=2e-4, atol=1e-6
-      )
-
-  def test_and_weighs_log_probabilities(self):
-    u = _utilities()
-    weights = {'a': 0.5, 'b': 2, 'c': 0.0}
-    got = aggregate.get('logical_and')(u, weights)
-    np.testing.assert_allclose(got, 0.5 * u['a'] + 2 * u['b'], rtol=1e-6)
-
-
-class Log1mexpTest(parameterized.TestCase):
-
-  def test_accurate_across_the_range(self):
-    x = -np.logspace(-30, 1.5, 200)
-    got = aggregate.log1mexp(jnp.array(x, jnp.float32))
-    x = np.float64(np.float32(x))
-    # Each form in float64 on the side where it does not cancel.
-    near, far = x[x > -1], x[x <= -1]
-    want = np.append(np.log(-np.expm1(near)), np.log1p(-np.exp(far)))
-    np.testing.assert_allclose(got, want, rtol=2e-6)
-
-  def test_ends_stay_finite_with_their_gradients(self):
-    value, grad = jax.vmap(jax.value_and_grad(aggregate.log1mexp))(
-        jnp.array([0.0, -1e4, -jnp.inf])
-    )
-    np.testing.assert_allclose(value, [-87.33655, 0.0, 0.0], rtol=1e-6)
-    chex.assert_tree_all_finite(grad)
+          f(weights)

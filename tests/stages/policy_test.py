@@ -9,8 +9,7 @@ import pytest
 
 from rlhf_jax import checkpoint
 from rlhf_jax import metrics as metrics_lib
-from rlhf_jax.stages import common, graph, inputs, policy
-from rlhf_jax.stages import references as references_stage
+from rlhf_jax.stages import common, graph, inputs, policy, scorers
 from tests.stages import study, tiny
 
 
@@ -45,7 +44,7 @@ def test_a_sweep_compiles_each_program_once(
 
   keep(policy, 'rollout')
   keep(policy, 'update')
-  keep(references_stage, 'reward')
+  keep(scorers, 'reward')
 
   runs = (
       dict(property='both', method='lsc', kl_coef=0.6),
