@@ -64,6 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
       'policy',
       'best_of_k',
       'evaluate',
+      'analysis',
       'figures',
   )
   # Reward models to learn, and the targets a policy can be aligned to: the
@@ -170,7 +171,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.policy = config_dict.create(
       property='both',  # of the run at hand; the launcher runs through `sweep`
       method='lsc',
-      learner='ppo',  # or rloo
+      # ppo, rloo, grpo, grpo_std, reinforce, rebel, dpo, ipo, qrpo,
+      # qrpo_quantile, raft, rejection, or MODULE:NAME of your own
+      learner='ppo',
       kl_coef=0.3,  # nats of KL cost this much utility
       # (property, method, learner, kl_coefs) of the runs to make.
       sweep=(),
@@ -196,6 +199,13 @@ def get_config() -> ml_collections.ConfigDict:
       whiten_advantages=True,  # over the rollout, never within a prompt
       kl_target=0.0,  # nats a response to steer kl_coef to; 0: fixed
       kl_horizon=10_000.0,  # responses over which it is steered
+      # Subtracted: from every raw reward before its transform, or from the
+      # utility after; coef for each token of the response.
+      penalty=config_dict.create(
+          kind='none',  # or length
+          how='raw',  # or utility
+          coef=0.0,
+      ),
   )
 
   # -- Best-of-k: every k from one set of SFT samples, by order statistics.
@@ -212,6 +222,16 @@ def get_config() -> ml_collections.ConfigDict:
       matched_kl=2.0,  # where methods are compared response by response
       num_responses=8,  # prompts shown in the report
       num_joint_samples=2_000,  # points behind the joint distribution
+  )
+  # Calibration, dependence of judgements, and what transforms do to gradients.
+  c.analysis = config_dict.create(
+      property='both',  # of two rewards, whose judgements may depend
+      method='lsc',  # whose references say what good is
+      # Correlations of a Gaussian copula between the two judgements of one
+      # response, and how often each response is judged for the test.
+      rhos=(-0.8, -0.4, 0.0, 0.4, 0.8),
+      num_repeats=(2, 5, 20),
+      num_responses=16,  # SFT responses a prompt
   )
   return c
 

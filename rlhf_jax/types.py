@@ -56,12 +56,12 @@ class PreferenceBatch:
   rejected_tokens: Int[Array, 'b t']
   rejected_mask: Bool[Array, 'b t']
   valid: Bool[Array, ' b']  # False for rows that only fill the batch
-  tied: Bool[Array, ' b'] | None = None  # True where neither was preferred
+  tied: Bool[Array, ' b'] | None = None  # None where no row can be
 
 
 @pytree
 class RatingBatch:
-  """Responses rated from 1 to 5."""
+  """Responses, and the grade each was given by itself."""
 
   prompt_tokens: Int[Array, 'b p']  # left-padded
   prompt_mask: Bool[Array, 'b p']

@@ -90,8 +90,14 @@ def _is_proxy(metric: str, judge: str) -> bool:
   return judge == 'reward_model' and metric.startswith(('win_', 'above_'))
 
 
-def summary(results: pd.DataFrame) -> page.Markup:
-  """The headline table, then every other comparison by its outcome."""
+def summary(
+    results: pd.DataFrame, prompt_values: pd.DataFrame | None = None
+) -> page.Markup:
+  """The headline table, then every other comparison by its outcome.
+
+  With prompt_values.csv, its win rates carry a second interval (see `_levels`).
+  """
+  results = results[results['method'].isin(('sft', 'raw', 'lsc'))]
   lines = {'better': [], 'worse': [], 'neutral': [], 'open': []}
   for property, metric, judge in _panels(results):
     what = dict(property=property, metric=metric, judge=judge)
@@ -121,7 +127,7 @@ def summary(results: pd.DataFrame) -> page.Markup:
           f'Exact optima of both objectives at KL {SUMMARY_KL:g} nats.'
           ' Differences are within seeds, with their 95% interval.',
       ),
-      _headline_table(results),
+      _headline_table(results, prompt_values),
       page.tag('h3', f'All {total} comparisons at KL {SUMMARY_KL:g}'),
       page.tag(
           'p',
@@ -150,28 +156,85 @@ def _how_to_read(results: pd.DataFrame, total: int) -> str:
   )
 
 
-def _headline_table(results: pd.DataFrame) -> page.Markup:
-  rows = []
+def _headline_table(
+    results: pd.DataFrame, prompt_values: pd.DataFrame | None
+) -> page.Markup:
+  rows, resampled = [], False
   for property, metric, judge in HEADLINES:
-    found = tables.differences(
-        results, property=property, metric=metric, judge=judge, kls=[SUMMARY_KL]
-    )
+    what = dict(property=property, metric=metric, judge=judge)
+    found = tables.differences(results, **what, kls=[SUMMARY_KL])
     if not len(found):
       continue
     row = found.iloc[0]
+    levels = _levels(results, prompt_values, what)
+    resampled |= bool(levels)
     rows.append(
         (
             f'{style.label(property)}: {_describe(metric, row["judge"])}',
-            words.number(row['baseline_mean']),
-            words.number(row['method_mean']),
-            _difference(metric, row),
+            _cell(words.number(row['baseline_mean']), levels.get('raw')),
+            _cell(words.number(row['method_mean']), levels.get('lsc')),
+            _cell(_difference(metric, row), levels.get('lsc-raw')),
         )
     )
-  return page.table(['', 'raw', 'LSC', 'LSC minus raw'], rows)
+  table = page.table(['', 'raw', 'LSC', 'LSC minus raw'], rows)
+  if not resampled:
+    return table
+  return page.join(
+      table,
+      page.tag(
+          'p',
+          'Win rates have two 95% intervals. Seeds: Student t over the means of'
+          ' the seeds. Prompts: bootstrap over seeds and over the prompts within'
+          ' them; with few seeds it is too narrow, and the first is the'
+          ' cautious one.',
+          class_='soft',
+      ),
+  )
+
+
+def _levels(results, prompt_values, what) -> dict[str, list[str]]:
+  """Both intervals of raw, LSC and their difference at the matched KL.
+
+  Empty where prompt_values.csv does not have the metric.
+  """
+  if prompt_values is None or not len(prompt_values):
+    return {}
+  values = tables.at_kl(prompt_values, SUMMARY_KL)
+  rows = tables.select(results, **what)
+  out = {}
+  for name, method, baseline in (
+      ('raw', 'raw', None),
+      ('lsc', 'lsc', None),
+      ('lsc-raw', 'lsc', 'raw'),
+  ):
+    drawn = tables.bootstrap(values, **what, method=method, baseline=baseline)
+    if not drawn:
+      return {}
+    notes = [f'prompts {_interval(drawn, signed=baseline is not None)}']
+    if baseline is None:  # that of the difference is beside it already
+      seeds = tables.seed_values(
+          rows, method=method, family='exact', kls=[SUMMARY_KL]
+      )
+      found = tables.interval(seeds[SUMMARY_KL])
+      if pd.notna(found['low']):
+        notes.insert(0, f'seeds {_interval(found)}')
+    out[name] = notes
+  return out
+
+
+def _interval(found: dict[str, float], *, signed: bool = False) -> str:
+  sign = '+' if signed else ''
+  return f'[{found["low"]:{sign}.3f}, {found["high"]:{sign}.3f}]'
+
+
+def _cell(value, notes: list[str] | None) -> page.Markup:
+  """A value, and its intervals below it."""
+  return page.join(value, *(page.tag('small', n) for n in notes or ()))
 
 
 def results_tables(results: pd.DataFrame) -> page.Markup:
   """A table per property and learner: raw, LSC and their difference."""
+  results = results[results['method'].isin(('sft', 'raw', 'lsc'))]
   parts = [
       page.tag(
           'p',

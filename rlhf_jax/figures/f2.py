@@ -5,6 +5,8 @@ transform of the registry. LSC has slope sigma(r_ref - r): 1/2 at the reference,
 1 far below and 0 far above, so that reward is spent where it is still missing.
 """
 
+import textwrap
+
 from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
@@ -21,10 +23,26 @@ _COLORS = {
     'identity': style.color('raw'),
     'centered': style.color('raw'),
     'z_score': style.color('z_sum'),
-    'sigmoid': style.color('sigmoid'),
-    'par': style.color('par'),
+    'sigmoid': style.color('sigmoid_sum'),
+    'log_par': style.color('par'),
+    'par': '#0891b2',
     'clip': style.color('min'),
+    'minmax': '#92400e',
+    'tanh': '#a16207',
+    'crra': '#b91c1c',
+    'quantile': '#57534e',
+    'log_quantile': '#4338ca',
+    'probit': '#7c3aed',
+    'log_isotonic': '#0f766e',
 }
+_DASHES = ('-', (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1, 2)), (0, (1, 1)))
+# By how fast u still rises at the two ends of the plot; see `_shape`.
+SHAPES = {
+    'diminishing': 'Diminishing returns',
+    'bounded': 'Flat at both ends',
+    'linear': 'No saturation',
+}
+_FLAT = 0.2  # of the fastest rise
 
 
 def table(evaluation_dir: str) -> pd.DataFrame:
@@ -55,54 +73,90 @@ def _slope_at(rows: pd.DataFrame, at: float) -> float:
   return float(np.interp(at, rows['centered'], rows['slope']))
 
 
+def _shape(rows: pd.DataFrame) -> str:
+  """Which of SHAPES, by mean rise of u over sixths of the plotted range.
+
+  The mean over a sixth and not the slope, which is zero between the steps of a
+  quantile.
+  """
+  x = np.linspace(rows['centered'].min(), rows['centered'].max(), 7)
+  rise = np.diff(np.interp(x, rows['centered'], rows['utility']))
+  low, high = rise[[0, -1]] / max(rise.max(), 1e-12)
+  if high > _FLAT:
+    return 'linear'
+  return 'diminishing' if low > _FLAT else 'bounded'
+
+
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-  """Two panels, u and du/dr, against r - r_ref."""
-  figure = style.make_figure(12.0, 4.9, TITLE)
-  left, right = figure.subplots(1, 2)
-  handles = []
-  dashes = ('-', (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1, 2)), (0, (1, 1)))
+  """A column per shape, u above and du/dr below, against r - r_ref."""
   curves = _curves(frame)
-  for i, (names, rows) in enumerate(curves):
-    is_lsc = LSC in names
-    line = dict(
-        color=_COLORS.get(names[0], style.color(names[0])),
-        lw=3.2 if is_lsc else 1.8,
-        ls='-' if is_lsc else dashes[i % len(dashes)],
-        zorder=4 if is_lsc else 2,
+  groups = {}
+  for names, rows in curves:
+    groups.setdefault(_shape(rows), []).append((names, rows))
+  shapes = [s for s in SHAPES if s in groups]
+  figure = style.make_figure(4.25 * len(shapes), 7.6, TITLE)
+  axes = figure.subplots(
+      2, len(shapes), squeeze=False, sharex=True, sharey='row'
+  )
+  for j, shape in enumerate(shapes):
+    handles = [
+        _draw_curve(axes[:, j], names, rows, i)
+        for i, (names, rows) in enumerate(groups[shape])
+    ]
+    legend = axes[0, j].legend(
+        handles=handles, loc='upper left', fontsize=8.5, frameon=True
     )
-    left.plot(rows['centered'], rows['utility'], **line)
-    right.plot(rows['centered'], rows['slope'], **line)
-    handles.append(style.Line2D([], [], label=', '.join(names), **line))
-    if is_lsc:
-      for at in _MARKED:
-        slope = _slope_at(rows, at)
-        right.plot([at], [slope], 'o', ms=6, color=line['color'], zorder=5)
-        right.annotate(
-            f'{slope:.2f}',
-            (at, slope),
-            xytext=(7, 6) if slope < 0.93 else (-28, -14),
-            textcoords='offset points',
-            color=line['color'],
-            fontsize=9,
-            zorder=6,
-        )
+    legend.get_frame().set(facecolor='white', edgecolor='none', alpha=0.9)
+    axes[0, j].set_title(SHAPES[shape])
+    axes[1, j].set_xlabel(r'reward above the reference, $r - r_{ref}$ (logits)')
   low, high = frame['centered'].min(), frame['centered'].max()
-  for axes in (left, right):
-    axes.axvline(0, color=style.INK, lw=0.9, zorder=1)
-    axes.set_xlim(low, high)
-    axes.set_xlabel(r'reward above the reference, $r - r_{ref}$ (logits)')
-  left.set_ylim(max(low, frame['utility'].min()) - 0.3, high * 0.6)
-  right.set_ylim(-0.06, min(frame['slope'].max() * 1.15, 2.5))
-  left.set_title(r'Utility $u(r)$')
-  right.set_title(r'Slope $du/dr$')
+  for ax in axes.ravel():
+    ax.axvline(0, color=style.INK, lw=0.9, zorder=1)
+    ax.set_xlim(low, high)
+  # Room for the legend, which the increasing curves leave at the upper left.
+  axes[0, 0].set_ylim(max(low, frame['utility'].min()) - 0.3, high * 1.4)
+  axes[1, 0].set_ylim(-0.06, min(frame['slope'].max() * 1.15, 2.5))
+  axes[0, 0].set_ylabel(r'utility $u(r)$')
+  axes[1, 0].set_ylabel(r'slope $du/dr$')
   style.finish(
       figure,
       'Functions of the reward and not estimates, so without an interval.'
-      ' z_score and par also depend on the reference samples they are given.',
-      extra=handles,
+      ' Some depend on more than r - r_ref: here SFT rewards are normal with'
+      ' unit variance.',
   )
   return figure
+
+
+def _draw_curve(axes, names: list[str], rows: pd.DataFrame, i: int):
+  """One curve in both panels; returns its entry for the legend."""
+  upper, lower = axes
+  is_lsc = LSC in names
+  name = LSC if is_lsc else names[0]
+  line = dict(
+      color=_COLORS.get(name, style.color(name)),
+      lw=3.2 if is_lsc else 1.8,
+      ls='-' if is_lsc else _DASHES[i % len(_DASHES)],
+      zorder=4 if is_lsc else 2,
+  )
+  upper.plot(rows['centered'], rows['utility'], **line)
+  lower.plot(rows['centered'], rows['slope'], **line)
+  if is_lsc:
+    names = [LSC, *(n for n in names if n != LSC)]
+    for at in _MARKED:
+      slope = _slope_at(rows, at)
+      lower.plot([at], [slope], 'o', ms=6, color=line['color'], zorder=5)
+      lower.annotate(
+          f'{slope:.2f}',
+          (at, slope),
+          xytext=(7, 6) if slope < 0.93 else (-28, -14),
+          textcoords='offset points',
+          color=line['color'],
+          fontsize=9,
+          zorder=6,
+      )
+  text = textwrap.fill(', '.join(names), 38)
+  return style.Line2D([], [], label=text, **line)
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
@@ -126,4 +180,13 @@ def caption(frame: pd.DataFrame) -> list[str]:
         f' reference to the right end of the plot it can still gain {left:.2f}'
         ' nats; without bound, at most log 2 = 0.69.'
     )
+  for shape, title in SHAPES.items():
+    found = [
+        n
+        for names, rows in _curves(frame)
+        for n in names
+        if _shape(rows) == shape
+    ]
+    if found:
+      out.append(f'{title}: {", ".join(found)}.')
   return out

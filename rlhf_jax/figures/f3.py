@@ -10,8 +10,8 @@ import itertools
 
 from matplotlib.figure import Figure
 import pandas as pd
-from scipy import stats
 
+from rlhf_jax.evaluation import agreement
 from rlhf_jax.figures import dots, style, tables, words
 
 TITLE = 'Win rate under several judges'
@@ -83,7 +83,7 @@ def _agreement(
     ]
   for one, other in itertools.combinations(judges, 2):
     taus = [
-        stats.kendalltau(values[one].loc[s], values[other].loc[s]).statistic
+        agreement.kendall_tau(values[one].loc[s], values[other].loc[s])
         for s in values[one].index
     ]
     out.append(

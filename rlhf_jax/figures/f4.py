@@ -31,7 +31,10 @@ def table(evaluation_dir: str) -> pd.DataFrame:
   have no x. Differences are LSC minus raw within seeds.
   """
   prompts = tables.load(evaluation_dir, 'prompts.csv')
-  prompts = prompts[prompts['method'].isin(('sft', 'raw', 'lsc'))]
+  prompts = prompts[
+      prompts['method'].isin(('sft', 'raw', 'lsc'))
+      & prompts['family'].isin(('sft', *_DASHES))
+  ]
   parts = []
   for panel, rows in prompts.groupby(
       ['property', 'reward', 'judge'], sort=False

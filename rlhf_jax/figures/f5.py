@@ -88,7 +88,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
   for (property, metric), rows in difference.groupby(
       ['property', 'metric'], sort=False
   ):
-    name = METRICS[metric].replace('\n', ' ').capitalize()
+    name = words.sentence_case(METRICS[metric])
     name = f'{name}, aligned for {property}'
     out.append(words.difference_sentence(rows, name=name, kl=2.0))
   return out

@@ -14,6 +14,7 @@ from rlhf_jax.figures import style, tables, words
 
 TITLE = 'Joint distribution of the two rewards'
 INPUTS = ('joint.csv',)
+METHODS = ('sft', 'raw', 'lsc', 'min')
 NUM_BINS = 32
 QUADRANTS = {
     'both': 'above both references',
@@ -31,7 +32,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
   cover the central 99% of the pooled samples. Quadrants count every sample.
   """
   joint = tables.load(evaluation_dir, 'joint.csv')
-  joint = _one_learner(joint)
+  joint = _one_learner(joint[joint['method'].isin(METHODS)])
   edges = [
       np.linspace(*np.quantile(joint[c], [0.005, 0.995]), NUM_BINS + 1)
       for c in ('helpful', 'harmless')
@@ -109,7 +110,7 @@ def draw(frame: pd.DataFrame) -> Figure:
   density = frame[frame['statistic'] == 'density']
   quadrants = frame[frame['statistic'] == 'quadrant']
   methods = tables.present(density, 'method', style.METHODS)
-  figure = style.make_figure(3.35 * len(methods) + 4.2, 4.6, TITLE)
+  figure = style.make_figure(2.6 * len(methods) + 3.4, 4.2, TITLE)
   axes = figure.subplots(
       1, len(methods) + 1, width_ratios=[1.0] * len(methods) + [1.05]
   )

@@ -14,6 +14,7 @@ from rlhf_jax.figures import style, tables, words
 TITLE = 'Exact optimum and learned policies'
 INPUTS = ('results.csv', 'optimality.csv')
 METRIC = 'win_rate'
+FAMILIES = ('ppo', 'rloo')
 
 
 def table(evaluation_dir: str) -> pd.DataFrame:
@@ -40,6 +41,8 @@ def table(evaluation_dir: str) -> pd.DataFrame:
 def _shares(evaluation_dir: str) -> list[pd.DataFrame]:
   """The optimality table; an evaluation that trained no policy has none."""
   shares = tables.load(evaluation_dir, 'optimality.csv', optional=True)
+  # Learners with a single setting are compared in L1.
+  shares = shares[shares['family'].isin(FAMILIES)]
   return [
       tables.summarize(rows, value='objective_share').assign(
           quantity='objective_share',

@@ -168,7 +168,7 @@ def _draw_product(axes, frame: pd.DataFrame) -> list[style.Line2D]:
       zorder=0.5,
   )
   lines = {
-      'product': dict(color=style.color('lsc'), ls=(0, (4, 2))),
+      'product': dict(color=style.INK, ls=(0, (4, 2))),
       'observed': dict(color=style.color('gold'), ls='-'),
   }
   for quantity, line in lines.items():

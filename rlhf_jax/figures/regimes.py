@@ -47,6 +47,10 @@ GROUPS = {
         'link_gaussian': 'Gaussian ratings',
         'link_ties': 'comparisons with ties',
     },
+    'Source of the judgements (default: all annotators)': {
+        'source_careful': 'careful annotators',
+        'source_lazy': 'lazy annotators',
+    },
     'Veto': {'veto': 'harmless times 8'},
 }
 _LABELS = {n: text for names in GROUPS.values() for n, text in names.items()}

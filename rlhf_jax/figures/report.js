@@ -188,26 +188,32 @@ if (properties) browse();
 
 // -- Where the reader is, and everything open on paper.
 
-const links = new Map(Array.from(document.querySelectorAll('nav a'),
-  (a) => [a.hash.slice(1), a]));
+const links = Array.from(document.querySelectorAll('nav a'));
 let current = null;
-const seen = new IntersectionObserver((entries) => {
-  for (const {isIntersecting, target} of entries) {
-    if (!isIntersecting) continue;
-    if (current) current.removeAttribute('aria-current');
-    current = links.get(target.id);
-    current.setAttribute('aria-current', 'true');
-    const nav = current.closest('nav');
-    const box = current.getBoundingClientRect();
-    const frame = nav.getBoundingClientRect();
-    nav.scrollBy(
-      box.left < frame.left || box.right > frame.right
-        ? box.left - frame.left - 40 : 0,
-      box.top < frame.top || box.bottom > frame.bottom
-        ? box.top - frame.top - 60 : 0);
-  }
-}, {rootMargin: '-8% 0px -80% 0px'});
-for (const id of links.keys()) if (byId(id)) seen.observe(byId(id));
+
+/** Marks the last section or figure that begins above the first few lines. */
+function markCurrent() {
+  const above = links.filter((a) =>
+    byId(a.hash.slice(1)).getBoundingClientRect().top < 80);
+  const link = above.pop() || null;
+  if (link === current) return;
+  if (current) current.removeAttribute('aria-current');
+  current = link;
+  if (!link) return;
+  link.setAttribute('aria-current', 'true');
+  const nav = link.closest('nav');
+  const box = link.getBoundingClientRect();
+  const frame = nav.getBoundingClientRect();
+  nav.scrollBy(
+    box.left < frame.left || box.right > frame.right
+      ? box.left - frame.left - 40 : 0,
+    box.top < frame.top || box.bottom > frame.bottom
+      ? box.top - frame.top - 60 : 0);
+}
+
+addEventListener('scroll', () => requestAnimationFrame(markCurrent),
+  {passive: true});
+markCurrent();
 
 let closed = [];
 addEventListener('beforeprint', () => {

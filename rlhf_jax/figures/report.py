@@ -13,6 +13,12 @@ import pandas as pd
 from rlhf_jax.figures import build, comparisons, hover, page, responses, tables
 
 TITLE = 'Transforming and combining rewards: results'
+_HOW_TO_POINT = page.tag(
+    'p',
+    'Point at a picture, or tap it, for the values of the nearest data point;'
+    ' by keyboard, go to the picture and press the left and right arrows.',
+    class_='soft',
+)
 
 
 def write_report(workdir: str, out: str) -> str:
@@ -32,7 +38,7 @@ def write_report(workdir: str, out: str) -> str:
       (
           'figures',
           'Figures',
-          page.join(*figures.values())
+          page.join(_HOW_TO_POINT, *figures.values())
           if figures
           else page.tag('p', 'No figure was made.'),
       ),
@@ -77,8 +83,8 @@ def _navigation(sections, figures: list[str]) -> page.Markup:
               'li',
               link(
                   name,
-                  name,
-                  page.tag('span', f' {build.get(name).TITLE}', class_='title'),
+                  page.tag('b', name),
+                  page.tag('span', build.get(name).TITLE, class_='title'),
               ),
           )
           for name in figures

@@ -16,13 +16,13 @@ from jaxtyping import Array, Float, ScalarLike
 from rlhf_jax.rewards import probability as probability
 from rlhf_jax.rewards.aggregator_registry import Aggregator as Aggregator
 from rlhf_jax.rewards.aggregator_registry import (
-  cone,
-  everything,
-  hull,
-  unless_removed,
-  Utilities,
-  weighted,
-  Weights,
+    cone,
+    everything,
+    hull,
+    unless_removed,
+    Utilities,
+    weighted,
+    Weights,
 )
 from rlhf_jax.rewards.aggregator_registry import get as get
 from rlhf_jax.rewards.aggregator_registry import names as names
@@ -207,6 +207,7 @@ def dual_step(
     weights='real',
     range=everything,
     scale_dependent=False,
+    increasing=False,
     whole_batch=True,
     source='GDPO, arXiv:2601.05242',
 )
@@ -226,7 +227,8 @@ def group_normalized(
   the batch, as published.
 
   Dividing by a prompt's own standard deviation undoes most of what a saturating
-  transform does across prompts.
+  transform does across prompts. It need not increase in a reward: a larger one
+  can raise the standard deviation of the batch by more.
 
   Args:
     utilities: u_i, the samples of one prompt in consecutive rows.

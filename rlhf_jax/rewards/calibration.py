@@ -204,8 +204,11 @@ def fit_isotonic(
       np.concatenate([margins, -margins]),
       np.repeat([1.0, 0.0], len(margins)),
   )
-  knots, p = fit.X_thresholds_, fit.y_thresholds_
+  # Odd to the last bit: a rounding would decide the sign of a level of 0.
+  knots = np.union1d(fit.X_thresholds_, -fit.X_thresholds_)
+  p = fit.predict(knots)
   levels = np.log(p) - np.log1p(-p)
+  levels = 0.5 * (levels - levels[::-1])
   return knots.astype(np.float32), levels.astype(np.float32)
 
 

@@ -64,7 +64,7 @@ class Link:
     return {name: jnp.float32(value) for name, value in self.initial}
 
 
-def add(link: Link) -> Link:
+def register(link: Link) -> Link:
   """Adds a link to the table of them."""
   if link.name in _LINKS:
     raise ValueError(f'Link {link.name!r} is already registered.')

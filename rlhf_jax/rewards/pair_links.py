@@ -9,13 +9,13 @@ from jaxtyping import Array, Bool, Float, ScalarLike
 from rlhf_jax.ops import masked
 from rlhf_jax.rewards import bradley_terry
 from rlhf_jax.rewards.link_registry import (
-    add,
     clean,
     Link,
     LinkParams,
     log_sigmoid,
     Loss,
 )
+from rlhf_jax.rewards.link_registry import register as register_link
 from rlhf_jax.rewards.log_probability import log1mexp
 from rlhf_jax.rewards.options import check_positive
 from rlhf_jax.rewards.references import Reference
@@ -47,7 +47,7 @@ def bradley_terry_nll(
   return bradley_terry.bradley_terry_loss(chosen_reward, rejected_reward, valid)
 
 
-add(
+register_link(
     Link(
         name='bradley_terry',
         data='comparisons',
@@ -99,7 +99,7 @@ def probit_nll(
   return nll, _pair_metrics(nll, chosen, rejected, mask, mask)
 
 
-add(
+register_link(
     Link(
         name='probit',
         data='comparisons',
@@ -180,7 +180,7 @@ def ties_nll(
   }
 
 
-add(
+register_link(
     Link(
         name='ties',
         data='ties',
@@ -242,7 +242,7 @@ def preference_model_nll(
   return nll, _pair_metrics(nll, chosen, rejected, mask, mask)
 
 
-add(
+register_link(
     Link(
         name='preference_model',
         data='comparisons',

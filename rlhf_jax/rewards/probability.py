@@ -144,7 +144,7 @@ def k_of_n(
     source='Frechet 1935',
 )
 def frechet(
-    utilities: Utilities, weights: Weights, *, floor: float = 1e-6
+    utilities: Utilities, weights: Weights, *, floor: float | int = 1e-6
 ) -> Float[Array, '*b']:
   """u = log max(floor, sum_i p_i - (n - 1)): the least that p(AND) can be.
 
@@ -198,7 +198,7 @@ def gated(
     weights: Weights,
     *,
     primary: str,
-    credit: float = 0.5,
+    credit: float | int = 0.5,
 ) -> Float[Array, '*b']:
   """u = sum_(i != p) log p_i + log(p_p + c (1 - p_p)): gates, then the primary.
 

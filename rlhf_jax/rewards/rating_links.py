@@ -8,13 +8,13 @@ from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from rlhf_jax.ops import masked
 from rlhf_jax.rewards.link_registry import (
-    add,
     clean,
     Link,
     LinkParams,
     log_sigmoid,
     Loss,
 )
+from rlhf_jax.rewards.link_registry import register as register_link
 from rlhf_jax.rewards.log_probability import log1mexp
 from rlhf_jax.rewards.options import check_positive
 from rlhf_jax.rewards.references import Reference
@@ -77,7 +77,7 @@ def pointwise_nll(
   return nll, _rating_metrics(nll, reward, rating, mask, 0.0)
 
 
-add(
+register_link(
     Link(
         name='pointwise',
         data='ratings',
@@ -149,7 +149,7 @@ def ordinal_nll(
   return nll, _rating_metrics(nll, reward, rating, mask, bar)
 
 
-add(
+register_link(
     Link(
         name='ordinal',
         data='ratings',
@@ -212,7 +212,7 @@ def gaussian_nll(
   return nll, _rating_metrics(nll, reward, rating, mask, GOOD_RATING - 0.5)
 
 
-add(
+register_link(
     Link(
         name='gaussian',
         data='ratings',
@@ -246,7 +246,7 @@ def judge(
   return log_sigmoid(reward, temperature)
 
 
-add(
+register_link(
     Link(
         name='judge',
         data='none',

@@ -62,8 +62,8 @@ def crra(
     reward: Float[Array, '...'],
     reference: Reference,
     *,
-    gamma: float = 1.0,
-    slope: float = 2.0,
+    gamma: float | int = 1.0,
+    slope: float | int = 2.0,
 ) -> Float[Array, '...']:
   """u = ((1 + x)^(1 - gamma) - 1) / (1 - gamma) for x = r - r_ref >= 0.
 

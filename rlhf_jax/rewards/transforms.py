@@ -187,7 +187,7 @@ def log_sigmoid_centered(
     reference: Reference,
     *,
     temperature: ScalarLike = 1.0,
-    floor: float = 0.0,
+    floor: float | int = 0.0,
 ) -> Float[Array, '...']:
   """u = log sigma((r - r_ref) / T): log-probability of beating the reference.
 

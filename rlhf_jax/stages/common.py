@@ -82,6 +82,9 @@ def in_regime(
     raise ConfigError(f'regime_methods has {unknown}, not in config.methods.')
   for method in sorted(set(copy.methods) - set(copy.regime_methods)):
     del copy.methods[method]
+  used = {section.reference for section in copy.methods.values()}
+  for spec in sorted(set(copy.references.specs) - used):
+    del copy.references.specs[spec]
   copy.regimes = ml_collections.ConfigDict()
   copy.judges = ()
   copy.policy_seeds = ()

@@ -25,6 +25,7 @@ import ml_collections
 from rlhf_jax.data import hh, preferences, world_samples
 from rlhf_jax.data import ratings as ratings_lib
 from rlhf_jax.data import world as world_lib
+from rlhf_jax.rewards import links
 from rlhf_jax.stages import common, inputs
 
 FIELDS = (
@@ -79,9 +80,6 @@ def data_kind(config: ml_collections.ConfigDict) -> str:
 
   One of comparisons, ties (comparisons with ties), ratings and none.
   """
-  # What the world's own tables need not load.
-  from rlhf_jax.rewards import links
-
   return links.get(inputs.registered(config.reward_model.link)).data
 
 

@@ -21,6 +21,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   _validate_numbers(config)
   _validate_references(config)
   _validate_methods(config)
+  _validate_analysis(config)
   _validate_policy(config)
   for name in config.regimes:
     try:
@@ -55,7 +56,7 @@ def _validate_study(c):
     )
     _require(c.data.tokenizer == 'word', 'The world needs data.tokenizer=word.')
   else:
-    needing = {'tables', 'best_of_k', 'evaluate', 'figures'} & set(c.stages)
+    needing = {'tables', 'best_of_k', 'evaluate', 'analysis', 'figures'} & set(c.stages)
     _require(
         not needing,
         f'stages {sorted(needing)} need data.source=world, whose responses can'
@@ -152,6 +153,21 @@ def _validate_numbers(c):
   )
 
 
+def _validate_analysis(c):
+  if 'analysis' not in c.stages or c.regime:
+    return
+  name, method = c.analysis.property, c.analysis.method
+  _require(
+      len(c.properties.get(name, ())) == 2,
+      f'analysis.property is {name!r}; it must be one of properties that has two'
+      ' rewards. Or take analysis out of stages.',
+  )
+  _require(
+      method in c.methods,
+      f'analysis.method is {method!r}; methods has {sorted(c.methods)}.',
+  )
+
+
 def _validate_methods(c):
   for name, section in c.methods.items():
     unknown = sorted(set(section.properties) - set(c.properties))
@@ -175,7 +191,7 @@ def _validate_methods(c):
       except (ValueError, TypeError, KeyError, ImportError) as e:
         raise common.ConfigError(f'methods.{name}: {e}') from e
       _require(
-          not (section.exact and objective.whole_batch),
+          not (section.exact and objective.declarations().whole_batch),
           f'methods.{name} depends on the whole batch, so no fixed optimum'
           ' pi_0 exp(u / kl_coef) exists to be computed: set'
           f' methods.{name}.exact=False, and it can be trained.',
@@ -200,22 +216,13 @@ def _validate_policy(c):
         method in c.methods,
         f'Unknown method {method!r} in policy; known: {sorted(c.methods)}.',
     )
-    _require(
-        learner in policy_stage.LEARNERS,
-        f'Unknown learner {learner!r} in policy; known:'
-        f' {policy_stage.LEARNERS}.',
-    )
     for kl_coef in kl_coefs:
       _require(
           kl_coef > 0,
           f'policy.kl_coef must be > 0 (it is the price of a nat of KL), got'
           f' {kl_coef}.',
       )
-    _require(
-        learner != 'rloo' or c.policy.samples_per_prompt > 1,
-        'learner rloo needs policy.samples_per_prompt >= 2: the baseline of a'
-        ' sample is the mean of the others.',
-    )
+      policy_stage.check(c, name, method, learner, kl_coef)
   responses = c.policy.prompts_per_step * c.policy.samples_per_prompt
   _require(
       responses % c.policy.num_minibatches == 0,

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 
 from rlhf_jax import types
-from rlhf_jax.data import batching, preferences
+from rlhf_jax.data import batching, preferences, ratings
 from rlhf_jax.data import tokenizer as tokenizer_lib
 
 TOKENIZER = tokenizer_lib.WordTokenizer(list('abcdef'))  # a = 3, .., f = 8
@@ -43,6 +43,41 @@ class EncodeTest(parameterized.TestCase):
   def test_empty_prompt_is_an_error(self):
     with self.assertRaisesRegex(preferences.DataError, 'no tokens'):
       batching.encode_prompts([' '], TOKENIZER, max_prompt_tokens=3)
+
+  def test_ratings_by_hand(self):
+    rated = lambda prompt, response, rating: ratings.Rating(
+        prompt=prompt, response=response, rating=rating
+    )
+    batch, counts = batching.encode_ratings(
+        [rated('a', 'b', 2), rated('a', 'b c d', 1), rated('c', 'd e', 5)],
+        TOKENIZER,
+        max_prompt_tokens=2,
+        max_response_tokens=3,
+        max_truncated_fraction=0.4,
+    )
+    self.assertIsInstance(batch, types.RatingBatch)
+    self.assertEqual(counts.kept, (0, 2))
+    np.testing.assert_array_equal(batch.rating, [2, 5])
+    self.assertEqual(batch.rating.dtype, np.int32)
+    np.testing.assert_array_equal(batch.prompt_tokens, [[0, 3], [0, 5]])
+    np.testing.assert_array_equal(batch.response_tokens, [[4, 2, 0], [6, 7, 2]])
+    np.testing.assert_array_equal(batch.response_mask.sum(1), [2, 3])
+    np.testing.assert_array_equal(batch.valid, True)
+
+  def test_ties_stay_with_their_rows(self):
+    pairs = [
+        preferences.Comparison(prompt='a', chosen=c, rejected='f', tied=tied)
+        for c, tied in (('b', False), ('f', True), ('c', True), ('d', False))
+    ]
+    batch, counts = batching.encode_comparisons(
+        pairs,
+        TOKENIZER,
+        max_prompt_tokens=1,
+        max_response_tokens=2,
+        max_truncated_fraction=0.0,
+    )
+    self.assertEqual(counts.identical, 1)
+    np.testing.assert_array_equal(batch.tied, [False, True, False])
 
   def test_comparisons_by_hand(self):
     batch, counts = batching.encode_comparisons(

@@ -73,6 +73,18 @@ class ReadTest(parameterized.TestCase):
     self.assertEqual([r.annotator for r in rows], ['', 'lazy'])
     self.assertEqual([r.line for r in rows], [1, 2])
 
+  def test_ties_are_read_and_written(self):
+    row = {'prompt': 'p', 'chosen': 'a', 'rejected': 'b'}
+    path = self._write([row, row | {'tied': True}, row | {'tied': 'yes'}])
+    rows, report = preferences.read_jsonl(path, max_bad_fraction=0.5)
+    self.assertEqual([r.tied for r in rows], [False, True])
+    self.assertEqual(report.malformed, (3,))
+    preferences.write_jsonl(rows, path)
+    self.assertEqual(
+        [json.loads(line) for line in path.read_text().splitlines()],
+        [row, row | {'tied': True}],
+    )
+
   def test_every_dropped_row_is_reported_by_its_line(self):
     good = _hh()
     differ = {'chosen': _turns('a', 'x'), 'rejected': _turns('b', 'y')}

@@ -125,14 +125,13 @@ def test_every_link_leads_somewhere(page, address):
     page.locator(f'nav a[href="{href}"]').click()
     page.wait_for_function(f'location.hash === "{href}"')
     id, height = href[1:], page.viewport_size['height']
-    # At the top, or as far up as the end of the page lets it come; and not
-    # under the navigation, which stays in sight.
-    assert -1 <= _at_top(page, id) < height
+    # At the top, but not under the navigation, which stays in sight.
+    assert -1 <= _at_top(page, id) < height / 5
     nav = page.locator('nav').bounding_box()
-    assert nav['y'] == 0
+    assert abs(nav['y']) < 1
     if _narrow(page):
       assert _at_top(page, id) >= nav['height'] - 1
-    page.wait_for_selector('nav a[aria-current]')
+    page.wait_for_selector(f'nav a[href="{href}"][aria-current]')
 
 
 def test_pointing_shows_the_values(page):
@@ -144,7 +143,7 @@ def test_pointing_shows_the_values(page):
   tip = page.locator('.tip')
   assert tip.is_hidden()
   box = picture.bounding_box()
-  for point in values['points'][:3]:
+  for point in [p for p in values['points'] if len(p) == 8][:3]:
     left, top, x, y, index, _, low, high = point
     at = box['x'] + left * box['width'], box['y'] + top * box['height']
     if _narrow(page):

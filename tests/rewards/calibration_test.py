@@ -185,8 +185,21 @@ class IsotonicTest(parameterized.TestCase):
         x, jnp.array(knots), jnp.array(levels)
     )
     np.testing.assert_allclose(at(-x), -at(x), atol=1e-4)
+    np.testing.assert_array_equal(knots, -knots[::-1])
+    np.testing.assert_array_equal(levels, -levels[::-1])
     self.assertLessEqual(np.abs(levels).max(), np.log(201) + 1e-5)
     np.testing.assert_array_equal(at(jnp.array([1e6, -1e6])), at(x)[::-100])
+
+  @parameterized.product(n=[3, 48, 200], seed=[0, 1, 2])
+  def test_never_reverses_a_preference(self, n, seed):
+    # Noise: near 0 the curve is flat, and its rounding must take no side.
+    m = np.random.default_rng(seed).normal(size=n).astype(np.float32)
+    knots, levels = calibration.fit_isotonic(m)
+    x = jnp.linspace(-4.0, 4.0, 401)
+    level = calibration.isotonic_log_odds(
+        x, jnp.array(knots), jnp.array(levels)
+    )
+    self.assertTrue((level * x >= 0).all())
 
   @parameterized.parameters(0.01, 5.0)
   def test_of_the_order_of_margins_alone(self, scale):

@@ -1,5 +1,7 @@
 """Every registered transform is held to its declarations, and LSC to the paper."""
 
+import dataclasses
+
 from absl.testing import parameterized
 import chex
 import jax
@@ -17,6 +19,15 @@ _OPTIONS = {
     'sigmoid': ({'temperature': 0.5}, {'temperature': 3}),
     'par': ({'temperature': 0.5}, {'temperature': 3}),
     'log_par': ({'temperature': 0.5}, {'temperature': 3}),
+    'tanh': ({'temperature': 0.5}, {'temperature': 3}),
+    'crra': ({'gamma': 0.5}, {'gamma': 3.0, 'slope': 1.0}, {'gamma': 0}),
+    'probit': ({'temperature': 2.0},),
+    'gaussian': ({'sigma': 2.0},),
+    'ties': ({'eta': 0.7}, {'eta': 2, 'temperature': 3.0}),
+    'pointwise': ({'temperature': 0.5},),
+    'preference_model': ({'temperature': 0.5},),
+    'judge': ({'temperature': 3},),
+    'ordinal': ({'threshold': 1.5}, {'threshold': -2}),
     'log_sigmoid_centered': (
         {'temperature': 0.5},
         {'floor': 0.1},
@@ -35,8 +46,16 @@ def _reference(rows=4, m=6, seed=0, shift=0.0, scale=1.0):
   rng = np.random.default_rng(seed)
   center, spread = rng.normal(size=(rows, 1)) * 2, 0.5 + rng.random((rows, 1))
   samples = scale * (center + spread * rng.normal(size=(rows, m))) + shift
-  return references.make_reference(
+  reference = references.make_reference(
       jnp.array(samples, jnp.float32), estimator='empirical_quantile'
+  )
+  # A curve of its own for each prompt, in units of the reward.
+  knots = scale * np.array([-4.0, -1.5, 0.05, 0.9, 3.5]) + scale * 0.1 * spread
+  levels = np.array([-3.0, -0.5, 0.0, 0.4, 2.0]) + spread
+  return dataclasses.replace(
+      reference,
+      knots=jnp.array(knots, jnp.float32),
+      levels=jnp.array(levels, jnp.float32),
   )
 
 
@@ -87,7 +106,10 @@ class RegistryTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, f'{name!r} needs a reference'):
         transform(reward, None)
     else:
-      np.testing.assert_array_equal(transform(reward, None), reward)
+      other = jax.tree.map(lambda leaf: leaf[:3], _reference())
+      np.testing.assert_array_equal(
+          transform(reward, None), transform(reward, other)
+      )
 
   @parameterized.parameters(
       ('sigmoid', {'temperature': 0.0}, 'temperature must be > 0'),
@@ -97,6 +119,15 @@ class RegistryTest(parameterized.TestCase):
       ('log_sigmoid_centered', {'floor': 1.0}, 'floor must lie in'),
       ('log_sigmoid_centered', {'floor': -0.1}, 'floor must lie in'),
       ('clip', {'low': 1.0, 'high': 1.0}, 'low < high'),
+      ('tanh', {'temperature': 0.0}, 'temperature must be > 0'),
+      ('probit', {'temperature': 0.0}, 'temperature must be > 0'),
+      ('pointwise', {'temperature': 0.0}, 'temperature must be > 0'),
+      ('preference_model', {'temperature': -1.0}, 'temperature must be > 0'),
+      ('judge', {'temperature': 0.0}, 'temperature must be > 0'),
+      ('gaussian', {'sigma': 0.0}, 'sigma must be > 0'),
+      ('ties', {'eta': -0.1}, 'eta must be >= 0'),
+      ('crra', {'gamma': -0.1}, 'gamma must be >= 0'),
+      ('crra', {'slope': 0.5}, 'slope must be >= 1'),
   )
   def test_option_values_that_mean_nothing_raise(self, name, options, message):
     reference = _reference()
@@ -115,6 +146,8 @@ class LawsTest(parameterized.TestCase):
       ref = {
           'ref_reward': np.float64(reference.ref_reward[row]),
           'samples': np.asarray(reference.samples[row], np.float64),
+          'knots': np.asarray(reference.knots[row], np.float64),
+          'levels': np.asarray(reference.levels[row], np.float64),
       }
       want = [
           rewards_numpy.TRANSFORMS[name](np.float64(r), ref, **options)
@@ -148,9 +181,13 @@ class LawsTest(parameterized.TestCase):
   def test_declared_range_is_the_smallest(self, name):
     transform, reference = transforms.get(name), _reference(m=4)
     extremes = jnp.array([-1e4, 1e4])[None] + reference.ref_reward[:, None]
-    u = transform(extremes, references.expand(reference))
-    if name == 'clip':  # declared over all options
-      u = transform(extremes, references.expand(reference), low=-2e4, high=2e4)
+    # Declared over all options, and over all curves.
+    options = {'clip': {'low': -2e4, 'high': 2e4}, 'crra': {'gamma': 0}}
+    levels = jnp.broadcast_to(jnp.linspace(-1e4, 1e4, 5), (4, 5))
+    reference = dataclasses.replace(reference, levels=levels)
+    u = transform(
+        extremes, references.expand(reference), **options.get(name, {})
+    )
     if name == 'log_quantile':  # -inf is reached as m grows
       samples = jnp.broadcast_to(reference.ref_reward[:, None], (4, 4000))
       many = references.make_reference(samples, estimator='mean')
@@ -270,13 +307,10 @@ def _reads(name):
   reference, read = _reference(), set()
   rewards = reference.ref_reward + 0.3
   base = transforms.get(name)(rewards, reference)
-  for leaf in ('ref_reward', 'mean', 'std', 'samples'):
-    fields = {
-        k: getattr(reference, k)
-        for k in ('ref_reward', 'mean', 'std', 'samples')
-    }
-    fields[leaf] = fields[leaf] + 5.0
-    other = references.Reference(**fields)
+  for leaf in (field.name for field in dataclasses.fields(reference)):
+    other = dataclasses.replace(
+        reference, **{leaf: getattr(reference, leaf) + 5.0}
+    )
     if not np.allclose(transforms.get(name)(rewards, other), base):
       read.add(leaf)
   return read
@@ -363,7 +397,9 @@ class LimitsTest(parameterized.TestCase):
     u = transforms.get('z_score')(jnp.array([1.0]), reference)
     np.testing.assert_array_equal(u, [0.0])
 
-  @parameterized.parameters('par', 'log_par', 'quantile', 'log_quantile')
+  @parameterized.parameters(
+      'par', 'log_par', 'quantile', 'log_quantile', 'log_isotonic'
+  )
   def test_samples_are_never_materialised_against_responses(self, name):
     # 4 prompts, 1000 responses, 50 samples: only [4 1000] arrays are allowed.
     reference = references.expand(_reference(m=50))
@@ -373,3 +409,68 @@ class LimitsTest(parameterized.TestCase):
     sizes = [np.prod(v.aval.shape) for eqn in jaxpr.eqns for v in eqn.outvars]
     self.assertLessEqual(max(sizes), 4 * 1000)
     self.assertIn('scan', str(jaxpr))
+
+  def test_minmax_of_tied_samples_stays_finite(self):
+    reference = references.make_reference(jnp.ones((1, 3)), estimator='mean')
+    u = transforms.get('minmax')(jnp.array([1.0]), reference)
+    np.testing.assert_array_equal(u, [0.0])
+
+  def test_minmax_puts_the_samples_on_zero_and_one(self):
+    reference = _reference()
+    for end, want in ((jnp.min, 0.0), (jnp.max, 1.0)):
+      u = transforms.get('minmax')(end(reference.samples, axis=-1), reference)
+      np.testing.assert_allclose(u, np.full(4, want), atol=1e-6)
+
+  def test_crra_is_log_at_one_and_bounded_above_one(self):
+    reference = _reference()
+    reward = reference.ref_reward + 1e4
+    near = transforms.get('crra')(reward, reference, gamma=1 + 1e-5)
+    log = transforms.get('crra')(reward, reference)
+    np.testing.assert_allclose(near, log, rtol=1e-4)
+    bounded = transforms.get('crra')(reward, reference, gamma=3.0)
+    np.testing.assert_allclose(bounded, np.full(4, 0.5), rtol=1e-6)
+
+  def test_ties_without_ties_is_lsc(self):
+    reference = references.expand(_reference())
+    rewards = _around(_reference())
+    np.testing.assert_allclose(
+        transforms.get('ties')(rewards, reference),
+        transforms.get('log_sigmoid_centered')(rewards, reference),
+        rtol=1e-6,
+        atol=1e-7,
+    )
+
+  def test_a_gaussian_link_of_any_scale_is_a_probit(self):
+    reference = references.expand(_reference())
+    rewards = _around(_reference())
+    np.testing.assert_allclose(
+        transforms.get('gaussian')(rewards, reference, sigma=2.5),
+        transforms.get('probit')(rewards, reference, temperature=2.5),
+        rtol=1e-6,
+    )
+
+  def test_log_isotonic_of_the_identity_is_lsc_between_the_ends(self):
+    knots = jnp.broadcast_to(jnp.linspace(-8.0, 8.0, 33), (4, 33))
+    reference = dataclasses.replace(_reference(), knots=knots, levels=knots)
+    rewards = _around(reference, width=9.0)
+    got = transforms.get('log_isotonic')(rewards, references.expand(reference))
+    x = np.clip(rewards - reference.ref_reward[:, None], -8, 8)
+    np.testing.assert_allclose(got, jax.nn.log_sigmoid(x), atol=2e-5)
+
+  def test_log_isotonic_may_jump(self):
+    # Two knots at one margin: a step, as isotonic regression makes them.
+    reference = dataclasses.replace(
+        references.make_reference(jnp.zeros((1, 3)), estimator='mean'),
+        knots=jnp.array([[-1.0, 0.0, 0.0, 1.0]]),
+        levels=jnp.array([[-2.0, -2.0, 1.0, 1.0]]),
+    )
+    for reward, level in ((-9.0, -2.0), (-0.01, -2.0), (0.0, 1.0), (9.0, 1.0)):
+      u = transforms.get('log_isotonic')(jnp.array([reward]), reference)
+      np.testing.assert_allclose(
+          u, np.log([rewards_numpy.sigmoid(level)]), rtol=1e-6
+      )
+
+  def test_log_isotonic_without_a_curve_raises(self):
+    reference = references.make_reference(jnp.zeros((1, 3)), estimator='mean')
+    with self.assertRaisesRegex(ValueError, 'knots and levels'):
+      transforms.get('log_isotonic')(jnp.zeros(1), reference)

@@ -46,6 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.regimes.gold = base.regime(
       scorers=base.regime(helpful='gold', harmless='gold')
   )
+  c.analysis.update(num_repeats=(2, 6), num_responses=4, rhos=(-0.5, 0.0, 0.5))
   c.evaluate.update(
       kls=(0.125, 0.25, 0.5, 1.0),
       matched_kl=0.25,

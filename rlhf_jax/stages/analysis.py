@@ -1,0 +1,322 @@
+"""Why methods differ, measured in the world: one seed's tables of questions.
+
+  diagnostics.csv           where each utility is steep, and where it saturates
+  calibration.csv           reliability curves, of rewards and of their product
+  calibration_summary.csv   and their scores
+  independence.csv          are two judgements independent given the response?
+  copula.csv                what a wrong answer to that costs
+
+Everything is of the held-out prompts. `gaussian_table` needs no seed and no
+world; the figures stage writes it.
+"""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pandas as pd
+
+from rlhf_jax.data import world as world_lib
+from rlhf_jax.data import world_samples
+from rlhf_jax.evaluation import diagnostics, independence
+from rlhf_jax.exact import enumerated, gaussian, tilted
+from rlhf_jax.stages import common, inputs, tables
+from rlhf_jax.stages import study as study_lib
+
+FIELDS = (
+    *tables.FIELDS,
+    'properties',
+    'methods',
+    'references',
+    'evaluate',
+    'analysis',
+)
+TABLES = (
+    'diagnostics',
+    'calibration',
+    'calibration_summary',
+    'independence',
+    'copula',
+)
+_COLUMNS = {
+    'diagnostics': 'property method seed quantity decile value',
+    'calibration': 'seed reward role kind bin share confidence frequency',
+    'calibration_summary': (
+        'seed reward role kind accuracy log_loss brier ece temperature pairs'
+    ),
+    'independence': (
+        'seed rho num_repeats statistic p_value product observed frechet_low'
+        ' frechet_high ece'
+    ),
+    'copula': 'seed rho method kl value',
+}
+_CURVE = ('share', 'confidence', 'frequency')
+_NUM_BINS = 10
+
+
+def folder(config: ml_collections.ConfigDict) -> str:
+  return os.path.join(common.seed_folder(config), 'analysis')
+
+
+def run(
+    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+) -> None:
+  """Writes the tables of this seed as CSV; TABLES names them."""
+  out = os.path.join(workdir, folder(config))
+  total = len(config.properties) + 2
+  rows = {name: [] for name in TABLES}
+  rows['calibration'], rows['calibration_summary'] = calibration(
+      config, workdir
+  )
+  progress(1, total)
+  for done, name in enumerate(config.properties):
+    study = study_lib.Study(config, workdir, name)
+    rows['diagnostics'] += diagnose(study)
+    if name == config.analysis.property:
+      judged = Pair(study)
+      rows['independence'], product = judged.independence()
+      rows['calibration'] += product
+      rows['copula'] = judged.copula()
+    progress(done + 2, total)
+  for name in TABLES:
+    frame = pd.DataFrame(rows[name], columns=_COLUMNS[name].split())
+    with common.atomic(os.path.join(out, f'{name}.csv')) as f:
+      frame.to_csv(f, index=False)
+  progress(total, total)
+
+
+def diagnose(study: study_lib.Study) -> list[tuple]:
+  """What each method makes of the rewards of a property.
+
+    gradient_share     of E_0 |du/dr|, by decile 1 .. 10 of r under SFT; masses
+                       of all rewards are added before they are divided
+    saturated          share of SFT responses with u > log .95; of utilities that
+                       are logarithms of probabilities, <= 0
+    reward_sd_before   sd within a prompt, under SFT, of the sum of the rewards
+    reward_sd_after    the same of the utility: what learners see in its place
+    saturated_policy, reward_sd_policy
+                       the first and the third under the exact optimum at the
+                       matched KL, where there is one
+
+  The mean over prompts; decile 0 where there are no deciles.
+  """
+  ids, ref_logprobs = study.prompts.eval_ids, study.ref_logprobs
+  scores = study.scores('reward_model', ids)
+  total = sum(scores.values())
+  rows = []
+  for method in study.methods:
+    utility = study.utility_of(method, scores, ids)
+    slopes = diagnostics.slopes(
+        lambda r, method=method: study.utility_of(method, r, ids), scores
+    )
+    mass = sum(
+        diagnostics.gradient_mass(ref_logprobs, scores[name], slope)
+        for name, slope in slopes.items()
+    )
+    found = {
+        'reward_sd_before': diagnostics.reward_sd(ref_logprobs, total),
+        'reward_sd_after': diagnostics.reward_sd(ref_logprobs, utility),
+    }
+    # Above 0 on no response: read as the logarithm of a probability.
+    is_log_probability = bool(jnp.max(utility) <= 0)
+    if is_log_probability:
+      found['saturated'] = diagnostics.saturated_share(ref_logprobs, utility)
+    policy = _optimum(study, utility)
+    if policy is not None:
+      found['reward_sd_policy'] = diagnostics.reward_sd(policy, total)
+      if is_log_probability:
+        found['saturated_policy'] = diagnostics.saturated_share(policy, utility)
+    head = (study.property, method, study.config.seed)
+    if mass.sum() > 0:  # NaN and flat utilities have no share
+      for decile, share in enumerate(np.asarray(mass / mass.sum()), 1):
+        rows.append((*head, 'gradient_share', decile, float(share)))
+    for quantity, values in found.items():
+      rows.append((*head, quantity, 0, float(values.mean())))
+  return rows
+
+
+def _optimum(study: study_lib.Study, utility: jax.Array) -> jax.Array | None:
+  """Log-probabilities of the exact optimum at the matched KL, if it exists."""
+  target = jnp.array([study.config.evaluate.matched_kl], jnp.float32)
+  found = tilted.frontier(study.ref_logprobs, utility, target)
+  return found.logprobs[0] if bool(jnp.isfinite(found.kl_coefs[0])) else None
+
+
+def calibration(
+    config: ml_collections.ConfigDict, workdir: str
+) -> tuple[list[tuple], list[tuple]]:
+  """Rows of both calibration tables, from what learning a reward wrote.
+
+  Of every reward model and judge that was learned, on held-out comparisons: raw,
+  divided by a fitted temperature, and through a monotone curve. A kind's
+  `temperature` is what would still improve it.
+  """
+  curves, summaries = [], []
+  for role in ('reward_model', *config.judges):
+    for reward in config.rewards:
+      if role == 'reward_model' and (
+          config.scorers.get(reward, 'learned') != 'learned'
+      ):
+        continue
+      path = os.path.join(
+          workdir, inputs.reward_folder(config, reward, role), 'results.json'
+      )
+      kinds = common.read_json(path, 'reward_model')['calibration']['kinds']
+      for kind, found in kinds.items():
+        head = (config.seed, reward, role, kind)
+        columns = _COLUMNS['calibration_summary'].split()[len(head) :]
+        summaries.append((*head, *(found[name] for name in columns)))
+        curves += _curve_rows(head, found['curve'])
+  return curves, summaries
+
+
+def _curve_rows(head: tuple, curve: dict) -> list[tuple]:
+  points = zip(*(curve[name] for name in _CURVE), strict=True)
+  return [(*head, j, *map(float, point)) for j, point in enumerate(points)]
+
+
+class Pair:
+  """The two judgements of a property, as learned and as judges make them.
+
+  Attributes:
+    learned: sigma(r_i - r_ref_i) of the reward models, by reward.
+    gold: the judges' own P(G_i = 1 | x, y).
+  """
+
+  def __init__(self, study: study_lib.Study):
+    self._study, self._config = study, study.config.analysis
+    self._ids = study.prompts.eval_ids
+    if len(study.rewards) != 2:
+      raise common.ConfigError(
+          f'analysis.property is {study.property}, of {len(study.rewards)}'
+          ' rewards; the dependence of judgements is measured for two.'
+      )
+    # The bar of gold is set by the same policy that sets r_ref.
+    self._bar = {'ref_logprobs': study.tables['sft']}
+    references = study.references(self._config.method)
+    scores = study.scores('reward_model', self._ids)
+    self.learned = {
+        name: jax.nn.sigmoid(
+            score - references[name].ref_reward[self._ids][:, None]
+        )
+        for name, score in scores.items()
+    }
+    self.gold = {
+        name: jnp.asarray(
+            world_lib.judge_probability(study.world, name, **self._bar)[
+                self._ids
+            ]
+        )
+        for name in study.rewards
+    }
+
+  def independence(self) -> tuple[list[tuple], list[tuple]]:
+    """Rows of independence.csv, and the reliability curve of the product.
+
+    SFT responses are judged several times, with dependence rho. `product` is the
+    mean of prod_i sigma(r_i - r_ref_i), `observed` how often both judgements
+    held, the Frechet bounds are means of those of each response. The curve is
+    that of the rho nearest 0, and its miss is that of the marginals.
+    """
+    study, c = self._study, self._config
+    seed = study.config.seed
+    drawn = enumerated.draw(
+        jax.random.key(seed), study.ref_logprobs, num_samples=c.num_responses
+    )
+    marginals = jnp.stack([
+        jnp.take_along_axis(p, drawn, axis=-1).ravel()
+        for p in self.learned.values()
+    ])  # fmt: skip
+    product = marginals.prod(axis=0)
+    low, high = independence.frechet_bounds(marginals)
+    prompt = np.repeat(self._ids, c.num_responses)
+    rows, curves = [], {}
+    for i, rho in enumerate(c.rhos):
+      judged = world_samples.sample_judgements(
+          study.world,
+          study.rewards,
+          prompt,
+          np.asarray(drawn).ravel(),
+          max(c.num_repeats),
+          rho=rho,
+          rng=np.random.default_rng([seed, i]),
+          **self._bar,
+      )
+      for num_repeats in c.num_repeats:
+        first, second = jnp.moveaxis(jnp.asarray(judged[:, :num_repeats]), 2, 0)
+        statistic, p_value = independence.conditional_dependence_test(
+            first, second
+        )
+        both = (first & second).mean(axis=1, dtype=jnp.float32)
+        curves[rho], ece = independence.joint_calibration(
+            product, both, num_bins=_NUM_BINS
+        )
+        values = (statistic, p_value, product, both, low, high, ece)
+        means = (float(jnp.mean(v)) for v in values)
+        rows.append((seed, rho, num_repeats, *means))
+    curve = curves[min(curves, key=abs)]
+    curve = {name: getattr(curve, name) for name in _CURVE}
+    head = (seed, 'product', 'reward_model', 'raw')
+    return rows, _curve_rows(head, curve)
+
+  def copula(self) -> list[tuple]:
+    """Rows of copula.csv: P_rho(both good), by judges, of exact optima.
+
+    At the matched KL, of every method and of two that know rho:
+
+      oracle      u = log P_rho(both), from the judges' own marginals
+      lsc_copula  the same from sigma(r_i - r_ref_i): LSC without the
+                  assumption of independence, and with all else
+    """
+    study, seed = self._study, self._study.config.seed
+    kl = study.config.evaluate.matched_kl
+    optima = {
+        method: _optimum(study, study.utility(method, self._ids))
+        for method in study.methods
+    }
+    rows = []
+    for rho in self._config.rhos:
+      value = independence.copula_and(*self.gold.values(), rho)
+      knowing = {
+          'oracle': value,
+          'lsc_copula': independence.copula_and(*self.learned.values(), rho),
+      }
+      found = optima | {
+          name: _optimum(study, jnp.log(p)) for name, p in knowing.items()
+      }
+      for method, logprobs in found.items():
+        if logprobs is not None:
+          mean = enumerated.expectation(logprobs, value).mean()
+          rows.append((seed, rho, method, kl, float(mean)))
+    return rows
+
+
+def gaussian_table(
+    *,
+    num_samples: int = 2**17,
+    kls: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0),
+) -> pd.DataFrame:
+  """gaussian.csv: two synthetic rewards, by scale ratio, tail and correlation.
+
+  See `exact.gaussian`. Scales are equal or 4 to 1; beside that, a setting varies
+  the tail or the correlation of normal rewards without correlation.
+  """
+  settings = [('normal', c) for c in (0.0, 0.5, -0.5)]
+  settings += [(tail, 0.0) for tail in ('laplace', 't10', 't5')]
+  rows = []
+  for tail, correlation in settings:
+    for scale in (1.0, 4.0):
+      rewards = gaussian.two_rewards(
+          num_samples=num_samples,
+          scale=scale,
+          correlation=correlation,
+          tail=tail,
+      )
+      rates = gaussian.joint_rates(rewards, jnp.asarray(kls, jnp.float32))
+      for method, values in rates.items():
+        for kl, value in zip(kls, values, strict=True):
+          rows.append((scale, tail, correlation, method, kl, float(value)))
+  names = 'scale tail correlation method kl value'
+  return pd.DataFrame(rows, columns=names.split())
