@@ -143,7 +143,9 @@ def check(
   try:
     # Made, not run: what it refuses, it refuses here.
     learner.make_update(
-        interface.ModelFns(policy=None, reference=None, values=None), None, cfg
+        interface.ModelFns(policy=None, reference=None, values=None),
+        optax.identity(),
+        cfg,
     )
     _check_penalty(c.penalty, objective)
   except ValueError as e:
