@@ -46,7 +46,6 @@ FIELDS = (
 )
 # Numbers of config.policy that are off at 0, and that not every learner has.
 _OPTIONAL = ('kl_target', 'entropy_coef')
-LEARNERS = registry.names()
 
 
 def narrowed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
