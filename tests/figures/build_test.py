@@ -9,15 +9,15 @@ import pandas as pd
 import pytest
 
 from rlhf_jax.figures import (
-  build,
-  comparisons,
-  f3,
-  f4,
-  f6,
-  f7,
-  grpo,
-  style,
-  tables,
+    build,
+    comparisons,
+    f3,
+    f4,
+    f6,
+    f7,
+    grpo,
+    style,
+    tables,
 )
 
 
