@@ -5,7 +5,9 @@ import pandas as pd
 from rlhf_jax.figures import page, style, tables, words
 
 KLS = (0.5, 1.0, 2.0, 4.0)
-SUMMARY_KL = 2.0
+SUMMARY_KL = tables.MATCHED_KL
+# Learners trained at several coefficients; for the others see L1.
+CURVES = ('exact', 'ppo', 'rloo', 'best_of')
 
 # Words, and whether more is better: None where neither direction is.
 METRICS = {
@@ -246,7 +248,7 @@ def results_tables(results: pd.DataFrame) -> page.Markup:
           ' not reach that KL.',
       )
   ]
-  families = [f for f in style.LEARNERS if f in set(results['family'])]
+  families = [f for f in CURVES if f in set(results['family'])]
   for family in families:
     body = []
     for property in tables.present(results, 'property', tables.PROPERTIES):

@@ -200,16 +200,16 @@ def _draw_block(axes, frame, names, panel, *, first: bool) -> None:
   own['color'] = [style.color(m) for m in own['lane']]
   lanes = [m for m in (*BASELINES, 'lsc_floor') if m in set(own['lane'])]
   gain = own[own['quantity'] == 'gain']
-  dots.draw(axes, gain, labels, row='row', lanes=lanes, lane='lane', size=5)
+  dots.draw(axes, gain, labels, row='row', lanes=lanes, lane='lane', size=5.0)
   area = own[own['quantity'] == 'area'].assign(
       low=np.nan, high=np.nan, marker='|'
   )
-  dots.draw(axes, area, labels, row='row', lanes=lanes, lane='lane', size=8)
+  dots.draw(axes, area, labels, row='row', lanes=lanes, lane='lane', size=8.0)
   dots.zero(axes)
   stuck = own[(own['quantity'] == 'unreached') & (own['versus'] == 'raw')]
   for row in stuck['row']:
     text = f'cannot reach KL {tables.MATCHED_KL:g}'
-    dots.write(axes, labels.index(row), text)
+    dots.write(axes, float(labels.index(row)), text)
   axes.tick_params(labelleft=first, axis='y', length=0)
 
 
@@ -247,8 +247,8 @@ def _draw_gaussian(axes, rows: pd.DataFrame) -> None:
   """Settings from top to bottom, a dot per method."""
   rows = rows.assign(setting=[_setting(r) for _, r in rows.iterrows()])
   settings = list(dict.fromkeys(rows['setting']))
-  dots.draw(axes, rows, settings, row='setting', lane='method', size=6)
-  axes.tick_params(axis='y', labelsize=8)
+  dots.draw(axes, rows, settings, row='setting', lane='method', size=6.0)
+  axes.tick_params(axis='y', labelsize=8.0)
   axes.set_title('Two synthetic rewards')
   axes.set_xlabel('P(both above the 85% quantile of SFT)')
   handles = [

@@ -6,6 +6,7 @@ them as large as everywhere else, and so undoes it. On the left, learners with
 and without the division; on the right, the advantages themselves.
 """
 
+import jax.numpy as jnp
 from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
@@ -98,7 +99,7 @@ def advantage_table() -> pd.DataFrame:
     for method, values in utility.items():
       for learner in LEARNERS:
         found = advantages.group_normalize(
-            values, divide_by_std=learner == 'grpo_std'
+            jnp.asarray(values), divide_by_std=learner == 'grpo_std'
         )
         out.append(
             {
@@ -167,7 +168,7 @@ def _draw_shares(axes, shares: pd.DataFrame) -> None:
       row=[labels[n] for n in shares['family']],
       marker=[style.MARKERS[n] for n in shares['family']],
   )
-  dots.draw(axes, points, names, row='row', lanes=METHODS, size=8)
+  dots.draw(axes, points, names, row='row', lanes=METHODS, size=8.0)
   axes.axvline(1, color=style.INK, lw=1, ls=(0, (4, 3)), zorder=1)
   axes.set_title('Share of the objective')
   axes.set_xlabel('share of the attainable objective')

@@ -125,7 +125,7 @@ def _draw_block(axes, own, names, methods, *, first: bool) -> None:
       row=[style.label(n) for n in own['learner']],
       marker=[style.MARKERS.get(n, 's') for n in own['learner']],
   )
-  dots.draw(axes, own, labels, row='row', lanes=methods, size=7)
+  dots.draw(axes, own, labels, row='row', lanes=methods, size=7.0)
   axes.tick_params(labelleft=first, axis='y', length=0)
 
 

@@ -129,7 +129,7 @@ def draw(
     for _, row in data[data['quantity'] == 'unreached'].iterrows():
       if row['method'] in methods:
         text = f'cannot reach KL {tables.MATCHED_KL:g}'
-        dots.write(ax, list(methods).index(row['method']), text)
+        dots.write(ax, float(methods.index(row['method'])), text)
     ax.set_title(panel_title, fontsize=9.5)
     ax.margins(x=0.12)
     raw = data[data['quantity'] == 'raw']

@@ -119,6 +119,84 @@ class TestDifferences:
     assert tables.differences(rows, **_WHAT).iloc[0]['num_seeds'] == 2
 
 
+class TestArea:
+
+  def test_mean_height_by_hand(self):
+    # raw 0, LSC = kl: trapezoids of .25 1 3 give the mean 1.625.
+    kls = (0.125, 0.25, 1.0, 3.0, 4.0)
+    raw = [(s, kl, 0.0) for s in (0, 1) for kl in kls]
+    lsc = [(s, kl, kl) for s in (0, 1) for kl in kls]
+    rows = pd.concat([_rows(raw), _rows(lsc, method='lsc')])
+    area = tables.area_difference(rows, **_WHAT)
+    np.testing.assert_allclose(area['mean'], (0.25 + 3.0) / 2)
+
+  def test_curve_that_ends_early_has_none(self):
+    raw = [(0, kl, 0.0) for kl in (0.25, 1.0, 3.0)]
+    lsc = [(0, kl, kl) for kl in (0.25, 1.0)]
+    rows = pd.concat([_rows(raw), _rows(lsc, method='lsc')])
+    assert tables.area_difference(rows, **_WHAT) == {}
+
+
+class TestBootstrap:
+
+  def _values(self, gap):
+    """Three seeds of eight prompts; LSC is raw and `gap(seed, prompt)`."""
+    return pd.DataFrame(
+        [
+            {
+                'property': 'helpful',
+                'metric': 'win_rate',
+                'judge': 'gold',
+                'learner': 'exact',
+                'method': m,
+                'seed': s,
+                'prompt': f'p{x}',
+                'value': 0.1 * x + 0.2 * s + (gap(s, x) if m == 'lsc' else 0),
+            }
+            for m in ('raw', 'lsc')
+            for s in range(3)
+            for x in range(8)
+        ]
+    )
+
+  def test_pairs_by_seed_and_prompt(self):
+    values = self._values(lambda s, x: 0.25)
+    out = tables.bootstrap(values, **_WHAT, method='lsc', baseline='raw')
+    np.testing.assert_allclose(
+        [out['mean'], out['low'], out['high']], [0.25] * 3
+    )
+    assert out['num_seeds'] == 3
+
+  def test_contains_the_mean_and_repeats_itself(self):
+    values = self._values(lambda s, x: 0.1 * (-1) ** x)
+    out = tables.bootstrap(values, **_WHAT, method='lsc')
+    assert out['low'] < out['mean'] < out['high']
+    shuffled = values.sample(frac=1.0, random_state=0)
+    assert tables.bootstrap(shuffled, **_WHAT, method='lsc') == out
+
+  def test_absent_method_is_empty(self):
+    values = self._values(lambda s, x: 0.0)
+    assert tables.bootstrap(values, **_WHAT, method='min') == {}
+
+
+class TestDistinct:
+
+  def test_equal_curves_are_one_method(self):
+    points = [(s, kl, kl / 5) for s in (0, 1) for kl in (1.0, 2.0)]
+    moved = [(s, kl, v + 0.01) for s, kl, v in points]
+    rows = pd.concat(
+        [
+            _rows(points),
+            _rows(points, method='min'),
+            _rows(moved, method='lsc'),
+        ]
+    )
+    assert tables.distinct_methods(rows, ('raw', 'lsc', 'min')) == [
+        'raw',
+        'lsc',
+    ]
+
+
 class TestLoad:
 
   def test_missing_column_names_file_and_column(self, tmp_path):
