@@ -33,7 +33,8 @@ def points(figure: Figure) -> list[dict]:
 
   The label of a line is its own when it was given one. Otherwise it is read
   off the legend: the entry of its colour, and the grey one of its marker.
-  Lines across a whole panel (references, zeros), images and texts are no data.
+  Lines across a whole panel (references, zeros), images and texts are no data,
+  nor is what neither a legend nor a word on an axis names (a diagonal).
   """
   figure.draw_without_rendering()  # the layout moves the axes when it draws
   legend = _legend(figure)
@@ -84,6 +85,8 @@ def _point(axes, x, y, interval, ticks, words) -> list[dict]:
   left, top = axes.figure.transFigure.inverted().transform(at)
   point = {'left': round(float(left), 4), 'top': round(1 - float(top), 4)}
   point |= {'x': _value(ticks[0], x), 'y': _value(ticks[1], y)}
+  if not (words['label'] or any(isinstance(point[n], str) for n in 'xy')):
+    return []
   if interval is not None:
     along, low, high = interval
     point |= {'along': along, 'low': _rounded(low), 'high': _rounded(high)}

@@ -30,9 +30,10 @@ function showTip(picture, words, point) {
   const line = (name, value, axis) =>
     (name ? `${name}: ` : '') + value +
     (along === axis ? ` [${low}, ${high}]` : '');
-  const lines = [panel, line(xLabel, x, 'x'), line(yLabel, y, 'y')];
+  const lines = [line(xLabel, x, 'x'), line(yLabel, y, 'y')];
+  if (label) lines.unshift(panel);
   tip.replaceChildren(
-    make('b', '', label || 'value'),
+    make('b', '', label || panel),
     ...lines.filter(Boolean).map((text) => make('span', '', text)));
   ring.style.left = `${100 * left}%`;
   ring.style.top = `${100 * top}%`;

@@ -100,7 +100,10 @@ def _note(row: pd.Series) -> str:
 def _answer(row: dict, rewards: list[str], kinds: list[str]) -> dict:
   def score(kind, reward):
     value = row.get(f'{kind}/{reward}')
-    return '' if pd.isna(value) else _SCORES[kind][1].format(value)
+    if pd.isna(value):
+      return ''
+    # A rounded -0.001 is zero, and has no sign of its own.
+    return _SCORES[kind][1].format(round(value, 2) + 0.0)
 
   return {
       'moves': row['response'],

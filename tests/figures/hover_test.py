@@ -26,7 +26,7 @@ class TestPoints:
   def test_place_is_that_of_the_pixel(self, tmp_path):
     figure, axes = _panel()
     axes.set(xlim=(0, 3), ylim=(0, 3))
-    axes.plot([1, 2], [1, 2], 's', ms=4, color='#ff0000')
+    axes.plot([1, 2], [1, 2], 's', ms=4, color='#ff0000', label='dots')
     found = hover.points(figure)
     path = os.path.join(tmp_path, 'a.png')
     style.save(figure, path)
@@ -40,27 +40,28 @@ class TestPoints:
 
   def test_reference_lines_and_hidden_ones_are_no_data(self):
     figure, axes = _panel()
-    axes.plot([0, 1], [0, 1])
-    axes.plot([0, 1], [1, 0], visible=False)
+    axes.plot([0, 1], [0, 1], label='curve')
+    axes.plot([0, 1], [1, 0], label='hidden', visible=False)
+    axes.plot([0, 1], [0, 1], color='#999999')  # the diagonal
     axes.axhline(0.5)
     axes.axvline(0.5)
     assert len(hover.points(figure)) == 2
 
   def test_what_is_out_of_sight_or_missing_is_left_out(self):
     figure, axes = _panel()
-    axes.plot([0, 1, 2, 9], [0, np.nan, 2, 9])
+    axes.plot([0, 1, 2, 9], [0, np.nan, 2, 9], label='curve')
     axes.set(xlim=(0, 3), ylim=(0, 3))
     assert list(_by_x(hover.points(figure))) == [0, 2]
 
   def test_intervals_of_bars_and_bands(self):
     figure, axes = _panel()
     bars = [[0.1, 0.2], [0.3, 0.4]]
-    axes.errorbar([1, 2], [5, 6], yerr=bars, fmt='o', capsize=2)
+    axes.errorbar([1, 2], [5, 6], yerr=bars, fmt='o', capsize=2, label='a')
     frame = pd.DataFrame(
         {'kl': [1.0, 2.0], 'mean': [0.5, 0.7], 'low': [0.4, 0.6]}
     ).assign(high=0.9)
-    style.draw_band(axes, frame, color='#123456')
-    axes.plot([1, 2], [0.6, 0.7], color='#654321')  # has no band
+    style.draw_band(axes, frame, color='#123456', label='b')
+    axes.plot([1, 2], [0.6, 0.7], color='#654321', label='c')  # has no band
     found = hover.points(figure)
     first, second, line = found[:2], found[2:4], found[4:]
     assert [(p['low'], p['high']) for p in first] == [(4.9, 5.3), (5.8, 6.4)]
@@ -117,7 +118,7 @@ class TestPoints:
   def test_shared_words_of_rows_and_columns(self):
     figure, axes = _panel(nrows=2, ncols=2, sharex='col', sharey='row')
     for ax in axes.ravel():
-      ax.plot([1], [1])
+      ax.plot([1], [1], label='curve')
     axes[0, 1].set_title('Right', loc='left')
     axes[1, 1].set_xlabel(r'$r - r_{ref}$')
     axes[1, 0].set_ylabel('two\nlines')
@@ -131,12 +132,12 @@ class TestPoints:
 
   def test_long_curves_are_thinned(self):
     figure, axes = _panel()
-    axes.plot(np.linspace(0, 1, 1000), np.zeros(1000))
+    axes.plot(np.linspace(0, 1, 1000), np.zeros(1000), label='curve')
     assert 20 < len(hover.points(figure)) < 50
 
   def test_log_axes(self):
     figure, axes = _panel()
-    axes.plot([1, 10, 100], [1, 1, 1])
+    axes.plot([1, 10, 100], [1, 1, 1], label='curve')
     axes.set_xscale('log')
     left = [p['left'] for p in hover.points(figure)]
     np.testing.assert_allclose(np.diff(left)[0], np.diff(left)[1], atol=2e-4)
@@ -166,4 +167,4 @@ def test_every_figure_has_points_inside_its_picture(built, name):
   assert found
   for point in found:
     assert 0 <= point['left'] <= 1 and 0 <= point['top'] <= 1
-    assert point['label'], point
+    assert point['label'] or {str} & {type(point['x']), type(point['y'])}

@@ -51,12 +51,14 @@ def responses(*, seeds=(0, 1)) -> pd.DataFrame:
 
 
 def write_values(figures_dir: str) -> None:
-  """Hover values of every figure that is there, beside its picture."""
+  """Hover values of every figure beside its picture, unless they are there."""
   for name in build.NAMES:
-    csv = os.path.join(figures_dir, f'{name}.csv')
-    if os.path.exists(csv):
+    csv, values = (
+        os.path.join(figures_dir, f'{name}.{e}') for e in ('csv', 'json')
+    )
+    if os.path.exists(csv) and not os.path.exists(values):
       figure = build.get(name).draw(pd.read_csv(csv))
-      with open(os.path.join(figures_dir, f'{name}.json'), 'w') as f:
+      with open(values, 'w') as f:
         json.dump(hover.points(figure), f)
 
 

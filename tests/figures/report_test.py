@@ -46,20 +46,26 @@ def _parse(path):
 
 
 @pytest.fixture(scope='module')
-def written(run, built, tmp_path_factory):
-  """The report of a run with all figures, in a folder of its own."""
+def workdir(run, built, tmp_path_factory):
+  """A run with everything a report shows."""
   assert os.path.dirname(built) == run
-  workdir = pages.copy(run, str(tmp_path_factory.mktemp('run')))
+  return pages.copy(run, str(tmp_path_factory.mktemp('run')))
+
+
+@pytest.fixture(scope='module')
+def written(workdir, tmp_path_factory):
+  """The report in a folder of its own, far from its figures."""
   out = str(tmp_path_factory.mktemp('report') / 'deep' / 'report.html')
   assert report.write_report(workdir, out) == out
   return _parse(out)
 
 
 @pytest.fixture(scope='module')
-def beside(run, built, tmp_path_factory):
-  """The report of a run, its figures in a folder beside it."""
-  assert os.path.dirname(built) == run
-  return _parse(pages.write(run, str(tmp_path_factory.mktemp('run'))))
+def beside(workdir):
+  """The report with its figures in a folder beside it."""
+  return _parse(
+      report.write_report(workdir, os.path.join(workdir, 'report.html'))
+  )
 
 
 class TestReport:
@@ -119,8 +125,9 @@ class TestReport:
     worse = int(re.search(r'LSC worse than raw: (\d+)', text)[1])
     better = int(re.search(r'LSC better than raw: (\d+)', text)[1])
     neutral = int(re.search(r'neither direction is better: (\d+)', text)[1])
-    # Three properties, by two shortcuts, six measures of quality, and length.
-    assert (worse, better, neutral) == (6, 18, 3)
+    # Of three properties, two shortcuts and the length; all else is quality.
+    assert (worse, neutral) == (6, 3)
+    assert better >= 18 and better % 3 == 0
 
   def test_only_own_scripts(self, written):
     text, checker = written
