@@ -165,6 +165,12 @@ def get_config() -> ml_collections.ConfigDict:
       num_samples=64,  # SFT samples a prompt
       batch_size=48,  # prompts at once
       specs=config_dict.create(default=reference()),
+      # learned_quantile: the model of the prompt, from the SFT policy's weights
+      regression=config_dict.create(
+          num_steps=300,
+          batch_size=64,  # prompts, each with all its samples
+          optim=optimizer(peak_lr=1e-3),
+      ),
   )
 
   # -- Policies.
