@@ -94,12 +94,13 @@ def _point(axes, x, y, interval, ticks, words) -> list[dict]:
 
 
 def _word_ticks(axis) -> list[tuple[float, str]]:
-  """Where an axis has words instead of numbers."""
-  texts = [_plain(t.get_text()) for t in axis.get_ticklabels()]
+  """Where an axis has words instead of numbers, if only a shared one shows."""
+  places = axis.get_ticklocs()
+  texts = axis.get_major_formatter().format_ticks(places)
   return [
-      (float(place), text)
-      for place, text in zip(axis.get_ticklocs(), texts, strict=False)
-      if re.search('[a-zA-Z]{2}', text)
+      (float(place), _plain(text))
+      for place, text in zip(places, texts, strict=True)
+      if re.search('[a-zA-Z]{2}', _plain(text))
   ]
 
 
@@ -125,6 +126,7 @@ def _series(axes: Axes, legend) -> list[tuple[str, list]]:
   bars = [c for c in axes.containers if isinstance(c, ErrorbarContainer)]
   caps = {id(cap) for bar in bars for cap in bar.lines[1]}
   intervals = {id(bar.lines[0]): _segments(bar) for bar in bars}
+  named = {id(bar.lines[0]): bar.get_label() for bar in bars}
   loose = [_segments(bar) for bar in bars if bar.lines[0] is None]
   bands = [_band(c) for c in axes.collections if isinstance(c, PolyCollection)]
   out = []
@@ -138,7 +140,7 @@ def _series(axes: Axes, legend) -> list[tuple[str, list]]:
     own = intervals.get(id(line)) or _band_of(line, x, y, bands)
     out.append(
         (
-            _label(line, legend),
+            _label(line, named.get(id(line)) or line.get_label(), legend),
             [(a, b, _at(own, a, b)) for a, b in zip(x, y, strict=True)],
         )
     )
@@ -148,10 +150,10 @@ def _series(axes: Axes, legend) -> list[tuple[str, list]]:
           (*end, next(filter(None, (_at(i, *end) for i in loose)), None))
           for end in _ends(group)
       ]
-      own = group.get_label()
       color = group.patches[0].get_facecolor()
-      named = own if not own.startswith('_') else _by_color(color, legend)
-      out.append((named, series))
+      own = group.get_label()
+      by_color = own.startswith('_')
+      out.append((_by_color(color, legend) if by_color else own, series))
   return out
 
 
@@ -253,9 +255,8 @@ def _dashes(line: Line2D) -> tuple:
   return line.get_linestyle(), offset, scaled
 
 
-def _label(line: Line2D, legend) -> str:
+def _label(line: Line2D, own: str, legend) -> str:
   """What a line is, by its own label or by the legend."""
-  own = line.get_label()
   if not own.startswith('_'):
     return _plain(own)
   if same_color(line.get_color(), style.color('sft')):

@@ -32,9 +32,10 @@ def write_report(workdir: str, out: str) -> str:
   """
   evaluation = os.path.join(workdir, 'evaluation')
   results = tables.load(evaluation, 'results.csv')
+  prompt_values = tables.load(evaluation, 'prompt_values.csv', optional=True)
   figures = _figures(workdir, os.path.dirname(os.path.abspath(out)))
   sections = [
-      ('summary', 'Summary', comparisons.summary(results)),
+      ('summary', 'Summary', comparisons.summary(results, prompt_values)),
       (
           'figures',
           'Figures',

@@ -81,6 +81,12 @@ class TestPoints:
     ]
     assert {(p['label'], p['along']) for p in found} == {('LSC', 'x')}
 
+  def test_words_of_a_shared_axis(self):
+    figure, axes = _panel(ncols=2, sharey=True)
+    axes[0].set_yticks([0, 1], ['one', 'two'])
+    axes[1].plot([3], [1])
+    assert [p['y'] for p in hover.points(figure)] == ['two']
+
   def test_labels_by_colour_marker_and_dashes_of_the_legend(self):
     figure, axes = _panel()
     axes.plot([0], [0], 'o', color=style.color('lsc'))
