@@ -12,6 +12,7 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['rlhf_jax', 'rlhf_jax.*']),
+    package_data={'rlhf_jax.figures': ['*.css', '*.js']},
     install_requires=[
         'absl-py>=2.5,<3',
         'array_record>=0.8.6,<0.9',
@@ -26,6 +27,7 @@ setuptools.setup(
         'optax>=0.2.8,<0.3',
         'orbax-checkpoint>=0.12.8,<0.13',
         'pandas>=3.1,<4',
+        'scikit-learn>=1.9,<2',
         'scipy>=1.17,<2',
         'tensorflow-datasets>=4.9.10,<5',
         'importlib_resources>=7,<8',  # tensorflow-datasets needs it, undeclared
@@ -35,6 +37,7 @@ setuptools.setup(
         'test': [
             'beartype>=0.23,<0.24',
             'chex>=0.1.92,<0.2',
+            'playwright>=1.50,<2',
             'pyink>=26.5,<27',
             'pytest>=9.2,<10',
             'pytest-xdist>=3.8,<4',

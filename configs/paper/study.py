@@ -182,4 +182,22 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
   _regimes(c)
   if variant == 'base':
     _policies(c)
+  else:
+    _rehearse(c)
   return c
+
+
+def _rehearse(c) -> None:
+  """Some of every kind: of regimes, and of learners."""
+  kept = ('readout_norm', 'gold_rm', 'isotonic', 'link_ordinal', 'veto')
+  for name in sorted(set(c.regimes) - {*kept, 'growth'}):
+    del c.regimes[name]
+  growth = c.regimes.growth
+  growth.rewards = PROPERTIES[:3]
+  for name in sorted(set(growth.properties) - {'and_1', 'and_2', 'and_3'}):
+    del growth.properties[name]
+  c.policy.sweep += tuple(
+      ('both', method, learner, (0.6,))
+      for learner in ('grpo', 'grpo_std')
+      for method in ('raw', 'lsc')
+  )

@@ -226,11 +226,9 @@ def _validate_policy(c):
           f' {kl_coef}.',
       )
       policy_stage.check(c, name, method, learner, kl_coef)
-  responses = c.policy.prompts_per_step * c.policy.samples_per_prompt
   _require(
-      responses % c.policy.num_minibatches == 0,
-      f'policy: {responses} responses a step (prompts_per_step'
-      f' {c.policy.prompts_per_step} x samples_per_prompt'
-      f' {c.policy.samples_per_prompt}) cannot be split into'
-      f' num_minibatches={c.policy.num_minibatches}.',
+      c.policy.prompts_per_step % c.policy.num_minibatches == 0,
+      'policy.prompts_per_step must be a multiple of num_minibatches, which split'
+      f' it by prompts; got {c.policy.prompts_per_step} and'
+      f' {c.policy.num_minibatches}.',
   )
