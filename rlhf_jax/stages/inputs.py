@@ -14,6 +14,7 @@ from rlhf_jax import checkpoint
 from rlhf_jax.data import batching, world_rules
 from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.models import transformer
+from rlhf_jax.rewards import links
 from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.rewards import references as references_lib
 from rlhf_jax.stages import common
@@ -193,20 +194,31 @@ def methods_of(
 
 
 def make_objective(
-    config: ml_collections.ConfigDict, property_name: str, method: str
+    config: ml_collections.ConfigDict,
+    property_name: str,
+    method: str,
+    workdir: str | None = None,
 ) -> objective_lib.Objective:
-  """How a named method turns the rewards of a property into a utility."""
+  """How a named method turns the rewards of a property into a utility.
+
+  With a `workdir`, the numbers of a link that were learned with its reward model
+  (its thresholds, its noise) are the options of the link's own transform.
+  """
   section = section_of(config, method)
   components = []
   for reward in config.properties[property_name]:
     own = section.per_reward.get(reward, {})
+    transform = registered(own.get('transform', section.transform))
+    options = {}
+    if workdir is not None:
+      options |= _learned_options(config, workdir, reward, transform)
     # Options belong to a transform: another one has its own alone.
-    options = {} if 'transform' in own else section.options.to_dict()
+    options |= {} if 'transform' in own else section.options.to_dict()
     options |= dict(own.get('options', {}))
     components.append(
         objective_lib.Component(
             reward=reward,
-            transform=registered(own.get('transform', section.transform)),
+            transform=transform,
             options=tuple(sorted(options.items())),
             negated=own.get('negated', False),
         )
@@ -216,6 +228,15 @@ def make_objective(
       aggregate=registered(section.aggregate),
       options=tuple(sorted(section.aggregate_options.items())),
   )
+
+
+def _learned_options(config, workdir, reward, transform) -> dict[str, float]:
+  link = links.get(config.reward_model.link)
+  learned = config.scorers.get(reward, 'learned') == 'learned'
+  if not (learned and link.num_parameters and link.utility == transform):
+    return {}
+  params = load_reward_params(config, workdir, reward, 'reward_model')['link']
+  return {k: float(v) for k, v in link.options(params).items()}
 
 
 def reward_weights(

@@ -301,7 +301,7 @@ def run(
   sampling = inputs.sampling_config(
       config, tokenizer, temperature=config.sampling.temperature
   )
-  objective = inputs.make_objective(config, c.property, c.method)
+  objective = inputs.make_objective(config, c.property, c.method, workdir)
   learner = learner_of(c.learner)
   update_cfg = update_config(learner, c)
 

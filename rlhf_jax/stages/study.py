@@ -80,7 +80,9 @@ class Study:
       self, method: str, scores: dict[str, jax.Array], ids: np.ndarray
   ) -> jax.Array:
     """u(x, y) of listed responses to the prompts `ids`, from their rewards."""
-    objective = inputs.make_objective(self.config, self.property, method)
+    objective = inputs.make_objective(
+        self.config, self.property, method, self.workdir
+    )
     references = {
         name: references_lib.expand(
             jax.tree.map(lambda leaf: leaf[ids], reference)

@@ -105,7 +105,7 @@ def test_overwrite_remakes_what_differs_alone(zygote, finished_study, tmp_path):
       workdir,
       '--workers=0',
       '--overwrite',
-      '--config.references.helpful.q=0.5',
+      '--config.references.specs.default.q=0.5',
       '--stages=sft,reward_model,references,tables',
   )
   assert code == 0, program.err
@@ -114,9 +114,9 @@ def test_overwrite_remakes_what_differs_alone(zygote, finished_study, tmp_path):
       for line in program.out.splitlines()
       if line.startswith('[') and '    done  ' in line
   ]
-  assert len(skipped) == 6 and 'seed_0/references' not in skipped
+  assert len(skipped) == 8 and 'seed_0/references' not in skipped
   with open(os.path.join(workdir, 'seed_0/references/references.json')) as f:
-    assert json.load(f)['helpful']['q'] == 0.5
+    assert json.load(f)['specs']['default']['helpful']['q'] == 0.5
   for name in ('sft', 'tables', 'reward_model'):
     folder = os.path.join('seed_0', name)
     study.assert_same(
@@ -163,11 +163,20 @@ def test_stage_before_what_it_needs(zygote, tmp_path):
             'both_raw_ppo_1 would be made twice',
         ),
         ('--config.policy.num_minibatches=5', 'num_minibatches=5'),
-        ('--config.policy.learner=grpo', "learner 'grpo'"),
+        ('--config.policy.learner=trpo', "learner 'trpo'"),
         ('--config.stages=("data", "polcy")', 'polcy'),
         ('--stages=polcy', 'polcy'),
-        ('--config.references.helpful.q=85.0', 'references.helpful.q'),
-        ('--config.references.helpful.estimator=median', 'median'),
+        (
+            '--config.references.specs.default.q=85.0',
+            'references.specs.default',
+        ),
+        ('--config.references.specs.default.estimator=median', 'median'),
+        (
+            '--config.references.specs.default.estimator=canned',
+            'canned.helpful',
+        ),
+        ('--config.methods.lsc.reference=q50', "reference is 'q50'"),
+        ('--config.judges=("gold",)', 'judges must be'),
         ('--config.world.max_moves=4', 'data.max_response_tokens'),
         ('--config.data.source=hf', "data.source 'hf'"),
         ('--config.seeds=()', 'seeds is empty'),

@@ -12,7 +12,13 @@ from rlhf_jax.stages import common, graph, provenance, scheduler
 from tests.stages import tiny
 
 # Records of when something was made, not of what was made.
-_NOT_RESULTS = ('done.json', 'digest', 'README.txt', 'environment.json', 'training.json')
+_NOT_RESULTS = (
+    'done.json',
+    'digest',
+    'README.txt',
+    'environment.json',
+    'training.json',
+)
 
 
 @contextlib.contextmanager

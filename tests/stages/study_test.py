@@ -9,12 +9,15 @@ import pandas as pd
 import pytest
 
 from rlhf_jax.exact import best_of_k, tilted
-from rlhf_jax.stages import common, evaluate, figures, graph
+from rlhf_jax.stages import common, figures, graph
 from rlhf_jax.stages import judgements as judgements_lib
+from rlhf_jax.stages import study as study_lib
+from rlhf_jax.stages import trained
 from tests.stages import tiny
 
 _SINGLE = ('helpful', 'harmless')
-_JUDGES = ('gold', 'evaluator', 'reward_model')
+_JUDGES = ('gold', 'evaluator', 'second_evaluator', 'reward_model')
+_FIGURES = figures.wanted(tiny.get_config())
 
 
 def _table(workdir, name):
@@ -32,7 +35,7 @@ def both(finished_study):
   config = common.with_overrides(
       tiny.get_config(), {'evaluate.property': 'both'}
   )
-  return evaluate.Study(config, finished_study, 'both')
+  return study_lib.Study(config, finished_study, 'both')
 
 
 def _values(rows):
@@ -54,9 +57,9 @@ def test_every_task_is_done(finished_study):
 def test_columns(finished_study, results):
   names = 'property method learner kl_coef seed kl judge metric value'
   assert list(results.columns) == names.split()
-  names = 'property method learner kl_coef seed kl objective_share'
-  assert list(_table(finished_study, 'optimality').columns) == names.split()
-  for name in ('prompts', 'joint', 'responses', 'transforms'):
+  names = list(trained.COLUMNS)
+  assert list(_table(finished_study, 'optimality').columns) == names
+  for name in ('prompts', 'prompt_values', 'joint', 'responses', 'transforms'):
     assert len(_table(finished_study, name))
 
 
@@ -84,10 +87,10 @@ def test_rewards_and_references_of_every_prompt(finished_study):
     path = os.path.join(finished_study, 'seed_0', 'references', f'{reward}.npz')
     with np.load(path) as arrays:
       assert arrays['samples'].shape == (192, 8)
-      assert np.isfinite(arrays['ref_reward']).all()
+      assert np.isfinite(arrays['ref/default']).all()
 
 
-@pytest.mark.parametrize('name', figures.NAMES)
+@pytest.mark.parametrize('name', _FIGURES)
 def test_figure(finished_study, name):
   path = os.path.join(finished_study, 'figures', name)
   assert len(pd.read_csv(f'{path}.csv'))
@@ -101,7 +104,7 @@ def test_figure(finished_study, name):
 def test_report_is_one_file(finished_study):
   with open(os.path.join(finished_study, 'report.html')) as f:
     text = f.read()
-  assert text.count('data:image/png;base64') >= len(figures.NAMES)
+  assert text.count('data:image/png;base64') >= len(_FIGURES)
   assert 'src="http' not in text
 
 
@@ -186,10 +189,27 @@ def test_sampled_best_of_k_agrees_with_exact_best_of_k(results, both):
           )
 
 
-def test_shares_of_the_optimum_are_at_most_one(finished_study):
-  share = _table(finished_study, 'optimality').objective_share
-  assert len(share) == 3
-  assert (share <= 1).all()
+def test_shares_and_gaps_of_trained_policies(finished_study):
+  rows = _table(finished_study, 'optimality')
+  assert len(rows) == 3
+  for share in ('objective_share', 'held_out_share', 'frontier_share'):
+    assert (rows[share] <= 1).all()
+  # J* - J = kl_coef KL(pi || pi*), to three decimals.
+  np.testing.assert_allclose(
+      rows.gap, rows.kl_coef * rows.kl_to_optimum, atol=5e-4
+  )
+  assert (rows.seconds > 0).all() and (rows.num_steps == 6).all()
+
+
+def test_values_by_prompt_are_those_behind_the_means(finished_study, results):
+  values = _table(finished_study, 'prompt_values')
+  sft = values[(values.method == 'sft') & (values.metric == 'win_rate')]
+  index = ['property', 'judge']
+  means = sft.groupby(index).value.mean()
+  want = results[(results.learner == 'sft') & (results.metric == 'win_rate')]
+  np.testing.assert_allclose(
+      means, want.set_index(index).value.loc[means.index], rtol=1e-5
+  )
 
 
 def test_tables_of_another_study_are_not_joined(finished_study, tmp_path):
