@@ -9,10 +9,9 @@ import pandas as pd
 import pytest
 
 from rlhf_jax.exact import best_of_k, tilted
-from rlhf_jax.stages import common, figures, graph
+from rlhf_jax.stages import common, figures, graph, trained
 from rlhf_jax.stages import judgements as judgements_lib
 from rlhf_jax.stages import study as study_lib
-from rlhf_jax.stages import trained
 from tests.stages import tiny
 
 _SINGLE = ('helpful', 'harmless')
