@@ -8,11 +8,12 @@ two cannot disagree, and a figure can be redrawn without the evaluation.
 
 from collections.abc import Sequence
 import importlib
+import json
 import os
 
 import pandas as pd
 
-from rlhf_jax.figures import style, tables
+from rlhf_jax.figures import hover, style, tables
 
 # The paper's figures, then: every method (M1), learners (L1, L2), calibration
 # and independence (C1, I1), the number of properties (N1), gradients (G1).
@@ -55,7 +56,8 @@ def build(
 
   Args:
     evaluation_dir: holds results.csv and the other tables of an evaluation.
-    out_dir: gets NAME.csv, NAME.png and README.txt; created if needed.
+    out_dir: gets NAME.csv, NAME.png, NAME.json (where its data are in the
+      picture) and README.txt; created if needed.
     names: figures to make; None for all that can be made.
     command: what to write into README.txt as the command that made them; by
       default the equivalent call of this function.
@@ -75,7 +77,9 @@ def build(
     _atomic(csv, lambda p, t=table: t.to_csv(p, index=False))
     figure = module.draw(pd.read_csv(csv))
     _atomic(png, lambda p, f=figure: style.save(f, p))
-    paths += [csv, png]
+    values = os.path.join(out_dir, f'{name}.json')
+    _atomic(values, lambda p, f=figure: _write(p, json.dumps(hover.points(f))))
+    paths += [csv, png, values]
     made[name] = module
   if command is None:
     command = (

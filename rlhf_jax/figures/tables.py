@@ -38,7 +38,6 @@ _COLUMNS = {
         'property method learner seed kl judge metric prompt value'
     ),
     'joint.csv': 'method learner seed kl helpful harmless',
-    'responses.csv': 'property prompt sft raw lsc kl',
     'transforms.csv': 'transform centered utility slope',
     'diagnostics.csv': 'property method seed quantity decile value',
     'calibration.csv': ('seed reward role kind bin share confidence frequency'),
