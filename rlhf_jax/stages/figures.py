@@ -23,6 +23,7 @@ FIELDS = (
     'regimes',
     'regime_methods',
 )
+# The others are of studies that ask for more, see `wanted`.
 _ALWAYS = ('F1', 'F2', 'F4', 'F5', 'F6', 'F7', 'F9')
 # The regime whose properties are ANDs of more and more rewards.
 _GROWTH = 'growth'
@@ -82,6 +83,7 @@ def wanted(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   """The figures that the study has the numbers for."""
   names = list(_ALWAYS)
   names += ['F3'] if len(config.judges) > 1 else []
+  names += ['M1'] if len(config.methods) > 4 else []
   compares = any(name.startswith('lsc_ref_') for name in config.methods)
   names += ['F8'] if compares else []
   others = {learner for _, _, learner, _ in config.policy.sweep}
@@ -91,7 +93,7 @@ def wanted(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     names += ['C1', 'G1'] + (['I1'] if len(config.rewards) > 1 else [])
   names += ['F10'] if set(config.regimes) - {_GROWTH} else []
   names += ['N1'] if _GROWTH in config.regimes else []
-  return tuple(sorted(names, key=lambda n: (n[0], int(n[1:]))))
+  return tuple(name for name in build.NAMES if name in names)
 
 
 def _read(workdir: str, stage, config, name: str) -> pd.DataFrame:
