@@ -46,6 +46,8 @@ def _methods(c) -> None:
         weights={'helpful': weight, 'harmless': 1 - weight},
         properties=both,
     )
+  # Utilities in [0, 1], whose log-partition is known (qrpo_quantile).
+  m.quantile = base.method('quantile', 'minimum', properties=('helpful',))
   m.softmin = base.method('centered', 'softmin', properties=both)
   m['or'] = base.method('log_sigmoid_centered', 'logical_or', properties=both)
   m.frechet = base.method('log_sigmoid_centered', 'frechet', properties=both)
@@ -162,8 +164,10 @@ def _policies(c) -> None:
       )
       for method, kl_coef in (('raw', 0.59), ('lsc', 0.266))
   )
+  # At kl_coef 1 a sample is kept with the probability that it is good.
   rejection = (('both', 'lsc', 'rejection', (1.0,)),)
-  c.policy.sweep = frontier + others + rejection
+  quantile = (('helpful', 'quantile', 'qrpo_quantile', (0.06,)),)
+  c.policy.sweep = frontier + others + rejection + quantile
   c.policy_seeds = c.seeds
   c.policy.update(num_steps=250, prompts_per_step=32, samples_per_prompt=8)
 

@@ -94,6 +94,7 @@ def _copula(evaluation_dir: str) -> pd.DataFrame:
   """P_rho(both good) minus raw at the matched KL, paired within seeds."""
   frame = tables.load(evaluation_dir, 'copula.csv', optional=True)
   frame = tables.at_kl(frame)
+  frame = frame[frame['method'].isin((*style.METHODS, *style.KNOW_RHO))]
   if not len(frame):
     return pd.DataFrame()
   wide = frame.pivot(index=['rho', 'seed'], columns='method', values='value')
@@ -234,7 +235,7 @@ def _draw_copula(axes, rows: pd.DataFrame) -> None:
         color=style.color(method),
         marker='o',
         ms=4,
-        ls=(0, (4, 2)) if method == 'oracle' else '-',
+        ls=(0, (4, 2)) if method in style.KNOW_RHO else '-',
         label=style.short(method),
     )
   axes.set_title('Dependence')

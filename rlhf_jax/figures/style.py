@@ -18,6 +18,7 @@ _COLORS = {
     'sft': '#8a8f98',
     'any': INK,
     'oracle': INK,
+    'lsc_copula': '#60a5fa',
     # Sums of rewards are orange and brown, log-probabilities blue.
     'raw': '#d97706',
     'raw_w65': '#b45309',
@@ -60,7 +61,8 @@ LABELS = {
     'gated': 'gated by helpful',
     'k_of_n': 'k of n',
     'geometric': 'geometric mean',
-    'oracle': 'oracle (knows the dependence)',
+    'lsc_copula': 'LSC that knows the dependence',
+    'oracle': 'gold judges, with their dependence',
     'lsc-raw': 'LSC minus raw',
     'evaluator': 'held-out evaluator',
     'second_evaluator': 'second evaluator',
@@ -107,7 +109,8 @@ SHORT = {
     'z_sum': 'z-sum',
     'sigmoid_sum': 'sigmoids',
     'lsc_floor': 'LSC floor',
-    'oracle': 'oracle',
+    'lsc_copula': 'LSC that knows rho',
+    'oracle': 'gold judges',
 }
 
 MARKERS = {
@@ -126,6 +129,8 @@ MARKERS = {
 }
 # The methods that are drawn as curves; others are compared at one KL (M1, F8).
 METHODS = ('sft', 'raw', 'lsc', 'z_sum', 'min', 'sigmoid_sum', 'par')
+# Of the judgements' dependence: learned probabilities, and the judges' own.
+KNOW_RHO = ('lsc_copula', 'oracle')
 LEARNERS = ('exact', *MARKERS)
 
 KL_LABEL = 'KL from SFT (nats)'

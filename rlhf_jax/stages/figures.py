@@ -148,6 +148,29 @@ def regime_table(
   return _concat(frames)
 
 
+def reward_model_table(
+    config: ml_collections.ConfigDict, workdir: str
+) -> pd.DataFrame:
+  """Held-out accuracy and calibration of the reward models of every regime."""
+  rows = []
+  for regime in ('', *config.regimes):
+    own = common.in_regime(config, regime) if regime else config
+    for seed in config.seeds:
+      at = common.with_overrides(own, {'seed': seed})
+      for reward in own.rewards:
+        if own.scorers.get(reward, 'learned') != 'learned':
+          continue
+        folder = inputs.reward_folder(at, reward, 'reward_model')
+        path = os.path.join(workdir, folder, 'results.json')
+        found = common.read_json(path, 'reward_model')
+        row = {'regime': regime or 'default', 'seed': seed, 'reward': reward}
+        row |= found['test'] | {
+            'temperature': found['calibration']['temperature']
+        }
+        rows.append(row)
+  return pd.DataFrame(rows)
+
+
 def growth_table(
     config: ml_collections.ConfigDict, workdir: str
 ) -> pd.DataFrame:
@@ -178,6 +201,8 @@ def run(
   tables += analysis.TABLES if 'analysis' in config.stages else []
   for name in tables:
     write(name, joined(config, workdir, name))
+  if 'reward_model' in config.stages:
+    write('reward_models', reward_model_table(config, workdir))
   if 'F10' in names:
     write('regimes', regime_table(config, workdir))
     write('gaussian', analysis.gaussian_table())
