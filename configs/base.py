@@ -300,6 +300,22 @@ def reference(**overrides) -> ml_collections.ConfigDict:
   return c
 
 
+def policy_runs(c: ml_collections.ConfigDict) -> list[dict]:
+  """The policy runs that a config lists, one dict of overrides each."""
+  return [
+      {
+          'seed': seed,
+          'policy.property': name,
+          'policy.method': method,
+          'policy.learner': learner,
+          'policy.kl_coef': kl_coef,
+      }
+      for seed in c.policy_seeds
+      for name, method, learner, kl_coefs in c.policy.sweep
+      for kl_coef in kl_coefs
+  ]
+
+
 def add_property(
     c: ml_collections.ConfigDict,
     name: str,

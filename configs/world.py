@@ -71,16 +71,4 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
 
 def sweep(variant: str = 'base') -> list[dict]:
   """The policy runs, one dict of overrides each."""
-  c = get_config(variant)
-  return [
-      {
-          'seed': seed,
-          'policy.property': name,
-          'policy.method': method,
-          'policy.learner': learner,
-          'policy.kl_coef': kl_coef,
-      }
-      for seed in c.policy_seeds
-      for name, method, learner, kl_coefs in c.policy.sweep
-      for kl_coef in kl_coefs
-  ]
+  return base.policy_runs(get_config(variant))

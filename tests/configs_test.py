@@ -26,7 +26,8 @@ def load(path):
 
 def variants(path):
   """Variants that the docstring of a config file shows, and the default."""
-  named = re.findall(rf'configs/{path.stem}\.py:(\w+)', path.read_text())
+  name = path.relative_to(ROOT)
+  named = re.findall(rf'{re.escape(str(name))}:(\w+)', path.read_text())
   return [None, *sorted(set(named))]
 
 
@@ -75,7 +76,8 @@ def test_docstring_names_the_command(path):
   if path.stem == 'base':
     pytest.skip('not a study')
   doc = ast.get_docstring(ast.parse(path.read_text()))
-  assert f'python experiments/launch.py --config=configs/{path.stem}.py' in doc
+  name = path.relative_to(ROOT)
+  assert f'python experiments/launch.py --config={name}' in doc
   assert '--workdir=' in doc
 
 

@@ -205,3 +205,8 @@ def _rehearse(c) -> None:
       for learner in ('grpo', 'grpo_std')
       for method in ('raw', 'lsc')
   )
+
+
+def sweep(variant: str = 'base') -> list[dict]:
+  """The policy runs, one dict of overrides each."""
+  return base.policy_runs(get_config(variant))

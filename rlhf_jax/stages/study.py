@@ -77,7 +77,10 @@ class Study:
     return self.utility_of(method, self.scores('reward_model', ids), ids)
 
   def utility_of(
-      self, method: str, scores: dict[str, jax.Array], ids: np.ndarray
+      self,
+      method: str,
+      scores: dict[str, jax.Array | np.ndarray],
+      ids: np.ndarray,
   ) -> jax.Array:
     """u(x, y) of listed responses to the prompts `ids`, from their rewards."""
     objective = inputs.make_objective(

@@ -228,7 +228,6 @@ def _validate_policy(c):
       policy_stage.check(c, name, method, learner, kl_coef)
   _require(
       c.policy.prompts_per_step % c.policy.num_minibatches == 0,
-      'policy.prompts_per_step must be a multiple of num_minibatches, which split'
-      f' it by prompts; got {c.policy.prompts_per_step} and'
-      f' {c.policy.num_minibatches}.',
+      f'policy.prompts_per_step={c.policy.prompts_per_step} cannot be split into'
+      f' num_minibatches={c.policy.num_minibatches}, each of whole prompts.',
   )
