@@ -6,8 +6,7 @@ Every message is one line that names the field and what it may be.
 import ml_collections
 
 from rlhf_jax.rewards import references
-from rlhf_jax.stages import common, inputs
-from rlhf_jax.stages import policy as policy_stage
+from rlhf_jax.stages import common, inputs, policy_config
 
 
 def _require(holds: bool, message: str) -> None:
@@ -225,7 +224,7 @@ def _validate_policy(c):
           f'policy.kl_coef must be > 0 (it is the price of a nat of KL), got'
           f' {kl_coef}.',
       )
-      policy_stage.check(c, name, method, learner, kl_coef)
+      policy_config.check(c, name, method, learner, kl_coef)
   _require(
       c.policy.prompts_per_step % c.policy.num_minibatches == 0,
       f'policy.prompts_per_step={c.policy.prompts_per_step} cannot be split into'

@@ -12,7 +12,7 @@ import pytest
 from rlhf_jax.learners import ppo, registry
 from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.rewards import references
-from rlhf_jax.stages import common, policy
+from rlhf_jax.stages import common, policy, policy_config
 from tests.stages import tiny
 
 
@@ -25,7 +25,7 @@ def _config(**overrides):
 @pytest.mark.parametrize('name', registry.names())
 def test_every_learner_takes_its_numbers_from_the_policy_section(name):
   c = _config().policy
-  cfg = policy.update_config(registry.get(name), c)
+  cfg = policy_config.update_config(registry.get(name), c)
   for field in ('samples_per_prompt', 'num_epochs', 'num_minibatches'):
     if hasattr(cfg, field):
       assert getattr(cfg, field) == c[field]
@@ -33,16 +33,18 @@ def test_every_learner_takes_its_numbers_from_the_policy_section(name):
 
 
 def test_zero_is_none_where_a_field_may_be_none():
-  off = policy.update_config(ppo.LEARNER, _config().policy)
+  off = policy_config.update_config(ppo.LEARNER, _config().policy)
   assert off.kl_target is None and off.value_clip_eps is None
   assert off.entropy_coef == 0.0  # which may not
-  on = policy.update_config(ppo.LEARNER, _config(kl_target=2.0).policy)
+  on = policy_config.update_config(ppo.LEARNER, _config(kl_target=2.0).policy)
   assert on.kl_target == 2.0
 
 
 def test_a_number_without_effect_is_an_error():
   with pytest.raises(common.ConfigError, match='kl_target is 2.0, but .* dpo'):
-    policy.update_config(registry.get('dpo'), _config(kl_target=2.0).policy)
+    policy_config.update_config(
+        registry.get('dpo'), _config(kl_target=2.0).policy
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,13 +73,13 @@ def test_a_number_without_effect_is_an_error():
 )
 def test_what_cannot_be_run_is_refused(overrides, learner, match):
   with pytest.raises(common.ConfigError, match=match):
-    policy.check(_config(**overrides), 'both', 'lsc', learner, 0.5)
+    policy_config.check(_config(**overrides), 'both', 'lsc', learner, 0.5)
 
 
 def test_rejection_needs_a_log_probability():
-  policy.check(_config(), 'both', 'lsc', 'rejection', 0.5)
+  policy_config.check(_config(), 'both', 'lsc', 'rejection', 0.5)
   with pytest.raises(common.ConfigError, match=r'\[-inf, 0.0\].* methods.raw'):
-    policy.check(_config(), 'both', 'raw', 'rejection', 0.5)
+    policy_config.check(_config(), 'both', 'raw', 'rejection', 0.5)
 
 
 def test_division_by_the_prompts_std_warns(monkeypatch):
@@ -85,7 +87,7 @@ def test_division_by_the_prompts_std_warns(monkeypatch):
   monkeypatch.setattr(logging, 'warning', lambda *a: seen.append(a[0] % a[1:]))
   for name in registry.names():
     if name != 'qrpo_quantile':
-      policy.check(_config(), 'both', 'lsc', name, 0.5)
+      policy_config.check(_config(), 'both', 'lsc', name, 0.5)
   [warning] = seen
   assert 'policy.learner=grpo_std' in warning and '\n' not in warning
 
@@ -97,7 +99,7 @@ def test_a_module_of_ones_own_is_found_by_name(monkeypatch):
   own = dataclasses.replace(ppo.LEARNER, name='own')
   registry.register(own)
   try:
-    assert policy.learner_of('own_learner:own') is own
+    assert policy_config.learner_of('own_learner:own') is own
     c = _config(learner='own_learner:own', kl_coef=0.5)
     assert policy.folder(c).endswith('policy/both_lsc_own_0.5')
   finally:
