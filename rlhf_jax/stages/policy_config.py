@@ -1,6 +1,7 @@
 """From a config to a learner: its numbers, and what is refused."""
 
 import dataclasses
+import functools
 import typing
 
 from absl import logging
@@ -88,11 +89,16 @@ def check(
   except ValueError as e:
     raise common.ConfigError(f'{where}: {e}') from e
   if not learner.keeps_scale:
-    logging.warning(
-        'policy.learner=%s divides by the standard deviation of each prompt, which'
-        ' undoes most of what a concave transform does across prompts.',
-        learner.name,
-    )
+    _warn_of_division(learner.name)
+
+
+@functools.cache  # a sweep checks every entry, and says this once
+def _warn_of_division(learner_name: str) -> None:
+  logging.warning(
+      'policy.learner=%s divides by the standard deviation of each prompt, which'
+      ' undoes most of what a concave transform does across prompts.',
+      learner_name,
+  )
 
 
 def _check_penalty(penalty, objective):

@@ -82,12 +82,14 @@ def test_rejection_needs_a_log_probability():
     policy_config.check(_config(), 'both', 'raw', 'rejection', 0.5)
 
 
-def test_division_by_the_prompts_std_warns(monkeypatch):
+def test_division_by_the_prompts_std_warns_once(monkeypatch):
+  policy_config._warn_of_division.cache_clear()  # of what other tests checked
   seen = []
   monkeypatch.setattr(logging, 'warning', lambda *a: seen.append(a[0] % a[1:]))
   for name in registry.names():
     if name != 'qrpo_quantile':
-      policy_config.check(_config(), 'both', 'lsc', name, 0.5)
+      for kl_coef in (0.5, 0.25):  # entries of one sweep
+        policy_config.check(_config(), 'both', 'lsc', name, kl_coef)
   [warning] = seen
   assert 'policy.learner=grpo_std' in warning and '\n' not in warning
 
