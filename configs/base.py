@@ -205,6 +205,9 @@ def get_config() -> ml_collections.ConfigDict:
       whiten_advantages=True,  # over the rollout, never within a prompt
       kl_target=0.0,  # nats a response to steer kl_coef to; 0: fixed
       kl_horizon=10_000.0,  # responses over which it is steered
+      # Step size of the weights where they are the multipliers of the aggregate
+      # lagrangian; 0: fixed.
+      multiplier_lr=0.0,
       # Subtracted: from every raw reward before its transform, or from the
       # utility after; coef for each token of the response.
       penalty=config_dict.create(

@@ -3,7 +3,7 @@
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int, ScalarLike, UInt32
 import optax
 
 from rlhf_jax.types import Params, pytree
@@ -35,6 +35,8 @@ class PolicyState:
   opt_state: optax.OptState
   kl_coef: Float[Array, '']  # moves only under the adaptive controller
   seed: UInt32[Array, '']
+  # Of the rewards in the aggregate; they move only as a Lagrangian's multipliers.
+  weights: dict[str, Float[Array, '']]
 
 
 def init_train_state(params: Params, tx: optax.GradientTransformation):
@@ -50,14 +52,19 @@ def init_policy_state(
     *,
     kl_coef: float,
     seed: int,
+    weights: dict[str, ScalarLike] | None = None,
 ) -> PolicyState:
-  """A PolicyState at step 0."""
+  """A PolicyState at step 0; learners read no weights, and need none."""
   return PolicyState(
       step=jnp.zeros((), jnp.int32),
       params=params,
       opt_state=tx.init(params),
       kl_coef=jnp.asarray(kl_coef, jnp.float32),
       seed=jnp.asarray(seed, jnp.uint32),
+      weights={
+          name: jnp.asarray(weight, jnp.float32)
+          for name, weight in (weights or {}).items()
+      },
   )
 
 

@@ -6,6 +6,7 @@ reward-model weights, seed) enters them as arrays, so each compiles once; the
 utility between them is a small jitted kernel of its own, one a method.
 """
 
+import dataclasses
 import functools
 import os
 import time
@@ -21,8 +22,8 @@ from rlhf_jax import metrics as metrics_lib
 from rlhf_jax import sampling as sampling_lib
 from rlhf_jax.learners import interface
 from rlhf_jax.models import heads, lm
+from rlhf_jax.rewards import aggregate, penalties
 from rlhf_jax.rewards import objective as objective_lib
-from rlhf_jax.rewards import penalties
 from rlhf_jax.stages import common, inputs, policy_config, scorers
 
 FIELDS = (
@@ -138,6 +139,22 @@ def compiled_utility(
   return jax.jit(utility)
 
 
+@functools.lru_cache(maxsize=32)
+def compiled_dual_step(objective: objective_lib.Objective):
+  """Jitted `dual_step(weights, metrics, step_size)`; the weights that follow.
+
+  `objective` is a Lagrangian, and `metrics` are those of its utility: E[u_i] is
+  the mean over the responses that the policy gave under these weights.
+  """
+  options = aggregate.get(objective.aggregate).options | dict(objective.options)
+
+  def dual_step(weights, metrics, step_size):
+    means = {name: metrics[f'{name}/utility'] for name in weights}
+    return aggregate.dual_step(weights, means, step_size=step_size, **options)
+
+  return jax.jit(dual_step)
+
+
 @functools.lru_cache(maxsize=16)
 def compiled_update(learner, lm_cfg, sampling, optim_items, update_cfg):
   """The jitted update of a learner, and its optimizer."""
@@ -188,7 +205,10 @@ class _Clock:
 def run(
     config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
 ) -> None:
-  """Trains a policy from pi_0; writes params/, metrics.jsonl and training.json.
+  """Trains a policy from pi_0; writes what came of it, and metrics.jsonl.
+
+  The former are params/, weights.json (of the rewards, at the end: constant but
+  for the multipliers of a Lagrangian) and training.json (the time it took).
 
   A reward or metric that is not finite stops the run, named with its step.
   """
@@ -217,7 +237,6 @@ def run(
   reward_fns = {
       name: scorers.load(config, workdir, name) for name in objective.rewards
   }
-  weights = inputs.reward_weights(config, c.property, c.method)
 
   prompts_per_step = min(c.prompts_per_step, len(train))
   rollout_fn = compiled_rollout(
@@ -246,7 +265,11 @@ def run(
     )
   mngr = checkpoint.manager(out)
   state = train_state.init_policy_state(
-      params, tx, kl_coef=c.kl_coef, seed=config.seed
+      params,
+      tx,
+      kl_coef=c.kl_coef,
+      seed=config.seed,
+      weights=inputs.reward_weights(config, c.property, c.method),
   )
   state = checkpoint.restore_or(mngr, inputs.committed(state))
 
@@ -268,9 +291,18 @@ def run(
     ids = prompt_ids[rows]
     rewards = {name: fn(ids, rollout) for name, fn in reward_fns.items()}
     utility, metrics = utility_fn(
-        rewards, references, rows, weights, rollout.response_mask, coef
+        rewards, references, rows, state.weights, rollout.response_mask, coef
     )
+    weights = state.weights
+    if c.multiplier_lr:
+      metrics |= {f'{name}/weight': w for name, w in weights.items()}
+      weights = compiled_dual_step(objective)(
+          weights, metrics, np.float32(c.multiplier_lr)
+      )
+    # The update is one program for all properties, whose rewards differ.
+    state = dataclasses.replace(state, weights={})
     state, update_metrics = update_fn(state, ref_params, rollout, utility)
+    state = dataclasses.replace(state, weights=weights)
     writer.write(step, metrics | update_metrics)
     progress(step + 1, c.num_steps)
     if (step + 1) % c.checkpoint_every == 0:
@@ -279,4 +311,7 @@ def run(
       checkpoint.save(mngr, step + 1, state)
   writer.close()
   clock.write(c.num_steps)
+  common.write_json(
+      os.path.join(out, 'weights.json'), metrics_lib.to_floats(state.weights)
+  )
   checkpoint.save_params(out, state.params['policy'])

@@ -86,6 +86,8 @@ def check(
         cfg,
     )
     _check_penalty(c.penalty, objective)
+    if c.multiplier_lr:
+      _check_multipliers(c.multiplier_lr, objective, learner)
   except ValueError as e:
     raise common.ConfigError(f'{where}: {e}') from e
   if not learner.keeps_scale:
@@ -99,6 +101,22 @@ def _warn_of_division(learner_name: str) -> None:
       ' undoes most of what a concave transform does across prompts.',
       learner_name,
   )
+
+
+def _check_multipliers(step_size, objective, learner):
+  what = f'policy.multiplier_lr is {step_size}, but'
+  if objective.aggregate != 'lagrangian':
+    raise ValueError(
+        f'{what} the aggregate {objective.aggregate} has no multipliers: set it'
+        ' to 0.'
+    )
+  if learner.samples_from != 'policy':
+    raise ValueError(
+        f'{what} learner {learner.name} draws from the reference policy, whose'
+        ' mean utilities never meet a constraint: set it to 0.'
+    )
+  if not step_size > 0:
+    raise ValueError(f'{what} a step down the dual must be > 0; 0: no step.')
 
 
 def _check_penalty(penalty, objective):

@@ -72,17 +72,27 @@ class Study:
     found = inputs.load_references(self.config, self.workdir, method)
     return {r: found[r] for r in self.rewards}
 
-  def utility(self, method: str, ids: np.ndarray) -> jax.Array:
+  def utility(
+      self,
+      method: str,
+      ids: np.ndarray,
+      weights: dict[str, float] | None = None,
+  ) -> jax.Array:
     """u(x, y) [x y] of a method, from the references that learners use."""
-    return self.utility_of(method, self.scores('reward_model', ids), ids)
+    scores = self.scores('reward_model', ids)
+    return self.utility_of(method, scores, ids, weights)
 
   def utility_of(
       self,
       method: str,
       scores: dict[str, jax.Array | np.ndarray],
       ids: np.ndarray,
+      weights: dict[str, float] | None = None,
   ) -> jax.Array:
-    """u(x, y) of listed responses to the prompts `ids`, from their rewards."""
+    """u(x, y) of listed responses to the prompts `ids`, from their rewards.
+
+    Under the method's own weights where none are given.
+    """
     objective = inputs.make_objective(
         self.config, self.property, method, self.workdir
     )
@@ -93,7 +103,8 @@ class Study:
         for name, reference in self.references(method).items()
     }
     rewards = {name: jnp.asarray(value) for name, value in scores.items()}
-    weights = inputs.reward_weights(self.config, self.property, method)
+    if weights is None:
+      weights = inputs.reward_weights(self.config, self.property, method)
     return objective_lib.utility(
         rewards, references, weights, objective=objective
     )[0]

@@ -67,16 +67,18 @@ def measured(
   training = common.read_json(os.path.join(folder, 'training.json'), 'policy')
   train, held_out = prompts.train_ids, prompts.eval_ids
   if what['method'] in study.methods:
+    # Under the weights it ended with: multipliers may have moved.
+    weights = common.read_json(os.path.join(folder, 'weights.json'), 'policy')
     row = optimality(
         logprobs[train],
         jnp.asarray(study.tables['sft'][train]),
-        study.utility(what['method'], train),
+        study.utility(what['method'], train, weights),
         kl_coef=what['kl_coef'],
     )
     share = tilted.objective_share(
         logprobs[held_out],
         study.ref_logprobs,
-        study.utility(what['method'], held_out),
+        study.utility(what['method'], held_out, weights),
         kl_coef=what['kl_coef'],
     )
     row['held_out_share'] = float(share)
