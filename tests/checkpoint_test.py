@@ -24,7 +24,11 @@ def _state(step):
       'value': {'kernel': jnp.full(3, 1 / 3) * step},
   }
   state = train_state.init_policy_state(
-      params, TX, kl_coef=0.3 + step / 7, seed=2**32 - 1 - step
+      params,
+      TX,
+      kl_coef=0.3 + step / 7,
+      seed=2**32 - 1 - step,
+      weights={'helpful': 1.0, 'harmless': step / 3},
   )
   leaves, treedef = jax.tree.flatten(state)
   return treedef.unflatten([x + step if x is state.step else x for x in leaves])

@@ -24,6 +24,15 @@ def test_policy_state_starts_at_step_zero_with_arrays_only():
   assert len(jax.tree.leaves(state)) == 7
 
 
+def test_weights_are_state():
+  state = train_state.init_policy_state(
+      PARAMS, optax.sgd(0.1), kl_coef=0.3, seed=7, weights={'a': 2, 'b': 0.1}
+  )
+  assert state.weights['b'] == np.float32(0.1)
+  for weight in state.weights.values():
+    assert isinstance(weight, jax.Array) and weight.dtype == jnp.float32
+
+
 def test_train_state_starts_at_step_zero():
   state = train_state.init_train_state(PARAMS, optax.sgd(0.1))
   assert state.step == 0 and state.step.dtype == jnp.int32

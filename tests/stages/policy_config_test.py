@@ -69,11 +69,40 @@ def test_a_number_without_effect_is_an_error():
             'ppo',
             'coef must be > 0',
         ),
+        (
+            {'multiplier_lr': 0.1},
+            'ppo',
+            'policy.multiplier_lr is 0.1, but the aggregate logical_and',
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused(overrides, learner, match):
   with pytest.raises(common.ConfigError, match=match):
     policy_config.check(_config(**overrides), 'both', 'lsc', learner, 0.5)
+
+
+@pytest.mark.parametrize(
+    ('learner', 'step_size', 'match'),
+    [('dpo', 0.1, 'learner dpo draws from'), ('ppo', -0.1, 'must be > 0')],
+)
+def test_multipliers_that_cannot_move_are_refused(learner, step_size, match):
+  options = {'primary': 'helpful'}
+  config = common.with_overrides(
+      _config(multiplier_lr=step_size),
+      {
+          'methods.lsc.aggregate': 'lagrangian',
+          'methods.lsc.aggregate_options': options,
+      },
+  )
+  policy_config.check(
+      common.with_overrides(config, {'policy.multiplier_lr': 0.1}),
+      'both',
+      'lsc',
+      'ppo',
+      0.5,
+  )
+  with pytest.raises(common.ConfigError, match=f'multiplier_lr.*{match}'):
+    policy_config.check(config, 'both', 'lsc', learner, 0.5)
 
 
 def test_rejection_needs_a_log_probability():
