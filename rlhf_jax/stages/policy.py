@@ -294,12 +294,12 @@ def run(
         rewards, references, rows, state.weights, rollout.response_mask, coef
     )
     weights = state.weights
-    if c.multiplier_lr:
+    if c.multiplier_lr:  # and so the aggregate is a Lagrangian
       metrics |= {f'{name}/weight': w for name, w in weights.items()}
       weights = compiled_dual_step(objective)(
           weights, metrics, np.float32(c.multiplier_lr)
       )
-    # The update is one program for all properties, whose rewards differ.
+    # Without the weights: one program for all properties, whose rewards differ.
     state = dataclasses.replace(state, weights={})
     state, update_metrics = update_fn(state, ref_params, rollout, utility)
     state = dataclasses.replace(state, weights=weights)

@@ -113,10 +113,10 @@ def _check_multipliers(step_size, objective, learner):
   if learner.samples_from != 'policy':
     raise ValueError(
         f'{what} learner {learner.name} draws from the reference policy, whose'
-        ' mean utilities never meet a constraint: set it to 0.'
+        ' mean utilities say nothing of the constraints: set it to 0.'
     )
   if not step_size > 0:
-    raise ValueError(f'{what} a step down the dual must be > 0; 0: no step.')
+    raise ValueError(f'{what} it must be > 0, or 0 for fixed weights.')
 
 
 def _check_penalty(penalty, objective):

@@ -83,7 +83,10 @@ def test_what_cannot_be_run_is_refused(overrides, learner, match):
 
 @pytest.mark.parametrize(
     ('learner', 'step_size', 'match'),
-    [('dpo', 0.1, 'learner dpo draws from'), ('ppo', -0.1, 'must be > 0')],
+    [
+        ('dpo', 0.1, 'learner dpo draws from'),
+        ('ppo', -0.1, 'must be > 0, or 0'),
+    ],
 )
 def test_multipliers_that_cannot_move_are_refused(learner, step_size, match):
   options = {'primary': 'helpful'}
