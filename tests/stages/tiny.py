@@ -42,7 +42,6 @@ def get_config() -> ml_collections.ConfigDict:
       checkpoint_every=2,
   )
   c.best_of_k.update(num_samples=512, ks=(1, 2, 4, 16))
-  c.regimes.norm = base.regime(reward_model__readout='norm')
   c.regimes.gold = base.regime(
       scorers=base.regime(helpful='gold', harmless='gold')
   )
