@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from rlhf_jax.figures import page, style, tables, words
+from rlhf_jax.figures import learners, page, style, tables, words
 
 KLS = (0.5, 1.0, 2.0, 4.0)
 SUMMARY_KL = tables.MATCHED_KL
@@ -338,13 +338,22 @@ def optimality(evaluation_dir: str) -> page.Markup:
       'share of the attainable objective',
       'seeds',
   ]
+  elsewhere = [
+      style.label(learner)
+      for learner, own in shares.groupby('learner', sort=False)
+      if learners.objective(own) != learners.TILTED
+  ]
+  by_design = (
+      f' Of {", ".join(elsewhere)} it is no measure of success: by design they'
+      ' converge to another optimum.'
+  )
   return page.join(
       page.tag(
           'p',
           'With J = E[u] - kl_coef KL, the share is (J - J_sft) / (J* - J_sft)'
           ' on training prompts: 1 at the exact optimum, 0 at the SFT policy.'
           ' Where seeds use different kl_coef, the column numbers them from'
-          ' the strongest.',
+          ' the strongest.' + by_design * bool(elsewhere),
       ),
       page.table(header, rows),
   )

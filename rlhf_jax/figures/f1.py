@@ -1,9 +1,10 @@
 """F1: at equal KL from the SFT policy, LSC wins more often than the raw reward.
 
-Win rate against an SFT sample of the same prompt (ties count half; for two
-properties, wins on each) along the exact optima of both objectives, judged by
-the held-out evaluator and by gold quality, with the trained policies as points.
-The last row is the difference within each seed.
+Win rate against an SFT sample of the same prompt (ties count half) along the
+exact optima of both objectives, judged by the held-out evaluator and by gold
+quality, with the trained policies as points. For two properties it is the
+probability of beating an SFT sample on each, the two samples independent: not
+of beating one sample on both. The last row is the difference within each seed.
 """
 
 from matplotlib.figure import Figure
@@ -93,8 +94,8 @@ def caption(frame: pd.DataFrame) -> list[str]:
   """What the figure shows, with the numbers of its own table."""
   out = [
       'Probability of beating a sample of the SFT policy on the same prompt'
-      ' (ties count half; in the last column, of beating it on both'
-      ' properties), against the KL spent. Lines are exact optima of each'
+      ' (ties count half; for both properties, of beating an independent'
+      ' sample on each), against the KL spent. Lines are exact optima of each'
       ' objective; points are what learners reached. ' + style.seeds_note(frame)
   ]
   difference = frame[frame['quantity'] == 'difference']

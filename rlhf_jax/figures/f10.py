@@ -5,16 +5,21 @@ optima, in one regime after another: read-out of the reward model, how different
 prompts are, number of pairs, aligned or opposed properties, annotators' cues,
 known rewards, a scale mismatch, the likelihood rewards are learned by, and a
 veto. Below, judgements that depend on each other, and two synthetic rewards.
+
+With an isotonic curve and with likelihoods other than Bradley-Terry, what stands
+in the place of LSC is the link's own log p(G = 1), summed over properties; those
+regimes are counted apart.
 """
 
 from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.figures import dots, regimes, style, tables, words
+from rlhf_jax.figures import dots, regimes, style, synthetic, tables, words
 
 TITLE = 'When LSC helps'
 INPUTS = ('regimes.csv', 'results.csv', 'copula.csv', 'gaussian.csv')
+OWN_LINK = "the link's own log p(G = 1)"  # in the place of LSC
 BASELINES = ('raw', 'z_sum', 'min', 'sigmoid_sum')
 PANELS = (
     ('helpful', 'above_q85', 'gold', 'helpful: above\nSFT 85% (gold)'),
@@ -54,7 +59,10 @@ def table(evaluation_dir: str) -> pd.DataFrame:
   ]
   if not any(len(p) for p in parts):
     raise tables.NoRows(f'No rows for {TITLE}.')
-  parts += [_copula(evaluation_dir), _gaussian(evaluation_dir)]
+  parts += [
+      synthetic.copula_table(evaluation_dir),
+      synthetic.gaussian_table(evaluation_dir),
+  ]
   return tables.concat(parts, what=TITLE)
 
 
@@ -90,41 +98,6 @@ def _gains(rows: pd.DataFrame, panel) -> pd.DataFrame:
   return pd.DataFrame(out)
 
 
-def _copula(evaluation_dir: str) -> pd.DataFrame:
-  """P_rho(both good) minus raw at the matched KL, paired within seeds."""
-  frame = tables.load(evaluation_dir, 'copula.csv', optional=True)
-  frame = tables.at_kl(frame)
-  frame = frame[frame['method'].isin((*style.METHODS, *style.KNOW_RHO))]
-  if not len(frame):
-    return pd.DataFrame()
-  wide = frame.pivot(index=['rho', 'seed'], columns='method', values='value')
-  out = []
-  for rho, at in wide.groupby(level='rho'):
-    for method in wide.columns:
-      if method != 'raw' and 'raw' in wide.columns:
-        out.append(
-            {
-                'quantity': 'copula',
-                'rho': rho,
-                'method': method,
-                'versus': 'raw',
-                'kl': tables.MATCHED_KL,
-            }
-            | tables.interval((at[method] - at['raw']).dropna())
-        )
-  return pd.DataFrame(out)
-
-
-def _gaussian(evaluation_dir: str) -> pd.DataFrame:
-  """Levels of the synthetic problem at the matched KL; not an estimate."""
-  frame = tables.load(evaluation_dir, 'gaussian.csv', optional=True)
-  frame = tables.at_kl(frame)
-  columns = ['scale', 'tail', 'correlation', 'method', 'kl']
-  return frame[columns].assign(
-      quantity='gaussian', mean=frame['value'], low=np.nan, high=np.nan
-  )
-
-
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """A block of rows per group of regimes, and the two synthetic problems."""
@@ -137,7 +110,7 @@ def draw(frame: pd.DataFrame) -> Figure:
   )
   if lower:
     upper, below = figure.subfigures(2, 1, height_ratios=[upper_height, 4.0])
-    _draw_lower(below, frame, lower)
+    synthetic.draw(below, frame, lower)
   else:
     upper = figure.subfigures(1, 1)
   axes = upper.subplots(
@@ -157,9 +130,14 @@ def draw(frame: pd.DataFrame) -> Figure:
     axes[0, j].set_title(f'{panel[3]}\n\n{group}', fontsize=10, pad=3)
     axes[-1, j].set_xlabel('LSC minus the other method')
   shown = [b for b in BASELINES if b in set(frame['versus'])]
-  extra = [_mark(f'LSC minus {style.label(b)}', style.color(b)) for b in shown]
+  extra = [
+      synthetic.mark(f'LSC minus {style.label(b)}', style.color(b))
+      for b in shown
+  ]
   if 'lsc_floor' in set(frame['method']):
-    extra.append(_mark('LSC with a floor minus LSC', style.color('lsc_floor')))
+    extra.append(
+        synthetic.mark('LSC with a floor minus LSC', style.color('lsc_floor'))
+    )
   extra.append(
       style.Line2D(
           [],
@@ -175,14 +153,11 @@ def draw(frame: pd.DataFrame) -> Figure:
   style.finish(
       figure,
       f'Dots: exact optima at KL {tables.MATCHED_KL:g}, within seeds; right of'
-      f' zero LSC is higher. {style.seeds_note(frame, "Bars")}',
+      f' zero LSC is higher. {style.seeds_note(frame, "Bars")}'
+      + synthetic.left_out(frame),
       extra=extra,
   )
   return figure
-
-
-def _mark(text: str, color: str, marker: str = 'o') -> style.Line2D:
-  return style.Line2D([], [], ls='', marker=marker, color=color, label=text)
 
 
 def _draw_block(axes, frame, names, panel, *, first: bool) -> None:
@@ -214,96 +189,45 @@ def _draw_block(axes, frame, names, panel, *, first: bool) -> None:
   axes.tick_params(labelleft=first, axis='y', length=0)
 
 
-def _draw_lower(figure, frame: pd.DataFrame, kinds) -> None:
-  axes = figure.subplots(1, len(kinds), squeeze=False)[0]
-  for ax, kind in zip(axes, kinds, strict=True):
-    rows = frame[frame['quantity'] == kind]
-    if kind == 'copula':
-      _draw_copula(ax, rows)
-    else:
-      _draw_gaussian(ax, rows)
-
-
-def _draw_copula(axes, rows: pd.DataFrame) -> None:
-  style.draw_zero(axes)
-  for method in tables.present(rows, 'method', style.METHODS):
-    style.draw_band(
-        axes,
-        rows[rows['method'] == method],
-        x='rho',
-        shade=0.09,
-        color=style.color(method),
-        marker='o',
-        ms=4,
-        ls=(0, (4, 2)) if method in style.KNOW_RHO else '-',
-        label=style.short(method),
-    )
-  axes.set_title('Dependence')
-  axes.set_xlabel('correlation rho of the two judgements, given the response')
-  axes.set_ylabel('P(both good)\nminus raw')
-  _legend(axes)
-
-
-def _draw_gaussian(axes, rows: pd.DataFrame) -> None:
-  """Settings from top to bottom, a dot per method."""
-  rows = rows.assign(setting=[_setting(r) for _, r in rows.iterrows()])
-  settings = list(dict.fromkeys(rows['setting']))
-  dots.draw(axes, rows, settings, row='setting', lane='method', size=6.0)
-  axes.tick_params(axis='y', labelsize=8.0)
-  axes.set_title('Two synthetic rewards')
-  axes.set_xlabel('P(both above the 85% quantile of SFT)')
-  handles = [
-      _mark(style.short(m), style.color(m))
-      for m in tables.present(rows, 'method', style.METHODS)
-  ]
-  _legend(axes, handles=handles)
-
-
-def _legend(axes, **kwargs) -> None:
-  """Beside the panel's title, where no dot can be."""
-  axes.legend(
-      **kwargs,
-      fontsize=8.5,
-      ncols=6,
-      loc='lower right',
-      bbox_to_anchor=(1.0, 0.985),
-      handlelength=1.0,
-      handletextpad=0.4,
-      columnspacing=0.9,
-      borderpad=0.1,
-  )
-
-
-def _setting(row) -> str:
-  tail = str(row['tail']).replace('_', ' ')
-  return (
-      f'{tail}, scale {row["scale"]:g}:1, correlation {row["correlation"]:+g}'
-  )
-
-
 def caption(frame: pd.DataFrame) -> list[str]:
   """Where LSC gains and where it loses, counted from the table."""
   out = [
       'LSC minus other methods, exact optima within seeds, at KL'
       f' {tables.MATCHED_KL:g} (dots) and as the mean over KL'
       f' {tables.AREA[0]:g} to {tables.AREA[1]:g} (ticks), in every regime of'
-      ' the study. ' + style.seeds_note(frame, 'Bars')
+      ' the study. '
+      + style.seeds_note(frame, 'Bars')
+      + synthetic.left_out(frame)
   ]
+  own = [r for r in frame['regime'].dropna().unique() if regimes.own_link(r)]
+  if own:
+    out.append(
+        f'In {len(own)} regimes ({"; ".join(map(regimes.label, own))}) what'
+        " stands in the place of LSC is the link's own log p(G = 1), summed over"
+        ' properties. They are counted apart.'
+    )
   gain = frame[(frame['quantity'] == 'gain') & (frame['method'] == 'lsc')]
   for property, metric, _, title in PANELS:
     rows = gain[(gain['property'] == property) & (gain['metric'] == metric)]
     name = words.sentence_case(title)
+    own_link = rows['regime'].map(regimes.own_link).astype(bool)
     for versus in [b for b in BASELINES if b in set(rows['versus'])]:
-      out.append(
-          f'{name}, LSC minus {style.label(versus)}:'
-          f' {_count(rows[rows["versus"] == versus])}'
-      )
+      for what, subset in (
+          ('LSC', rows[~own_link]),
+          (OWN_LINK, rows[own_link]),
+      ):
+        subset = subset[subset['versus'] == versus]
+        if len(subset):
+          out.append(
+              f'{name}, {what} minus {style.label(versus)}:'
+              f' {_count(subset, what)}'
+          )
   out += regimes.unreached_sentences(frame)
-  out += _synthetic_sentences(frame)
+  out += synthetic.sentences(frame)
   return out
 
 
-def _count(rows: pd.DataFrame) -> str:
+def _count(rows: pd.DataFrame, what: str) -> str:
   """How many regimes have an established sign, and which are against LSC."""
   signs = np.array([words.established(r) for _, r in rows.iterrows()])
   worst, best = (rows.loc[rows['mean'].agg(f)] for f in ('idxmin', 'idxmax'))
@@ -313,32 +237,11 @@ def _count(rows: pd.DataFrame) -> str:
       f' {words.signed(worst)} ({regimes.label(worst["regime"])}) to'
       f' {words.signed(best)} ({regimes.label(best["regime"])}).'
   )
+  sentence = words.sentence_case(what)
   lost = [regimes.label(r) for r in rows['regime'][signs < 0]]
   if not lost:
     return text
   if len(lost) <= len(rows) / 2:
-    return f'{text} LSC is worse in: {"; ".join(lost)}.'
+    return f'{text} {sentence} is worse in: {"; ".join(lost)}.'
   kept = [regimes.label(r) for r in rows['regime'][signs >= 0]]
-  return f'{text} LSC is not worse only in: {"; ".join(kept) or "none"}.'
-
-
-def _synthetic_sentences(frame: pd.DataFrame) -> list[str]:
-  out = []
-  copula = frame[(frame['quantity'] == 'copula') & (frame['method'] == 'lsc')]
-  if len(copula):
-    gains = '; '.join(
-        f'{words.signed(r)} at rho {r["rho"]:+g}'
-        for _, r in copula.sort_values('rho').iterrows()
-    )
-    out.append(f'P(both good) under dependence, LSC minus raw: {gains}.')
-  rows = frame[frame['quantity'] == 'gaussian']
-  if len(rows):
-    wide = rows.pivot(
-        index=['tail', 'scale', 'correlation'], columns='method', values='mean'
-    )
-    best = wide.idxmax(axis=1).value_counts()
-    counts = ', '.join(f'{style.label(m)} in {n}' for m, n in best.items())
-    out.append(
-        f'Two synthetic rewards: the highest is {counts} of {len(wide)} settings.'
-    )
-  return out
+  return f'{text} {sentence} is not worse only in: {"; ".join(kept) or "none"}.'

@@ -203,7 +203,10 @@ def caption(frame: pd.DataFrame) -> list[str]:
   ]
   ranks, taus = (frame[frame['quantity'] == q] for q in ('rank', 'tau'))
   if not len(taus):
-    out.append('With one judge or one method there is no order to compare.')
+    out.append(
+        'There is no order to compare: with one judge, or fewer than two methods'
+        f' that reach KL {tables.MATCHED_KL:g} in every seed.'
+    )
   for property, rows in taus.groupby('property', sort=False):
     num = int(rows['num_methods'].iloc[0])
     pairs = '; '.join(

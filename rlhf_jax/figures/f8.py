@@ -1,10 +1,14 @@
 """F8: how much the reference r_ref(x) of LSC matters.
 
 Joint quality of LSC minus raw at equal KL, for every reference: quantiles of
-the rewards of SFT samples, their mean, a canned response, a response of the
-dataset, a learned quantile, and one constant for all prompts. The constant is
-the negative control: a reward model leaves rewards free up to c(x), which only
-a reference scored by the same model on the same prompt cancels.
+the rewards of SFT samples, their mean, a canned response, the response of the
+data set, a learned quantile, and two that are the same for all prompts.
+
+The negative control is one 85% quantile, of the SFT samples of all prompts
+together: the level of the default reference, and not specific to the prompt. A
+reward model leaves rewards free up to c(x), which only a reference scored by
+the same model on the same prompt cancels. A constant 0 differs from the default
+in its level as well, so it does not tell one from the other.
 """
 
 from matplotlib.figure import Figure
@@ -14,7 +18,8 @@ from rlhf_jax.figures import matched, style, tables, words
 
 TITLE = 'The reference of LSC'
 INPUTS = ('results.csv',)
-CONTROL = f'{style.REFERENCE_PREFIX}constant'
+CONTROL = f'{style.REFERENCE_PREFIX}pooled'
+CONSTANT = f'{style.REFERENCE_PREFIX}constant'
 
 
 def _order(methods) -> list[str]:
@@ -58,24 +63,19 @@ def draw(frame: pd.DataFrame) -> Figure:
       names=_names(methods),
       hollow=[CONTROL],
       extra=[
-          style.Line2D(
-              [],
-              [],
-              ls='',
-              marker='o',
-              color=style.color('lsc'),
-              label='LSC with this reference',
-          ),
-          style.Line2D(
-              [],
-              [],
-              ls='',
-              marker='o',
-              color=style.color('lsc'),
-              mfc='white',
-              label='negative control',
+          _mark('LSC with this reference'),
+          *(
+              [_mark('negative control: one quantile for all', mfc='white')]
+              if CONTROL in methods
+              else []
           ),
       ],
+  )
+
+
+def _mark(text: str, **look) -> style.Line2D:
+  return style.Line2D(
+      [], [], ls='', marker='o', color=style.color('lsc'), label=text, **look
   )
 
 
@@ -88,6 +88,18 @@ def caption(frame: pd.DataFrame) -> list[str]:
       ' centered on; one dot a reference, zero is the raw reward. '
       + style.seeds_note(frame, 'Bars')
   ]
+  if CONTROL in methods:
+    out.append(
+        'Negative control: one 85% quantile of the SFT samples of all prompts'
+        ' together. It has the level of the default reference and is not'
+        ' specific to the prompt: what it lacks of the default is the worth of'
+        ' a reference for each prompt.'
+    )
+  if CONSTANT in methods:
+    out.append(
+        'The constant 0 is no reference at all: it is neither specific to the'
+        ' prompt nor at the level of the default.'
+    )
   out += matched.sentences(frame, methods, names)
   out += [
       _spread(title, rows, names) for _, title, rows in matched.panels(frame)
@@ -112,4 +124,4 @@ def _spread(title: str, rows: pd.DataFrame, names: dict[str, str]) -> str:
   control = gains.loc[CONTROL]
   worse = int((own['mean'] < control['mean']).sum())
   rank = f'{worse} of {len(own)} references are below it'
-  return f'{text}; the constant gains {words.signed(control)}, and {rank}.'
+  return f'{text}; the control gains {words.signed(control)}, and {rank}.'

@@ -3,7 +3,8 @@
 A product over n properties shrinks, and the range of its logarithm grows: for
 the same KL the coefficient must be set anew for every n. By n, the kl_coef that
 spends the matched KL, the share of responses above the SFT median on all n
-properties, and the same minus raw, within seeds.
+properties (dashed: of the SFT policy itself), and the same minus raw, within
+seeds.
 """
 
 from matplotlib.figure import Figure
@@ -19,12 +20,27 @@ METRIC = 'above_q50'
 
 
 def table(evaluation_dir: str) -> pd.DataFrame:
-  """kl_coef (geometric mean), share and gain (over raw) by n and method."""
+  """kl_coef (geometric mean), share and gain (over raw) by n and method.
+
+  Where some seed of an n does not reach the matched KL there is `unreached`
+  alone, with the number of seeds that do.
+  """
   rows = tables.load(evaluation_dir, 'growth.csv')
   rows = rows[rows['metric'] == METRIC]
-  rows = pd.concat([tables.at_kl(rows), rows[rows['method'] == 'sft']])
-  out = []
+  sft = rows['method'] == 'sft'
+  seeds = rows.groupby('n')['seed'].nunique()
+  curves = rows[~sft].drop_duplicates(['n', 'method'])[['n', 'method']]
+  rows = pd.concat([tables.matched(rows[~sft], what=TITLE), rows[sft]])
+  num = rows.groupby(['n', 'method'])['seed'].nunique()
+  out = [
+      {'n': n, 'method': method, 'quantity': 'unreached'}
+      | {'num_reached': num.get((n, method), 0), 'of_seeds': seeds[n]}
+      for n, method in curves.itertuples(index=False)
+      if num.get((n, method), 0) < seeds[n]
+  ]
   for (n, method), own in rows.groupby(['n', 'method'], sort=False):
+    if num[n, method] < seeds[n]:
+      continue
     label = {'n': n, 'method': method, 'kl': own['kl'].mean()}
     coefs = own['kl_coef'].dropna()
     if len(coefs) and (coefs > 0).all():
@@ -34,7 +50,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
     out.append(label | {'quantity': 'share'} | tables.interval(own['value']))
     raw = rows[(rows['n'] == n) & (rows['method'] == 'raw')]
     pair = own.merge(raw, on='seed', suffixes=('', '_raw'))
-    if method not in ('raw', 'sft') and len(pair):
+    if method not in ('raw', 'sft') and len(pair) == seeds[n]:
       gain = tables.interval(pair['value'] - pair['value_raw'])
       out.append(label | {'quantity': 'gain'} | gain)
   return tables.concat([pd.DataFrame(out)], what=TITLE)
@@ -50,7 +66,8 @@ def draw(frame: pd.DataFrame) -> Figure:
       ('share', 'Good on all', 'share above the SFT\nmedian on all n (gold)'),
       ('gain', 'Gain over raw', 'share minus raw,\npaired'),
   )
-  methods = tables.present(frame, 'method', style.METHODS)
+  shown = frame[frame['quantity'] == 'share']
+  methods = tables.present(shown, 'method', style.METHODS)
   for ax, (quantity, title, ylabel) in zip(axes, panels, strict=True):
     rows = frame[frame['quantity'] == quantity]
     for method in tables.present(rows, 'method', style.METHODS):
@@ -74,7 +91,8 @@ def draw(frame: pd.DataFrame) -> Figure:
   style.finish(
       figure,
       f'Exact optima at KL {tables.MATCHED_KL:g}. {style.seeds_note(frame)}'
-      ' Coefficients: geometric mean.',
+      ' Coefficients: geometric mean.'
+      + ' Dashed: the SFT policy itself.' * ('sft' in methods),
       methods=methods,
   )
   return figure
@@ -111,5 +129,16 @@ def caption(frame: pd.DataFrame) -> list[str]:
     )
     out.append(
         f'{words.sentence_case(style.label(method))} minus raw: {listed}.'
+    )
+  short = frame[frame['quantity'] == 'unreached']
+  for method in tables.present(short, 'method', style.METHODS):
+    rows = short[short['method'] == method].sort_values('n')
+    listed = ', '.join(
+        f'n = {r["n"]:g} ({r["num_reached"]:g} of {r["of_seeds"]:g} do)'
+        for _, r in rows.iterrows()
+    )
+    out.append(
+        f'{words.sentence_case(style.label(method))}: not every seed reaches KL'
+        f' {tables.MATCHED_KL:g}, and nothing is shown, at {listed}.'
     )
   return out

@@ -166,7 +166,8 @@ def _draw_shares(axes, shares: pd.DataFrame) -> None:
   names = [labels[n] for n in LEARNERS if n in set(shares['family'])]
   points = shares.assign(
       row=[labels[n] for n in shares['family']],
-      marker=[style.MARKERS[n] for n in shares['family']],
+      marker=[style.marker(n) for n in shares['family']],
+      hollow=shares['family'] == 'grpo_std',  # as in L1
   )
   dots.draw(axes, points, names, row='row', lanes=METHODS, size=8.0)
   axes.axvline(1, color=style.INK, lw=1, ls=(0, (4, 3)), zorder=1)
@@ -179,7 +180,14 @@ def caption(frame: pd.DataFrame) -> list[str]:
   out = [
       'GRPO with and without the division of advantages by the standard'
       ' deviation of the samples of the same prompt, aligned for both'
-      ' properties. ' + style.seeds_note(frame)
+      ' properties. ' + style.seeds_note(frame),
+      'The share is of the optimum of E[u] - kl_coef KL, to which GRPO without'
+      ' division converges. With the division it converges elsewhere by design'
+      ' (hollow): its share says how far from that optimum, and not how well it'
+      ' was trained.',
+      'With whitened advantages GRPO without division and RLOO are the same'
+      ' update up to rounding: its points are those of RLOO, not of a further'
+      ' learner.',
   ]
   for quantity, name in (
       ('objective_share', 'Share of the attainable objective'),

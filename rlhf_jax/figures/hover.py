@@ -32,7 +32,8 @@ def points(figure: Figure) -> list[dict]:
   (which curve), `panel`, `x_label` and `y_label`, empty where there are none.
 
   The label of a line is its own when it was given one. Otherwise it is read
-  off the legend: the entry of its colour, and the grey one of its marker.
+  off the legend: the entry of its colour, and the grey one of its marker, hollow
+  if it is; of hollow points without one, the first grey hollow entry.
   Lines across a whole panel (references, zeros), images and texts are no data,
   nor is what neither a legend nor a word on an axis names (a diagonal).
   """
@@ -263,14 +264,24 @@ def _label(line: Line2D, own: str, legend) -> str:
     return style.label('sft')  # which is often in no legend, and no learner's
   parts = [_by_color(line.get_color(), legend, _dashes(line))]
   if line.get_marker() not in ('None', None, '', ' '):
-    parts += [
-        text
+    grey = [
+        (text, handle.get_marker() == line.get_marker())
         for text, handle in legend
         if isinstance(handle, Line2D)
-        and handle.get_marker() == line.get_marker()
+        and handle.get_marker() not in ('None', None, '', ' ')
         and same_color(handle.get_color(), style.SOFT)
-    ][:1]
+        and _is_hollow(handle) == _is_hollow(line)
+    ]
+    # What hollow means may be told once, for the markers of all learners.
+    parts += (
+        [text for text, same in grey if same]
+        or [text for text, _ in grey if _is_hollow(line)]
+    )[:1]
   return ', '.join(filter(None, parts))
+
+
+def _is_hollow(line: Line2D) -> bool:
+  return bool(same_color(line.get_markerfacecolor(), 'white'))
 
 
 def _title(axes: Axes) -> str:

@@ -4,7 +4,14 @@ The sum of log-sigmoids is log P(both good) only if judgements are independent
 given the response. With judgements made dependent (a Gaussian copula with
 correlation rho): the p-value of a test on repeated judgements, the product of
 the two probabilities against the observed joint rate with its Frechet bounds,
-and the joint rate of policies aligned without and with knowledge of rho.
+the joint rate of policies aligned without and with knowledge of rho, and what
+LSC lost: its joint rate minus that of `lsc_copula`, which has the same learned
+marginals and knows rho, so that the two differ by the dependence alone. (Of the
+gold judges' own optimum, where lsc_copula is missing; then by the marginals as
+well.)
+
+The product and the Frechet bounds are of the learned marginals; judgements that
+are observed are the gold judges'. A gap at rho 0 is a miss of the marginals.
 """
 
 from matplotlib.figure import Figure
@@ -17,14 +24,19 @@ TITLE = 'Judgements that depend on each other'
 INPUTS = ('independence.csv', 'copula.csv')
 LEVEL = 0.05  # of the test
 _SMALLEST = 1e-12  # p-values below are drawn here
+_NO_GAP = (
+    'What LSC loses is left out: LSC, or a policy that knows rho, is missing or'
+    ' not at this KL in every seed.'
+)
 _GREYS = ('#94a3b8', '#0f766e', '#7c2d12', '#1e293b')
 
 
 def table(evaluation_dir: str) -> pd.DataFrame:
   """p_value (one row a seed), rejected, product, observed, bounds, policies.
 
-  `joint` is P_rho(both good) of a method at the matched KL, and `gap` the same
-  minus that of the oracle, paired within seeds.
+  `joint` is P_rho(both good) of a method at the matched KL, and `gap` that of
+  LSC minus that of `versus`, paired within seeds: lsc_copula, or else the oracle.
+  A method that some seed does not bring to the matched KL is left out.
   """
   tests = tables.load(evaluation_dir, 'independence.csv')
   tests = tests.astype({'num_repeats': int})
@@ -65,21 +77,25 @@ def table(evaluation_dir: str) -> pd.DataFrame:
 
 
 def _policies(evaluation_dir: str) -> list[dict]:
-  frame = tables.at_kl(tables.load(evaluation_dir, 'copula.csv'))
+  frame = tables.load(evaluation_dir, 'copula.csv')
+  seeds = sorted(frame['seed'].unique())
+  frame = tables.at_kl(frame)
   frame = frame[frame['method'].isin((*style.METHODS, *style.KNOW_RHO))]
   wide = frame.pivot(index=['rho', 'seed'], columns='method', values='value')
   # From the same learned probabilities where it is there: else from gold ones.
   knows = next((m for m in style.KNOW_RHO if m in wide.columns), None)
   out = []
   for rho, at in wide.groupby(level='rho'):
+    at = at.droplevel('rho').reindex(seeds)
     for method in wide.columns:
       label = {'rho': rho, 'method': method, 'kl': tables.MATCHED_KL}
-      joint = at[method].dropna()
-      if not len(joint):
+      joint = at[method]
+      if not tables.in_all_seeds(joint):
         continue
       out.append(label | {'quantity': 'joint'} | tables.interval(joint))
-      if knows and method not in style.KNOW_RHO:
-        gap = (at[method] - at[knows]).dropna()
+      # Others differ from LSC with a copula by more than the dependence.
+      if knows and method == 'lsc' and tables.in_all_seeds(at[knows]):
+        gap = joint - at[knows]
         out.append(
             label | {'quantity': 'gap', 'versus': knows} | tables.interval(gap)
         )
@@ -89,11 +105,33 @@ def _policies(evaluation_dir: str) -> list[dict]:
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """The test, the product, the policies, and their distance to the oracle."""
-  figure = style.make_figure(12.8, 8.2, TITLE)
-  axes = figure.subplots(2, 2)
+  policies = frame[frame['quantity'] == 'joint']
+  rows = 2 if len(policies) else 1
+  figure = style.make_figure(12.8, 0.6 + 3.8 * rows, TITLE)
+  axes = figure.subplots(rows, 2, squeeze=False)
   extra = _draw_tests(axes[0, 0], frame[frame['quantity'] == 'p_value'])
   extra += _draw_product(axes[0, 1], frame)
-  for ax, quantity in ((axes[1, 0], 'joint'), (axes[1, 1], 'gap')):
+  if len(policies):
+    _draw_policies(axes[1], frame)
+  for ax in axes.ravel():
+    ax.set_xlabel('correlation rho of the judgements, given the response')
+  style.finish(
+      figure,
+      style.seeds_note(frame[frame['quantity'] != 'rejected'])
+      + ' p-values: one dot a seed.'
+      + ''.join(f' {line}' for line in _left_out(frame)),
+      methods=tables.present(policies, 'method', style.METHODS)
+      if len(policies)
+      else [],
+      extra=extra,
+  )
+  return figure
+
+
+def _draw_policies(axes, frame: pd.DataFrame) -> None:
+  """Joint rates at the left; at the right what LSC loses, where it is known."""
+  left, right = axes
+  for ax, quantity in ((left, 'joint'), (right, 'gap')):
     rows = frame[frame['quantity'] == quantity]
     for method in tables.present(rows, 'method', style.METHODS):
       style.draw_band(
@@ -106,25 +144,32 @@ def draw(frame: pd.DataFrame) -> Figure:
           ms=4,
           ls=(0, (4, 2)) if method in style.KNOW_RHO else '-',
       )
-  axes[1, 0].set_title(f'Aligned policies at KL {tables.MATCHED_KL:g}')
-  axes[1, 0].set_ylabel('P(both good)')
-  axes[1, 1].set_title('Lost by not knowing the dependence')
-  versus = frame['versus'].dropna().unique() if 'versus' in frame else ()
-  axes[1, 1].set_ylabel(
-      f'minus {style.short(versus[0])},\npaired' if len(versus) else ''
-  )
-  style.draw_zero(axes[1, 1])
-  for ax in axes.ravel():
-    ax.set_xlabel('correlation rho of the judgements, given the response')
-  policies = frame[frame['quantity'] == 'joint']
-  style.finish(
-      figure,
-      style.seeds_note(frame[frame['quantity'] != 'rejected'])
-      + ' p-values: one dot a seed.',
-      methods=tables.present(policies, 'method', style.METHODS),
-      extra=extra,
-  )
-  return figure
+  left.set_title(f'Aligned policies at KL {tables.MATCHED_KL:g}')
+  left.set_ylabel('P(both good)')
+  gaps = frame[frame['quantity'] == 'gap']
+  if len(gaps):
+    versus = gaps['versus'].iloc[0]
+    right.set_title(_gap_title(versus))
+    right.set_ylabel(f'LSC minus {style.short(versus)},\npaired')
+    style.draw_zero(right)
+  else:
+    right.set_visible(False)
+
+
+def _left_out(frame: pd.DataFrame) -> list[str]:
+  """Why panels are not there."""
+  if not (frame['quantity'] == 'joint').any():
+    return [
+        'Aligned policies are left out: no method has rows at KL'
+        f' {tables.MATCHED_KL:g} in every seed.'
+    ]
+  return [] if (frame['quantity'] == 'gap').any() else [_NO_GAP]
+
+
+def _gap_title(versus: str) -> str:
+  if versus == 'lsc_copula':
+    return 'LSC: lost by not knowing the dependence'
+  return "LSC: below the gold judges' own optimum"
 
 
 def _draw_tests(axes, rows: pd.DataFrame) -> list[style.Line2D]:
@@ -213,23 +258,38 @@ def caption(frame: pd.DataFrame) -> list[str]:
   listed = '; '.join(
       f'{words.signed(r)} at rho {r["rho"]:+g}' for _, r in excess.iterrows()
   )
-  out.append(f'Observed joint rate minus the product: {listed}.')
+  out.append(
+      f'Observed joint rate minus the product: {listed}. The product and the'
+      ' Frechet bounds are of the learned marginals, and what is observed is of'
+      ' the gold judges: a gap at rho 0 is a miss of the marginals, and no'
+      ' dependence.'
+  )
   gaps = frame[frame['quantity'] == 'gap']
-  for method in tables.present(gaps, 'method', style.METHODS):
-    rows = gaps[gaps['method'] == method]
-    worst = rows.loc[rows['mean'].idxmin()]
-    out.append(
-        f'{style.label(method)}: at worst {words.signed(worst)} from'
-        f' {style.label(worst["versus"])}, at rho {worst["rho"]:+g}.'
+  if len(gaps):
+    worst = gaps.loc[gaps['mean'].idxmin()]
+    differ = (
+        'which has the same learned marginals: the difference is of the'
+        ' dependence alone'
+        if worst['versus'] == 'lsc_copula'
+        else 'which differs by the marginals as well as by the dependence'
     )
+    out.append(
+        f'{style.label("lsc")}: at worst {words.signed(worst)} from'
+        f' {style.label(worst["versus"])}, at rho {worst["rho"]:+g},'
+        f' {differ}.'
+    )
+  out += _left_out(frame)
   out += _against_raw(frame[frame['quantity'] == 'joint'])
   return out
 
 
 def _against_raw(rows: pd.DataFrame) -> list[str]:
+  if not len(rows):
+    return []
   wide = rows.pivot(index='rho', columns='method', values='mean')
   if not {'raw', 'lsc'} <= set(wide.columns):
     return []
+  wide = wide.dropna(subset=['raw', 'lsc'])
   below = [f'{rho:+g}' for rho in wide.index[wide['lsc'] < wide['raw']]]
   if not below:
     return ['By the means LSC is not below raw at any rho.']

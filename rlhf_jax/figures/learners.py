@@ -4,6 +4,10 @@ Share of the attainable objective, (J - J_sft) / (J* - J_sft); share of what the
 exact frontier gains in utility at the learner's own KL; KL from the optimum,
 which is (J* - J) / kl_coef; and seconds of training. By learner and method, at
 the setting whose KL is nearest the matched one.
+
+The optimum is always pi_0 exp(u / kl_coef) / Z. Learners that converge to
+something else by design (best of k, a tilt by win rate, a price of a nat for
+each prompt) are hollow, and no count has them: what they lack is not a failure.
 """
 
 from matplotlib.figure import Figure
@@ -12,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from rlhf_jax.figures import dots, style, tables, words
+from rlhf_jax.learners import registry
 
 TITLE = 'How near the optimum each learner comes'
 INPUTS = ('optimality.csv',)
@@ -23,6 +28,17 @@ QUANTITIES = {
 }
 # Positive and over decades: the mean and its interval are of their logarithm.
 LOGARITHMIC = ('kl_to_optimum', 'seconds')
+TILTED = 'tilted'  # the objective whose optimum is the one measured against
+_OBJECTIVES = {  # by their names in learners.interface.OBJECTIVES
+    'tilted_win_rate': 'to the tilt by its win rate',
+    'best_of_k': 'to the best of k samples',
+    'rescaled': 'to no optimum of u, as each prompt has a price of a nat',
+}
+SAME_UPDATE = ('rloo', 'grpo')  # with whitened advantages, up to rounding
+SAME_NOTE = (
+    'With whitened advantages RLOO and GRPO without division are the same update'
+    ' up to rounding: where both are there they are one result, not two.'
+)
 _SMALLEST = 1e-4  # nats or seconds; below, a logarithm would be of rounding
 
 
@@ -38,6 +54,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
         'property': property,
         'learner': learner,
         'method': method,
+        'objective': objective(own),
         'kl': own['kl'].mean(),
         'kl_coef': own['kl_coef'].mean(),
         'num_steps': own['num_steps'].max(),
@@ -54,6 +71,18 @@ def table(evaluation_dir: str) -> pd.DataFrame:
         found = tables.interval(values)
       out.append(label | {'quantity': quantity} | found)
   return tables.concat([pd.DataFrame(out)], what=TITLE)
+
+
+def objective(rows: pd.DataFrame) -> str:
+  """What a learner converges to: as its table says, or else as it declares.
+
+  A learner that neither knows is taken to converge to the optimum.
+  """
+  if 'objective' in rows and rows['objective'].notna().any():
+    return rows['objective'].dropna().iloc[0]
+  learner = rows['learner'].iloc[0]
+  known = learner in registry.names()
+  return registry.get(learner).objective if known else TILTED
 
 
 def _nearest(rows: pd.DataFrame) -> pd.DataFrame:
@@ -110,11 +139,25 @@ def draw(frame: pd.DataFrame) -> Figure:
     else:
       for ax in axes[:, j]:
         ax.axvline(1, color=style.INK, lw=1, ls=(0, (4, 3)), zorder=1)
+  elsewhere = (frame['objective'] != TILTED).any()
   style.finish(
       figure,
-      f'{style.seeds_note(frame, "Bars")} Dashed: the exact optimum. The two'
-      ' quantities on the right are geometric means.',
+      f'{style.seeds_note(frame, "Bars")} Dashed: the exact optimum. KL from it'
+      ' and seconds are geometric means.',
       methods=methods,
+      extra=[
+          style.Line2D(
+              [],
+              [],
+              ls='',
+              marker='o',
+              color=style.SOFT,
+              mfc='white',
+              label='another optimum by design',
+          )
+      ]
+      if elsewhere
+      else [],
   )
   return figure
 
@@ -123,7 +166,9 @@ def _draw_block(axes, own, names, methods, *, first: bool) -> None:
   labels = [style.label(n) for n in names]
   own = own.assign(
       row=[style.label(n) for n in own['learner']],
-      marker=[style.MARKERS.get(n, 's') for n in own['learner']],
+      marker=[style.marker(n) for n in own['learner']],
+      # Seconds are not measured against an optimum.
+      hollow=(own['objective'] != TILTED) & (own['quantity'] != 'seconds'),
   )
   dots.draw(axes, own, labels, row='row', lanes=methods, size=7.0)
   axes.tick_params(labelleft=first, axis='y', length=0)
@@ -145,32 +190,73 @@ def caption(frame: pd.DataFrame) -> list[str]:
       f' its setting nearest {tables.MATCHED_KL:g}). Share 1 is the optimum, 0'
       ' the SFT policy. ' + style.seeds_note(frame, 'Bars')
   ]
+  out += _elsewhere(frame)
+  if set(SAME_UPDATE) <= set(frame['learner']):
+    out.append(SAME_NOTE)
   for property in tables.present(frame, 'property', tables.PROPERTIES):
     own = frame[frame['property'] == property]
     name = style.label(property)
     for method in tables.present(own, 'method', style.METHODS):
       rows = own[own['method'] == method]
       share = rows[rows['quantity'] == 'objective_share']
-      listed = '; '.join(
-          f'{style.label(r["learner"])} {words.level(r)}'
-          for _, r in share.sort_values('mean', ascending=False).iterrows()
-      )
-      out.append(
-          f'{name}, {style.label(method)}, share of the attainable objective:'
-          f' {listed}.'
-      )
+      share = share.sort_values('mean', ascending=False)
+      own_optimum = share['objective'] == TILTED
+      parts = [_listed(share[own_optimum])]
+      if not own_optimum.all():
+        parts.append(
+            f'{"with" if own_optimum.any() else "all with"} another optimum by'
+            f' design, {_listed(share[~own_optimum])}'
+        )
+      listed = '; '.join(filter(None, parts))
+      if listed:
+        out.append(
+            f'{name}, {style.label(method)}, share of the attainable objective:'
+            f' {listed}.'
+        )
     out += _compare(name, own)
   return out
 
 
+def _listed(share: pd.DataFrame) -> str:
+  return '; '.join(
+      f'{style.label(r["learner"])} {words.level(r)}'
+      for _, r in share.iterrows()
+  )
+
+
+def _elsewhere(frame: pd.DataFrame) -> list[str]:
+  """Which learners are measured against an optimum that is not theirs."""
+  rows = frame[frame['objective'] != TILTED].drop_duplicates('learner')
+  if not len(rows):
+    return []
+  listed = '; '.join(
+      f'{style.label(r["learner"])}'
+      f' {_OBJECTIVES.get(r["objective"], "to " + str(r["objective"]))}'
+      for _, r in rows.iterrows()
+  )
+  return [
+      'Share and KL are against the optimum of E[u] - kl_coef KL for every'
+      ' learner. Hollow ones converge elsewhere by design, so that a share below'
+      f' 1 is no failure of theirs, and no count has them: {listed}.'
+  ]
+
+
 def _compare(name: str, own: pd.DataFrame) -> list[str]:
-  """For how many learners LSC is nearer its optimum than raw, by the means."""
+  """For how many learners LSC is nearer its optimum than raw, by the means.
+
+  Of those that converge to it; of two with the same update, the first.
+  """
+  own = own[own['objective'] == TILTED]
   share = own[own['quantity'] == 'objective_share'].pivot(
       index='learner', columns='method', values='mean'
   )
   if not {'raw', 'lsc'} <= set(share.columns):
     return []
   share = share.dropna(subset=['raw', 'lsc'])
+  if set(SAME_UPDATE) <= set(share.index):
+    share = share.drop(index=SAME_UPDATE[1])
+  if not len(share):
+    return []
   lower = [style.label(n) for n in share.index[share['lsc'] < share['raw']]]
   if not lower:
     return [f'{name}: with no learner is the share lower for LSC than for raw.']

@@ -38,9 +38,9 @@ GROUPS = {
     'Scale of the rewards': {
         'scale_4': 'harmless times 4',
         'calibrated': 'temperature-calibrated',
-        'isotonic': 'isotonic-calibrated',
     },
-    'Likelihood of the rewards (default: Bradley-Terry)': {
+    "The reward's own log p(G = 1) in place of LSC, by its likelihood": {
+        'isotonic': 'isotonic curve',
         'link_probit': 'probit',
         'link_pointwise': 'pointwise',
         'link_ordinal': 'ordinal ratings',
@@ -61,6 +61,15 @@ def label(name: str) -> str:
   return _LABELS.get(name, name.replace('_', ' '))
 
 
+def own_link(name: str) -> bool:
+  """Whether the method `lsc` of a regime is its link's own log p(G = 1).
+
+  The transform is then log_isotonic, probit or another link's, and not the log
+  of the sigmoid of the centered reward: log p(good) all the same, but not LSC.
+  """
+  return name == 'isotonic' or name.startswith('link_')
+
+
 def grouped(names: Iterable[str]) -> list[tuple[str, list[str]]]:
   """(group, regimes) in reading order, unknown ones in a last group."""
   names = list(names)
@@ -79,8 +88,9 @@ def unreached_sentences(frame: pd.DataFrame) -> list[str]:
   for regime, own in rows.groupby('regime', sort=False):
     ends = own.groupby('property', sort=False)['kl'].min()
     listed = ', '.join(f'{p} {kl:.2f}' for p, kl in ends.items())
+    own_name = 'log p(G = 1)' if own_link(regime) else 'LSC'
     out.append(
-        f'{label(regime)}: LSC or the other method ends below KL'
+        f'{label(regime)}: {own_name} or the other method ends below KL'
         f' {tables.MATCHED_KL:g}, at {listed}; not compared there.'
     )
   return out

@@ -36,6 +36,7 @@ _COLORS = {
     'gated': '#57534e',
     'k_of_n': '#4d7c0f',
     'geometric': '#a21caf',
+    'quantile': '#9f1239',
     'evaluator': '#0f766e',
     'second_evaluator': '#7f1d1d',
     'gold': '#a16207',
@@ -61,6 +62,7 @@ LABELS = {
     'gated': 'gated by helpful',
     'k_of_n': 'k of n',
     'geometric': 'geometric mean',
+    'quantile': 'quantile of the reward',
     'lsc_copula': 'LSC that knows the dependence',
     'oracle': 'gold judges, with their dependence',
     'lsc-raw': 'LSC minus raw',
@@ -81,6 +83,7 @@ LABELS = {
     'ipo': 'IPO',
     'rebel': 'REBEL',
     'qrpo': 'QRPO',
+    'qrpo_quantile': 'QRPO of quantiles',
     'best_of': 'best of k',
     'helpful': 'Helpful',
     'harmless': 'Harmless',
@@ -98,8 +101,9 @@ REFERENCES = {
     'mean': 'mean',
     'canned': 'canned responses',
     'mixed': '85% helpful, canned harmless',
-    'dataset': 'response of the dataset',
-    'constant': 'global constant',
+    'dataset': 'response of the data set',
+    'constant': 'constant 0',
+    'pooled': '85% quantile of all prompts',
 }
 SHORT = {
     'lsc': 'LSC',
@@ -125,6 +129,7 @@ MARKERS = {
     'ipo': 'p',
     'rebel': 'h',
     'qrpo': '>',
+    'qrpo_quantile': 'd',
     'best_of': 'D',
 }
 # The methods that are drawn as curves; others are compared at one KL (M1, F8).
@@ -202,6 +207,11 @@ def label(name: str) -> str:
   return LABELS.get(name, name)
 
 
+def marker(learner: str) -> str:
+  """The marker of a learner; those without one of their own share a square."""
+  return MARKERS.get(learner, 's')
+
+
 def short(name: str) -> str:
   """The shortest name of a method, for use inside a panel."""
   return SHORT.get(name, name)
@@ -260,7 +270,7 @@ def finish(
           [],
           color=SOFT,
           ls='',
-          marker=MARKERS.get(learner, 's'),
+          marker=marker(learner),
           mfc='white' if learner == 'best_of' else SOFT,
           label=label(learner),
       )
@@ -357,7 +367,7 @@ def draw_points(axes: Axes, curve, family: str, method: str, x='kl') -> None:
       curve[x],
       curve['mean'],
       yerr=bars,
-      fmt=MARKERS.get(family, 's'),
+      fmt=marker(family),
       ms=4.5 if hollow else 6,
       mfc='white' if hollow else color(method),
       mec=color(method) if hollow else 'white',

@@ -354,6 +354,30 @@ def at_kl(
   return frame[(frame['kl'] - kl).abs() <= within]
 
 
+def matched(frame: pd.DataFrame, *, what: str) -> pd.DataFrame:
+  """Rows at the matched KL; NoRows, with the KLs there are, when there is none.
+
+  Figures compare at MATCHED_KL whatever evaluate.matched_kl of the study was.
+  """
+  rows = at_kl(frame)
+  if not len(rows):
+    kls = ', '.join(f'{kl:g}' for kl in sorted(frame['kl'].round(2).unique()))
+    raise NoRows(
+        f'No rows for {what}: it is shown at KL {MATCHED_KL:g}, and its table'
+        f' has KL {kls or "of no row"}.'
+    )
+  return rows
+
+
+def in_all_seeds(values: pd.Series) -> bool:
+  """Whether one value a seed is there for every seed, and there are seeds.
+
+  A mean over those seeds that happen to reach a KL is of other seeds than the
+  means beside it.
+  """
+  return bool(len(values) and values.notna().all())
+
+
 def concat(parts: Sequence[pd.DataFrame], *, what: str) -> pd.DataFrame:
   """The parts of a figure as one table; NoRows when there is none."""
   parts = [p for p in parts if len(p)]

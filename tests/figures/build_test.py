@@ -16,9 +16,11 @@ from rlhf_jax.figures import (
     f6,
     f7,
     grpo,
+    learners,
     style,
     tables,
 )
+from rlhf_jax.learners import registry
 
 
 def _shows(path, name):
@@ -233,7 +235,15 @@ class TestFurtherNumbers:
     np.testing.assert_allclose(stuck['kl'], 1.0)
     text = ' '.join(build.get('F8').caption(frame))
     assert 'Canned responses: cannot reach KL 2 (ends at 1.00).' in text
-    assert 'constant gains +0.032' in text
+    assert 'the control gains +0.032' in text
+    assert 'one 85% quantile of the SFT samples of all prompts' in text
+
+  def test_f8_counts_the_constant_as_a_reference(self, built):
+    frame = pd.read_csv(os.path.join(built, 'F8.csv'))
+    text = ' '.join(build.get('F8').caption(frame))
+    assert '85% quantile of all prompts (control) +0.032' in text
+    assert 'constant 0 +0.022' in text
+    assert 'and the worst (constant 0)' in text
 
   def test_m1_says_which_methods_are_above_lsc(self, built):
     frame = pd.read_csv(os.path.join(built, 'M1.csv'))
@@ -257,7 +267,12 @@ class TestFurtherNumbers:
     assert 'growth' not in gain.index and 'a_new_one' in gain.index
     text = ' '.join(build.get('F10').caption(frame))
     assert 'LSC is worse in: gold rewards, prompts alike.' in text
-    assert 'Gaussian ratings: LSC or the other method ends below' in text
+    assert 'raw reward: above zero in 8, below in 1, open in 0 of 9' in text
+    # Six settings of normal rewards; those of t tails have no optimum of raw.
+    assert 'of 6 settings. Settings with t tails are not counted' in text
+    assert (
+        'Gaussian ratings: log p(G = 1) or the other method ends below' in text
+    )
 
   def test_l1_takes_the_nearest_setting_and_geometric_means(self, built):
     frame = pd.read_csv(os.path.join(built, 'L1.csv'))
@@ -268,6 +283,35 @@ class TestFurtherNumbers:
     np.testing.assert_allclose(
         ppo.loc[('lsc', 'seconds'), 'mean'], (40 * 41 * 42) ** (1 / 3)
     )
+
+  def test_l1_counts_those_that_seek_the_optimum_and_one_of_two_alike(
+      self, built, run, tmp_path
+  ):
+    frame = pd.read_csv(os.path.join(built, 'L1.csv'))
+    elsewhere = frame['objective'] != 'tilted'
+    assert set(frame['learner'][elsewhere]) == {'raft', 'grpo_std'}
+    text = ' '.join(learners.caption(frame))
+    assert 'with 0 of 3' not in text and 'with no learner' in text
+    assert 'RAFT to the best of k samples' in text
+    # grpo_std loses .1 under LSC by design; ppo, grpo and dpo lose nothing.
+    frame.loc[
+        (frame['learner'] == 'dpo') & (frame['method'] == 'lsc'), 'mean'
+    ] -= 0.01
+    assert 'with 1 of 3 learners (DPO)' in ' '.join(learners.caption(frame))
+    assert learners.SAME_NOTE not in text
+    rloo = frame[frame['learner'] == 'grpo'].assign(learner='rloo')
+    frame = pd.concat([frame, rloo], ignore_index=True)
+    text = ' '.join(learners.caption(frame))
+    assert 'with 1 of 3 learners (DPO)' in text and learners.SAME_NOTE in text
+
+  def test_l1_the_table_says_first_what_a_learner_converges_to(
+      self, run, tmp_path
+  ):
+    rows = tables.load(os.path.join(run, 'evaluation'), 'optimality.csv')
+    own = rows[rows['learner'] == 'raft']
+    assert learners.objective(own) == 'best_of_k'
+    assert learners.objective(own.assign(objective='tilted')) == 'tilted'
+    assert learners.objective(own.assign(learner='own')) == 'tilted'
 
   def test_l2_advantages_are_those_of_the_derivation(self):
     # Normal rewards of sd 1 three below and three above their reference.
@@ -300,9 +344,46 @@ class TestFurtherNumbers:
     np.testing.assert_allclose(excess[0.8], 0.096 + 0.001)
     gap = frame[(frame['quantity'] == 'gap') & (frame['method'] == 'lsc')]
     np.testing.assert_allclose(gap['mean'], 0.3 * (0.04 - 0.045))
+    gaps = frame[frame['quantity'] == 'gap']
+    assert set(gaps['method']) == {'lsc'}
+    assert set(gaps['versus']) == {'lsc_copula'}
+
+  def test_a_method_that_one_seed_does_not_reach_is_left_out(self, built):
+    frame = pd.read_csv(os.path.join(built, 'I1.csv'))
+    joint = frame[(frame['quantity'] == 'joint') & (frame['method'] == 'min')]
+    assert 0.8 not in set(joint['rho']) and 0.4 in set(joint['rho'])
+    frame = pd.read_csv(os.path.join(built, 'F10.csv'))
+    gain = frame[(frame['quantity'] == 'copula') & (frame['method'] == 'min')]
+    assert 0.8 not in set(gain['rho']) and 0.4 in set(gain['rho'])
+    frame = pd.read_csv(os.path.join(built, 'N1.csv'))
+    own = frame[(frame['n'] == 10) & (frame['method'] == 'min')]
+    assert list(own['quantity']) == ['unreached']
+    text = ' '.join(build.get('N1').caption(frame))
+    assert 'nothing is shown, at n = 10 (2 of 3 do).' in text
+
+  def test_i1_without_rows_at_the_matched_kl_says_what_it_leaves_out(
+      self, run, tmp_path
+  ):
+    evaluation = os.path.join(run, 'evaluation')
+    shutil.copy(os.path.join(evaluation, 'independence.csv'), tmp_path)
+    copula = pd.read_csv(os.path.join(evaluation, 'copula.csv'))
+    copula.assign(kl=1.0).to_csv(tmp_path / 'copula.csv', index=False)
+    build.build(str(tmp_path), str(tmp_path), ['I1'])
+    text = ' '.join(build.get('I1').caption(pd.read_csv(tmp_path / 'I1.csv')))
+    assert 'Aligned policies are left out' in text
+    growth = pd.read_csv(os.path.join(evaluation, 'growth.csv'))
+    growth.assign(kl=1.0 * (growth['kl'] > 0)).to_csv(
+        tmp_path / 'growth.csv', index=False
+    )
+    with pytest.raises(tables.NoRows, match='at KL 2, and its table has KL 1'):
+      build.build(str(tmp_path), str(tmp_path), ['N1'])
 
   def test_n1_gain_is_paired(self, built):
     frame = pd.read_csv(os.path.join(built, 'N1.csv'))
+    sft = frame[frame['method'] == 'sft']
+    assert set(sft['quantity']) == {'share'}
+    np.testing.assert_allclose(sft['mean'], 0.5 ** sft['n'])
+    assert _shows(os.path.join(built, 'N1.png'), 'sft')
     row = frame[
         (frame['quantity'] == 'gain')
         & (frame['method'] == 'lsc')
@@ -337,6 +418,29 @@ class TestStyle:
   def test_unknown_names_have_a_color_and_a_label(self):
     assert style.color('new_method').startswith('#')
     assert style.label('new_method') == 'new_method'
+
+  @pytest.mark.parametrize('name', ['F3', 'F4', 'F10', 'L1', 'M1', 'N1', 'I1'])
+  def test_a_learner_and_a_method_of_a_fork_are_drawn(
+      self, run, tmp_path, name
+  ):
+    for table in build.get(name).INPUTS:
+      frame = pd.read_csv(os.path.join(run, 'evaluation', table))
+      if 'method' in frame:
+        own = frame[frame['method'] == 'lsc'].assign(method='a_method')
+        frame = pd.concat([frame, own])
+      if 'learner' in frame:
+        own = frame[frame['learner'] == 'ppo'].assign(learner='a_learner')
+        frame = pd.concat([frame, own])
+      frame.to_csv(tmp_path / table, index=False)
+    build.build(str(tmp_path), str(tmp_path), [name])
+    drawn = (tmp_path / f'{name}.csv').read_text()
+    assert 'a_learner' in drawn or name != 'L1'
+    assert 'a_method' in drawn or name not in ('L1', 'M1', 'N1')
+
+  def test_every_registered_learner_has_its_own_marker_and_words(self):
+    names = set(registry.names())
+    assert names <= set(style.MARKERS) and names <= set(style.LABELS)
+    assert len(set(style.MARKERS.values())) == len(style.MARKERS)
 
   def test_note_counts_seeds(self):
     frame = pd.DataFrame({'num_seeds': [3, 3, 2]})

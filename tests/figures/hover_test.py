@@ -121,6 +121,24 @@ class TestPoints:
         style.label('ppo'),
     ]
 
+  def test_hollow_points_have_the_hollow_entry(self):
+    figure, axes = _panel()
+    look = dict(color=style.color('lsc'), ls='')
+    axes.plot([1], [1], marker='o', **look)
+    axes.plot([2], [1], marker='X', mfc='white', **look)
+    axes.plot([3], [1], marker='o', mfc='white', **look)
+    entry = style.Line2D(
+        [], [], color=style.SOFT, marker='o', mfc='white', ls='', label='other'
+    )
+    style.finish(figure, '', methods=['lsc'], extra=[entry])
+    found = _by_x(hover.points(figure))
+    name = style.label('lsc')
+    assert [found[x]['label'] for x in (1, 2, 3)] == [
+        name,
+        f'{name}, other',
+        f'{name}, other',
+    ]
+
   def test_shared_words_of_rows_and_columns(self):
     figure, axes = _panel(nrows=2, ncols=2, sharex='col', sharey='row')
     for ax in axes.ravel():
