@@ -1,4 +1,4 @@
-"""Best-of-k of every method, from one set of SFT samples a prompt.
+"""Best-of-k of every method (or of best_of_k.methods), from one set of SFT samples a prompt.
 
 The samples are drawn and scored as they would be for a model whose responses
 cannot be listed; order statistics then give every k at once. Only the KL is
@@ -72,6 +72,8 @@ def run(
   results = evaluate.Rows(study.property, config.seed)
   ks = tuple(k for k in c.ks if k <= c.num_samples)
   for method in study.methods:
+    if c.methods and method not in c.methods:
+      continue
     utility = study.utility_of(method, scores, held_out)
     _, metrics = judgements_lib.measure(
         sampled, best_of_k.sample_logweights(utility, ks=ks)
