@@ -1,4 +1,4 @@
-"""Best-of-k of every method (or of best_of_k.methods), from one set of SFT samples a prompt.
+"""Best-of-k of methods, from one set of SFT samples a prompt.
 
 The samples are drawn and scored as they would be for a model whose responses
 cannot be listed; order statistics then give every k at once. Only the KL is
@@ -31,7 +31,10 @@ def folder(config: ml_collections.ConfigDict) -> str:
 def run(
     config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
 ) -> None:
-  """Writes results.csv: the rows of learner best_of_K, for every K."""
+  """Writes results.csv: the rows of learner best_of_K, for every K.
+
+  Of best_of_k.methods; of every method that applies, where it is empty.
+  """
   out = os.path.join(workdir, folder(config))
   c = config.best_of_k
   study = study_lib.Study(config, workdir, config.evaluate.property)

@@ -278,7 +278,8 @@ def run(
   params/ holds trunk, head and link, the link's own parameters; with
   calibration=temperature, the head is divided by T. results.json holds `data`
   (what became of the training rows), `test` (accuracy on held-out comparisons,
-  whatever was learned from; `ece`, null for links of another probability) and `calibration` (see `calibrate`): of the reward as
+  whatever was learned from; `ece` as calibrated, null where the link's
+  probability is another) and `calibration` (see `calibrate`): of the reward as
   trained, in units of which knots are given.
   """
   c = config.reward_model

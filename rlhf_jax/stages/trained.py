@@ -52,7 +52,7 @@ def runs(config: ml_collections.ConfigDict) -> list[dict]:
 
 def measured(
     study: study_lib.Study, what: dict
-) -> tuple[jnp.ndarray, dict[str, float]]:
+) -> tuple[jnp.ndarray, dict[str, float | int | str]]:
   """A trained policy's held-out log-probabilities, and its optimality row.
 
   Shares and gaps are of J = E[u] - kl_coef KL with u as the policy was trained on
