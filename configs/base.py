@@ -121,7 +121,8 @@ def get_config() -> ml_collections.ConfigDict:
       tie_band=0.5,  # log-odds below which annotators call a tie (link: ties)
       num_demonstrations=40_000,
       num_pairs=10_000,  # for the reward model, and as many for the evaluator
-      num_test_pairs=2_000,  # on held-out prompts
+      # On held-out prompts, to test; as many on training prompts, to calibrate.
+      num_test_pairs=2_000,
       num_ratings=10_000,  # for each role, where reward_model.link needs them
   )
 
@@ -148,8 +149,9 @@ def get_config() -> ml_collections.ConfigDict:
       second_readout='norm',  # of the second_evaluator
       # The likelihood it is learned by; names in rewards/links.py.
       link='bradley_terry',
-      # none, temperature (T of held-out log-loss, folded into the head) or
-      # isotonic (a curve, for the transform log_isotonic).
+      # none, temperature (T of held-out log-loss, folded into the head; for
+      # links read by log_sigmoid_centered) or isotonic (a curve, for the
+      # transform log_isotonic); fitted to pairs of the split `calibration`.
       calibration='none',
       # Longer lowers the training loss and raises the held-out one.
       num_epochs=3,
@@ -157,6 +159,9 @@ def get_config() -> ml_collections.ConfigDict:
       margin=0.0,  # by which chosen must exceed rejected; 0: Bradley-Terry
       center_coef=0.0,  # weight of E[(r+ + r-)^2]
       optim=optimizer(peak_lr=1e-3, weight_decay=1e-2),
+      # Rate of the link's own numbers (thresholds, noise), over optim.peak_lr:
+      # Adam moves a lone scalar by no more than the sum of its rates.
+      link_lr_factor=30.0,
       checkpoint_every=100,
   )
 
@@ -221,6 +226,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.best_of_k = config_dict.create(
       num_samples=256,  # a prompt
       ks=(1, 2, 4, 8, 16, 32, 64, 128),
+      methods=(),  # those of `methods` it is measured of; empty: all
   )
 
   # -- Evaluation and figures.
@@ -348,7 +354,9 @@ def regime(**overrides) -> ml_collections.ConfigDict:
     c.regimes.norm = base.regime(reward_model__readout='norm')
 
   Prompts and the SFT policy are those of the study, so only fields of what
-  follows them can be changed; methods and properties may be replaced whole.
+  follows them can be changed; methods and properties may be replaced whole. Only
+  exact frontiers are made of it: fields of policies, judges, best-of-k and
+  analysis would change nothing, and are refused.
   """
   c = ml_collections.ConfigDict()
   for name, value in overrides.items():

@@ -54,6 +54,17 @@ def sample_demonstrations(
   return prompt, _draw_responses(world, prompt, rng)
 
 
+def sample_held_out_demonstrations(
+    world: world_lib.World,
+) -> tuple[Int[np.ndarray, ' n'], Int[np.ndarray, ' n']]:
+  """(prompt, response) of one response of the writers to each held-out prompt.
+
+  From a stream of its own: no draw of `sample_demonstrations` is among them.
+  """
+  rng = draws.stream(world.seed, 'demonstrations', 'held_out')
+  return world.eval_prompts, _draw_responses(world, world.eval_prompts, rng)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class LabeledPairs:
   """Comparisons by index: annotators preferred `chosen` to `rejected`.
@@ -101,6 +112,7 @@ def sample_comparisons_with_ties(
     role: str,
     prompts: Sequence[int] | np.ndarray | None = None,
     band: float,
+    stream: str = '',
 ) -> LabeledPairs:
   """`sample_comparisons`, of annotators who call close pairs a tie.
 
@@ -110,7 +122,8 @@ def sample_comparisons_with_ties(
     P(a preferred) = sigma(m - band)      P(tie) = sigma(m + band) - sigma(m - band)
 
   The pairs and the differences felt are those of `sample_comparisons`; ties are
-  the close ones among them.
+  the close ones among them. A `stream` with a name draws other pairs of the same
+  quarter.
 
   References:
     Rao and Kupper 1967, with theta = exp(band).
@@ -118,7 +131,7 @@ def sample_comparisons_with_ties(
   if band < 0:
     raise ValueError(f'band must be >= 0, got {band}.')
   prompt, first, second, rng = _sample_pairs(
-      world, property, num, role=role, prompts=prompts
+      world, property, num, role=role, prompts=prompts, stream=stream
   )
   a = world_lib.judgement_logits(world, property, prompt, first)
   b = world_lib.judgement_logits(world, property, prompt, second)
@@ -137,11 +150,12 @@ def sample_comparisons_with_ties(
   )
 
 
-def _sample_pairs(world, property, num, *, role, prompts):
+def _sample_pairs(world, property, num, *, role, prompts, stream):
   """Prompts, two responses to each, and the stream to go on with."""
   world_lib.check(property, world.config.properties, 'property')
   world_lib.check(role, ROLES, 'role')
-  rng = draws.stream(world.seed, 'comparisons', property, role)
+  names = ('comparisons', property, role) + ((stream,) if stream else ())
+  rng = draws.stream(world.seed, *names)
   pool = world.train_prompts if prompts is None else np.asarray(prompts)
   prompt = rng.choice(pool, num)
   first, second = np.zeros((2, num), np.int64)

@@ -22,6 +22,7 @@ from rlhf_jax.data import world as world_lib
 from rlhf_jax.data import world_samples
 from rlhf_jax.evaluation import diagnostics, independence
 from rlhf_jax.exact import enumerated, gaussian, tilted
+from rlhf_jax.rewards import references as references_lib
 from rlhf_jax.stages import common, inputs, tables
 from rlhf_jax.stages import study as study_lib
 
@@ -93,7 +94,7 @@ def diagnose(study: study_lib.Study) -> list[tuple]:
     gradient_share     of E_0 |du/dr|, by decile 1 .. 10 of r under SFT; masses
                        of all rewards are added before they are divided
     saturated          share of SFT responses with u > log .95; of utilities that
-                       are logarithms of probabilities, <= 0
+                       are logarithms of probabilities: declared <= 0
     reward_sd_before   sd within a prompt, under SFT, of the sum of the rewards
     reward_sd_after    the same of the utility: what learners see in its place
     saturated_policy, reward_sd_policy
@@ -119,8 +120,7 @@ def diagnose(study: study_lib.Study) -> list[tuple]:
         'reward_sd_before': diagnostics.reward_sd(ref_logprobs, total),
         'reward_sd_after': diagnostics.reward_sd(ref_logprobs, utility),
     }
-    # Above 0 on no response: read as the logarithm of a probability.
-    is_log_probability = bool(jnp.max(utility) <= 0)
+    is_log_probability = study.objective(method).declarations().range[1] <= 0
     if is_log_probability:
       found['saturated'] = diagnostics.saturated_share(ref_logprobs, utility)
     policy = _optimum(study, utility)
@@ -181,7 +181,9 @@ class Pair:
   """The two judgements of a property, as learned and as judges make them.
 
   Attributes:
-    learned: sigma(r_i - r_ref_i) of the reward models, by reward.
+    learned: P(G_i = 1 | x, y) by the reward models, by reward: as analysis.method
+      reads it, with what its transform was calibrated by and its link learned;
+      sigma(r_i - r_ref_i) where its transform is no log-probability.
     gold: the judges' own P(G_i = 1 | x, y).
   """
 
@@ -197,12 +199,19 @@ class Pair:
     self._bar = {'ref_logprobs': study.tables['sft']}
     references = study.references(self._config.method)
     scores = study.scores('reward_model', self._ids)
-    self.learned = {
-        name: jax.nn.sigmoid(
-            score - references[name].ref_reward[self._ids][:, None]
-        )
-        for name, score in scores.items()
-    }
+    self.learned = {}
+    for component in study.objective(self._config.method).components:
+      score = scores[component.reward]
+      reference = references_lib.expand(
+          jax.tree.map(
+              lambda leaf: leaf[self._ids], references[component.reward]
+          )
+      )
+      if component.range[1] <= 0:
+        p = jnp.exp(component(score, reference))
+      else:
+        p = jax.nn.sigmoid(score - reference.ref_reward)
+      self.learned[component.reward] = p
     self.gold = {
         name: jnp.asarray(
             world_lib.judge_probability(study.world, name, **self._bar)[
@@ -216,7 +225,7 @@ class Pair:
     """Rows of independence.csv, and the reliability curve of the product.
 
     SFT responses are judged several times, with dependence rho. `product` is the
-    mean of prod_i sigma(r_i - r_ref_i), `observed` how often both judgements
+    mean of prod_i of `learned`, `observed` how often both judgements
     held, the Frechet bounds are means of those of each response. The curve is
     that of the rho nearest 0, and its miss is that of the marginals.
     """
@@ -267,8 +276,8 @@ class Pair:
     At the matched KL, of every method and of two that know rho:
 
       oracle      u = log P_rho(both), from the judges' own marginals
-      lsc_copula  the same from sigma(r_i - r_ref_i): LSC without the
-                  assumption of independence, and with all else
+      lsc_copula  the same from `learned`: LSC without the assumption of
+                  independence, and with all else
     """
     study, seed = self._study, self._study.config.seed
     kl = study.config.evaluate.matched_kl

@@ -1,4 +1,4 @@
-"""Best-of-k of every method, from one set of SFT samples a prompt.
+"""Best-of-k of methods, from one set of SFT samples a prompt.
 
 The samples are drawn and scored as they would be for a model whose responses
 cannot be listed; order statistics then give every k at once. Only the KL is
@@ -31,7 +31,10 @@ def folder(config: ml_collections.ConfigDict) -> str:
 def run(
     config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
 ) -> None:
-  """Writes results.csv: the rows of learner best_of_K, for every K."""
+  """Writes results.csv: the rows of learner best_of_K, for every K.
+
+  Of best_of_k.methods; of every method that applies, where it is empty.
+  """
   out = os.path.join(workdir, folder(config))
   c = config.best_of_k
   study = study_lib.Study(config, workdir, config.evaluate.property)
@@ -72,6 +75,8 @@ def run(
   results = evaluate.Rows(study.property, config.seed)
   ks = tuple(k for k in c.ks if k <= c.num_samples)
   for method in study.methods:
+    if c.methods and method not in c.methods:
+      continue
     utility = study.utility_of(method, scores, held_out)
     _, metrics = judgements_lib.measure(
         sampled, best_of_k.sample_logweights(utility, ks=ks)

@@ -28,6 +28,17 @@ Progress = Callable[[int, int], None]  # (steps done, steps in all)
 
 _STARTED = 'stage.json'  # the config that the folder belongs to
 _DONE = 'done.json'  # written last
+# Sections of what a regime does not have.
+_NOT_OF_REGIMES = (
+    'judges',
+    'policy',
+    'policy_seeds',
+    'best_of_k',
+    'analysis',
+    'stages',
+    'regimes',
+    'regime',
+)
 
 
 class ConfigError(ValueError):
@@ -55,18 +66,26 @@ def in_regime(
   """The study's config in one of its regimes: exact, with no policies trained.
 
   Raises:
-    ConfigError: the regime changes a field that does not exist, or one that the
-      prompts or the SFT policy, which all regimes share, depend on.
+    ConfigError: the regime changes a field that does not exist, one that the
+      prompts or the SFT policy, which all regimes share, depend on, or one that
+      has no effect in a regime.
   """
   copy = config.copy_and_resolve_references()
   copy.unlock()
   for path, value in config.regimes[name].items():
     path = path.replace('__', '.')
-    shared = path.split('.')[0] in ('sft', 'sampling', 'seed', 'seeds', 'data')
+    first = path.split('.')[0]
+    shared = first in ('sft', 'sampling', 'seed', 'seeds', 'data')
+    shared |= path in ('world', 'world.num_demonstrations', 'world.max_moves')
     if shared and path != 'data.annotators':
       raise ConfigError(
           f'regimes.{name} changes {path}, but prompts and the SFT policy are'
           ' shared by all regimes: make it a study of its own.'
+      )
+    if first in _NOT_OF_REGIMES:
+      raise ConfigError(
+          f'regimes.{name} changes {path}, which has no effect in a regime: exact'
+          ' frontiers alone are measured there.'
       )
     section, _, field = path.rpartition('.')
     target = copy

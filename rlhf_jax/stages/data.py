@@ -2,18 +2,22 @@
 
   prompts.json                          prompts, and which are held out
   demonstrations.jsonl                  {"prompt", "response"} rows for SFT
+  held_out_demonstrations.jsonl         in the world: the writers' response to each
+                                        held-out prompt, for references alone
   comparisons/REWARD.ROLE.SPLIT.jsonl   pairs in the format of users' own files,
                                         with ties where the link models them
   ratings/REWARD.ROLE.SPLIT.jsonl       {"prompt", "response", "rating"} rows,
                                         where the link learns from ratings
   report.json                           what was read, dropped, and written
 
-Roles are reward_model and those of config.judges, splits train and test. Sources
-of text are split by a hash of the prompt, never by row; in the world the roles
-own disjoint sets of pairs, and the test pairs are on held-out prompts.
+Roles are reward_model and those of config.judges; splits are train, test and, of
+comparisons, calibration, which no reward is learned from and none is tested on.
+Sources of text are split by a hash of the prompt, never by row; in the world the
+roles own disjoint sets of pairs, those of test and calibration are nobody's, and
+the test pairs are on held-out prompts, the others on training prompts.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import importlib
@@ -39,6 +43,8 @@ FIELDS = (
 )
 
 _ALIGNMENT_SHARE = 0.1  # of the prompts of a text source; roles share the rest
+# Of a role's prompts held out in a text source.
+_TEST_HALVES = {'test': 0.5, 'calibration': 0.5}
 
 
 def folder(config: ml_collections.ConfigDict) -> str:
@@ -109,6 +115,11 @@ def _write_rows(path, rows) -> None:
     f.writelines(json.dumps(row) + '\n' for row in rows)
 
 
+def _demonstration_rows(world, prompt, response) -> Iterator[dict]:
+  for x, y in zip(prompt, response, strict=True):
+    yield {'prompt': world.prompts[x], 'response': world.responses[y]}
+
+
 def _write_split(out, kind, reward, role, split, rows: Sequence) -> None:
   """comparisons/ or ratings/ of one role."""
   path = os.path.join(out, kind, f'{reward}.{role}.{split}.jsonl')
@@ -144,10 +155,12 @@ def _write_world(config, out, progress):
   )
   _write_rows(
       os.path.join(out, 'demonstrations.jsonl'),
-      (
-          {'prompt': world.prompts[x], 'response': world.responses[y]}
-          for x, y in zip(prompt, response, strict=True)
-      ),
+      _demonstration_rows(world, prompt, response),
+  )
+  held_out = world_samples.sample_held_out_demonstrations(world)
+  _write_rows(
+      os.path.join(out, 'held_out_demonstrations.jsonl'),
+      _demonstration_rows(world, *held_out),
   )
   report = {'demonstrations': c.num_demonstrations}
   kind = data_kind(config)
@@ -156,40 +169,51 @@ def _write_world(config, out, progress):
     samplers['ratings'] = functools.partial(_world_ratings, config, world)
   for i, reward in enumerate(config.rewards):
     for what, sample in samplers.items():
-      test = sample(reward, 'held_out')
+      unseen = {
+          split: sample(reward, split)
+          for split in _splits_of(what)
+          if split != 'train'
+      }
       for role in roles_of(config):
         train = sample(reward, role)
         _write_split(out, what, reward, role, 'train', train)
-        _write_split(out, what, reward, role, 'test', test)
+        for split, rows in unseen.items():
+          _write_split(out, what, reward, role, split, rows)
         report[f'{what}/{reward}/{role}/train'] = len(train)
-      report[f'{what}/{reward}/test'] = len(test)
+      report |= {f'{what}/{reward}/{s}': len(r) for s, r in unseen.items()}
     progress(i + 1, len(config.rewards))
   return report
 
 
-def _world_pairs(config, world, reward, role):
-  """Comparisons for a role; those of held_out are on held-out prompts."""
-  c, held_out = config.world, role == 'held_out'
+def _splits_of(what: str) -> tuple[str, ...]:
+  more = ('calibration',) if what == 'comparisons' else ()
+  return ('train', 'test', *more)
+
+
+def _world_pairs(config, world, reward, who):
+  """Comparisons for a role, or for test or calibration: nobody's pairs."""
+  c, unseen = config.world, who in ('test', 'calibration')
   pairs = world_samples.sample_comparisons_with_ties(
       world,
       reward,
-      c.num_test_pairs if held_out else c.num_pairs,
-      role=role,
-      prompts=world.eval_prompts if held_out else None,
+      c.num_test_pairs if unseen else c.num_pairs,
+      role='held_out' if unseen else who,
+      prompts=world.eval_prompts if who == 'test' else None,
       band=c.tie_band if data_kind(config) == 'ties' else 0.0,
+      stream='calibration' if who == 'calibration' else '',
   )
   rows = world_samples.to_comparisons(world, pairs)
   return _by_annotators(config, reward, rows, 'the world')
 
 
-def _world_ratings(config, world, reward, role):
-  """Ratings for a role; those of held_out are on held-out prompts."""
-  c, held_out = config.world, role == 'held_out'
+def _world_ratings(config, world, reward, who):
+  """Ratings for a role, or for test: nobody's, on held-out prompts."""
+  c, held_out = config.world, who == 'test'
   ratings = world_samples.sample_ratings(
       world,
       reward,
       c.num_test_pairs if held_out else c.num_ratings,
-      role=role,
+      role='held_out' if held_out else who,
       prompts=world.eval_prompts if held_out else None,
   )
   rows = world_samples.to_ratings(world, ratings)
@@ -281,10 +305,15 @@ def _write_parts(config, out, what, reward, rows, where) -> dict[str, int]:
   """Writes each role's part of the rows, and returns their numbers."""
   parts = {}
   for row in rows:
-    parts.setdefault(_place(config, row.prompt), []).append(row)
+    role, split = _place(config, row.prompt)
+    if split == 'test' and 'calibration' in _splits_of(what):
+      split = preferences.split_of(
+          row.prompt, salt='calibration', fractions=_TEST_HALVES
+      )
+    parts.setdefault((role, split), []).append(row)
   report = {}
   for role in roles_of(config):
-    for split in ('train', 'test'):
+    for split in _splits_of(what):
       part = parts.get((role, split), [])
       if not part:
         raise preferences.DataError(

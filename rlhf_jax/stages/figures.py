@@ -174,12 +174,12 @@ def reward_model_table(
 def growth_table(
     config: ml_collections.ConfigDict, workdir: str
 ) -> pd.DataFrame:
-  """Exact frontiers of the AND of n properties, against n."""
+  """Exact frontiers of the AND of n properties, and SFT (kl 0), against n."""
   frames = []
   for c in _at_properties(common.in_regime(config, _GROWTH)):
     rows = _read(workdir, evaluate, c, 'results')
     rows = rows[rows['metric'].isin(('above_q50', 'above_q85', 'win_rate'))]
-    rows = rows[(rows['judge'] == 'gold') & (rows['learner'] != 'sft')]
+    rows = rows[rows['judge'] == 'gold']
     n = len(c.properties[c.evaluate.property])
     frames.append(rows.assign(n=n))
   names = 'seed n method kl kl_coef metric value'

@@ -231,7 +231,7 @@ def make_objective(
 
 
 def _learned_options(config, workdir, reward, transform) -> dict[str, float]:
-  link = links.get(config.reward_model.link)
+  link = links.get(registered(config.reward_model.link))
   learned = config.scorers.get(reward, 'learned') == 'learned'
   if not (learned and link.num_parameters and link.utility == transform):
     return {}

@@ -86,12 +86,14 @@ def summary(config: ml_collections.ConfigDict, workdir: str) -> None:
         )
         if os.path.exists(path):
           test = common.read_json(path, 'reward_model')['test']
+          ece = test['ece']  # null where the link's probability is another
           print(
               f'seed {seed} {role:12s} {reward:9s} accuracy'
               f' {test["accuracy"]:.3f} +- {test["accuracy_se"]:.3f} on'
               f' {test["pairs"]} held-out pairs (longer wins'
-              f' {test["longer_wins"]:.3f}, shorter {test["shorter_wins"]:.3f};'
-              f' ECE {test["ece"]:.3f})'
+              f' {test["longer_wins"]:.3f}, shorter {test["shorter_wins"]:.3f}'
+              + ('' if ece is None else f'; ECE {ece:.3f}')
+              + ')'
           )
   path = os.path.join(workdir, 'evaluation', 'optimality.csv')
   if os.path.exists(path):

@@ -174,11 +174,17 @@ class Prepared:
   def _dataset(self):
     """Rewards [x] by name of the response the data hold for each prompt.
 
-    The first demonstration that fits the response array; for prompts without
-    one, held-out prompts above all, an SFT sample drawn for this alone.
+    The first demonstration that fits the response array; in the world, for
+    held-out prompts, one that SFT is not given. For prompts without one, an SFT
+    sample drawn for this alone.
     """
     config, workdir = self.config, self.workdir
-    first = _first_demonstrations(config, workdir)
+    first = _first_demonstrations(config, workdir, 'demonstrations')
+    unseen = {}
+    if config.data.source == 'world':
+      unseen = _first_demonstrations(config, workdir, 'held_out_demonstrations')
+    seen = len(first)
+    first |= {p: r for p, r in unseen.items() if p not in first}
     texts = self.prompts.texts
     have = np.array([i for i, p in enumerate(texts) if p in first], int)
     lack = np.array([i for i, p in enumerate(texts) if p not in first], int)
@@ -197,7 +203,8 @@ class Prepared:
         for reward, values in scores.items():
           found[reward][ids] = np.asarray(values)[:, 0]
     self.record['dataset_response'] = {
-        'demonstrations': len(have),
+        'demonstrations': len(have) - (len(first) - seen),
+        'held_out_demonstrations': len(first) - seen,
         'sft_samples': len(lack),
     }
     return found
@@ -210,12 +217,10 @@ class Prepared:
     return found
 
 
-def _first_demonstrations(config, workdir) -> dict[str, str]:
+def _first_demonstrations(config, workdir, name) -> dict[str, str]:
   """The first demonstration of each prompt that fits the response array."""
   tokenizer = inputs.make_tokenizer(config)
-  path = os.path.join(
-      inputs.data_folder(config, workdir), 'demonstrations.jsonl'
-  )
+  path = os.path.join(inputs.data_folder(config, workdir), f'{name}.jsonl')
   found = {}
   for row in inputs.read_rows(path, 'data'):
     if row['prompt'] not in found:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
 from rlhf_jax import checkpoint, optim, train_state
 from rlhf_jax import metrics as metrics_lib
@@ -46,7 +47,7 @@ def folder(config: ml_collections.ConfigDict) -> str:
   )
 
 
-def _link(config: ml_collections.ConfigDict) -> links.Link:
+def link_of(config: ml_collections.ConfigDict) -> links.Link:
   """The link of the config, which must be one that a reward is learned by."""
   c = config.reward_model
   if c.role not in ROLES:
@@ -58,17 +59,19 @@ def _link(config: ml_collections.ConfigDict) -> links.Link:
         f'reward_model.calibration is {c.calibration!r}; it must be one of'
         f' {CALIBRATIONS}.'
     )
-  link = links.get(inputs.registered(c.link))
+  try:
+    link = links.get(inputs.registered(c.link))
+  except (ValueError, ImportError) as e:
+    raise common.ConfigError(f'reward_model.link: {e}') from e
   if link.data not in learner.DATA:
     raise common.ConfigError(
         f'reward_model.link={c.link} is not learned from data: it says what to'
         ' make of a reward that is given.'
     )
-  if c.calibration == 'temperature' and link.num_parameters:
+  if c.calibration == 'temperature' and not _reads_margins(link):
     raise common.ConfigError(
-        f'reward_model.calibration=temperature divides the reward by T, but the'
-        f' parameters of the link {c.link} are in units of the undivided one:'
-        ' use none or isotonic.'
+        'reward_model.calibration=temperature fits T in sigma((r+ - r-) / T), but'
+        f' the probability of the link {c.link} is another: use none or isotonic.'
     )
   if (c.margin or c.center_coef) and link.name != 'bradley_terry':
     raise common.ConfigError(
@@ -78,10 +81,32 @@ def _link(config: ml_collections.ConfigDict) -> links.Link:
   return link
 
 
+def _reads_margins(link: links.Link) -> bool:
+  """Whether P(y+ preferred) is sigma(r+ - r-), as calibration takes it to be."""
+  return link.utility == 'log_sigmoid_centered'
+
+
+def make_tx(
+    *, link_lr_factor: float, **numbers
+) -> optax.GradientTransformation:
+  """`optim.make_tx` of the reward, and another of the link's own parameters.
+
+  Adam moves a parameter by the rate a step, whatever its gradient. Weights need
+  no more; a lone scalar would end near where it began, so that its rate is
+  `link_lr_factor` times as high. Nothing decays it.
+  """
+  peak_lr = link_lr_factor * numbers['peak_lr']
+  own = numbers | {'peak_lr': peak_lr, 'weight_decay': 0.0}
+  return optax.multi_transform(
+      {'reward': optim.make_tx(**numbers), 'link': optim.make_tx(**own)},
+      lambda params: {k: 'link' if k == 'link' else 'reward' for k in params},
+  )
+
+
 @functools.lru_cache(maxsize=8)
 def compiled_step(lm_cfg, readout, optim_items, link_name, margin, center_coef):
   """The jitted step and the jitted scorer of pairs, one for every run."""
-  tx = optim.make_tx(**dict(optim_items))
+  tx = make_tx(**dict(optim_items))
   link = links.get(link_name)
   link_nll = link.nll
   if margin or center_coef:
@@ -167,17 +192,20 @@ def _margins(score, params, pairs: PreferenceBatch, batch_size: int):
   return np.concatenate(parts)[:num]
 
 
-def calibrate(margins: np.ndarray) -> dict:
+def calibrate(fitted: np.ndarray, measured: np.ndarray) -> dict:
   """How calibrated held-out margins are: raw, over T, and by a curve.
 
-  Every other pair fits T and the curve, and those in between measure all three.
-  A kind's own `temperature` is what would still improve it there.
+  Args:
+    fitted: margins of the pairs that T and the curve are fitted to.
+    measured: margins of other pairs, on other prompts, that measure all three. A
+      kind's own `temperature` is what would still improve it there.
   """
-  if len(margins) < 2:
+  if not len(fitted) or not len(measured):
     raise preferences.DataError(
-        'Calibration needs two held-out pairs, one to fit and one to measure.'
+        'Calibration needs held-out pairs to fit and others to measure, got'
+        f' {len(fitted)} and {len(measured)}.'
     )
-  fitted, measured = margins[::2], jnp.asarray(margins[1::2])
+  measured = jnp.asarray(measured)
   temperature = float(calibration.fit_temperature(jnp.asarray(fitted)))
   knots, levels = calibration.fit_isotonic(fitted)
   kinds = {
@@ -250,12 +278,13 @@ def run(
   params/ holds trunk, head and link, the link's own parameters; with
   calibration=temperature, the head is divided by T. results.json holds `data`
   (what became of the training rows), `test` (accuracy on held-out comparisons,
-  whatever was learned from) and `calibration` (see `calibrate`): of the reward as
+  whatever was learned from; `ece` as calibrated, null where the link's
+  probability is another) and `calibration` (see `calibrate`): of the reward as
   trained, in units of which knots are given.
   """
   c = config.reward_model
   out = os.path.join(workdir, folder(config))
-  link = _link(config)
+  link = link_of(config)
   lm_cfg = inputs.lm_config(c.lm, inputs.make_tokenizer(config))
   load = load_ratings if link.data == 'ratings' else load_pairs
   rows, counts = load(config, workdir, 'train')
@@ -264,7 +293,11 @@ def run(
   num_steps = max(c.num_epochs * num_rows // batch_size, 1)
   batch_at = batching.batch_at(rows, batch_size=batch_size, seed=config.seed)
 
-  optim_items = {**c.optim, 'num_steps': num_steps}
+  optim_items = {
+      **c.optim,
+      'num_steps': num_steps,
+      'link_lr_factor': c.link_lr_factor,
+  }
   train_step, score, tx = compiled_step(
       lm_cfg,
       inputs.readout(config, c.role),
@@ -294,14 +327,19 @@ def run(
       checkpoint.save(mngr, step + 1, state)
   writer.close()
 
-  pairs, _ = load_pairs(config, workdir, 'test')
-  margins = _margins(score, state.params, pairs, 2 * batch_size)
-  if pairs.tied is not None:  # which is the first of them says nothing
-    margins = margins[~pairs.tied]
-    pairs = jax.tree.map(lambda x: x[~pairs.tied], pairs)
-  found = calibrate(margins)
+  margins, pairs = {}, None
+  for split in ('calibration', 'test'):
+    pairs, _ = load_pairs(config, workdir, split)
+    if pairs.tied is not None:  # which is the first of them says nothing
+      pairs = jax.tree.map(lambda x, kept=~pairs.tied: x[kept], pairs)
+    margins[split] = _margins(score, state.params, pairs, 2 * batch_size)
+  found = calibrate(margins['calibration'], margins['test'])
   used = 'raw' if c.calibration == 'none' else c.calibration
-  test = evaluate(margins, pairs) | {'ece': found['kinds'][used]['ece']}
+  # Of other links, sigma(r+ - r-) is not the probability; a curve mends it.
+  known = _reads_margins(link) or used == 'isotonic'
+  test = evaluate(margins['test'], pairs) | {
+      'ece': found['kinds'][used]['ece'] if known else None
+  }
   common.write_json(
       os.path.join(out, 'results.json'),
       {'data': counts, 'test': test, 'calibration': found},

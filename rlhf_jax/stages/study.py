@@ -7,6 +7,7 @@ import numpy as np
 
 from rlhf_jax.data import world as world_lib
 from rlhf_jax.rewards import objective as objective_lib
+from rlhf_jax.rewards import penalties
 from rlhf_jax.rewards import references as references_lib
 from rlhf_jax.stages import data as data_stage
 from rlhf_jax.stages import inputs, tables
@@ -31,6 +32,7 @@ class Study:
       property_name: str,
   ):
     self.config, self.workdir = config, workdir
+    self._references, self._utilities = {}, {}
     self.property = property_name
     self.rewards = tuple(config.properties[property_name])
     tokenizer = inputs.make_tokenizer(config)
@@ -69,8 +71,16 @@ class Study:
 
   def references(self, method: str) -> dict[str, references_lib.Reference]:
     """r_ref(x) of every prompt, as learners use it under a method."""
-    found = inputs.load_references(self.config, self.workdir, method)
-    return {r: found[r] for r in self.rewards}
+    if method not in self._references:
+      found = inputs.load_references(self.config, self.workdir, method)
+      self._references[method] = {r: found[r] for r in self.rewards}
+    return self._references[method]
+
+  def objective(self, method: str) -> objective_lib.Objective:
+    """The objective of a method, with what its links learned."""
+    return inputs.make_objective(
+        self.config, self.property, method, self.workdir
+    )
 
   def utility(
       self,
@@ -78,9 +88,40 @@ class Study:
       ids: np.ndarray,
       weights: dict[str, float] | None = None,
   ) -> jax.Array:
-    """u(x, y) [x y] of a method, from the references that learners use."""
-    scores = self.scores('reward_model', ids)
-    return self.utility_of(method, scores, ids, weights)
+    """u(x, y) [x y] of a method, from the references that learners use.
+
+    Under the method's own weights where none are given.
+    """
+    return self._cached(method, ids, 'none', weights)
+
+  def penalized_utility(
+      self,
+      method: str,
+      ids: np.ndarray,
+      weights: dict[str, float] | None = None,
+  ) -> jax.Array:
+    """`utility` with policy.penalty where the policy stage puts it."""
+    penalty = self.config.policy.penalty
+    how = 'none' if penalty.kind == 'none' else penalty.how
+    return self._cached(method, ids, how, weights)
+
+  def _cached(self, method, ids, penalized, weights) -> jax.Array:
+    given = tuple(sorted((weights or {}).items()))
+    key = (method, np.asarray(ids).tobytes(), penalized, given)
+    if key not in self._utilities:
+      rewards, coef = self.scores('reward_model', ids), None
+      if penalized != 'none':
+        coef = self.config.policy.penalty.coef
+        # Every response ends with EOS, which counts.
+        length = jnp.asarray(self.world.lengths + 1, jnp.float32)
+        length = jnp.broadcast_to(length, (len(ids), len(length)))
+      if penalized == 'raw':
+        rewards = penalties.penalize_rewards(rewards, length, coef=coef)
+      value = self.utility_of(method, rewards, ids, weights)
+      if penalized == 'utility':
+        value = penalties.penalize_utility(value, length, coef=coef)
+      self._utilities[key] = value
+    return self._utilities[key]
 
   def utility_of(
       self,
@@ -93,9 +134,7 @@ class Study:
 
     Under the method's own weights where none are given.
     """
-    objective = inputs.make_objective(
-        self.config, self.property, method, self.workdir
-    )
+    objective = self.objective(method)
     references = {
         name: references_lib.expand(
             jax.tree.map(lambda leaf: leaf[ids], reference)

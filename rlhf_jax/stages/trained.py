@@ -1,5 +1,6 @@
 """Measuring trained policies: how near the exact optimum they came."""
 
+import dataclasses
 import os
 
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import numpy as np
 
 from rlhf_jax import checkpoint
 from rlhf_jax.exact import enumerated, tilted
-from rlhf_jax.stages import common
+from rlhf_jax.learners import registry
+from rlhf_jax.stages import common, inputs
 from rlhf_jax.stages import policy as policy_stage
 from rlhf_jax.stages import study as study_lib
 from rlhf_jax.stages import tables as tables_stage
@@ -17,6 +19,7 @@ COLUMNS = (
     'property',
     'method',
     'learner',
+    'objective',
     'kl_coef',
     'seed',
     'kl',
@@ -38,7 +41,7 @@ def runs(config: ml_collections.ConfigDict) -> list[dict]:
       dict(
           property=p,
           method=method,
-          learner=learner.rpartition(':')[2],  # MODULE:NAME is called NAME
+          learner=policy_stage.learner_of(learner).name,
           kl_coef=kl_coef,
       )
       for p, method, learner, kl_coefs in config.policy.sweep
@@ -49,8 +52,13 @@ def runs(config: ml_collections.ConfigDict) -> list[dict]:
 
 def measured(
     study: study_lib.Study, what: dict
-) -> tuple[jnp.ndarray, dict[str, float]]:
-  """A trained policy's held-out log-probabilities, and its optimality row."""
+) -> tuple[jnp.ndarray, dict[str, float | int | str]]:
+  """A trained policy's held-out log-probabilities, and its optimality row.
+
+  Shares and gaps are of J = E[u] - kl_coef KL with u as the policy was trained on
+  it, less its penalty; NaN where training had no such J (see `has_optimum`).
+  `objective` says whether the learner converges to the optimum of J at all.
+  """
   folder = os.path.join(
       study.workdir,
       common.seed_folder(study.config),
@@ -66,32 +74,49 @@ def measured(
   )
   training = common.read_json(os.path.join(folder, 'training.json'), 'policy')
   train, held_out = prompts.train_ids, prompts.eval_ids
-  if what['method'] in study.methods:
+  learner = registry.get(what['learner'])
+  if what['method'] in study.methods and has_optimum(
+      study.config.policy, learner
+  ):
     # Under the weights it ended with: multipliers may have moved.
     weights = common.read_json(os.path.join(folder, 'weights.json'), 'policy')
     row = optimality(
         logprobs[train],
         jnp.asarray(study.tables['sft'][train]),
-        study.utility(what['method'], train, weights),
+        study.penalized_utility(what['method'], train, weights),
         kl_coef=what['kl_coef'],
     )
     share = tilted.objective_share(
         logprobs[held_out],
         study.ref_logprobs,
-        study.utility(what['method'], held_out, weights),
+        study.penalized_utility(what['method'], held_out, weights),
         kl_coef=what['kl_coef'],
     )
     row['held_out_share'] = float(share)
-  else:  # a utility of whole batches has no value of one response, no optimum
+  else:  # as a utility of whole batches, which no one response has
     row = dict.fromkeys(COLUMNS, np.nan)
     row['kl'] = float(
         tilted.sequence_kl(
             logprobs[train], jnp.asarray(study.tables['sft'][train])
         ).mean()
     )
-  row |= what | {'seed': study.config.seed}
+  row |= what | {'seed': study.config.seed, 'objective': learner.objective}
   row |= {name: training[name] for name in ('seconds', 'num_steps')}
   return logprobs[held_out], row
+
+
+def has_optimum(c: ml_collections.ConfigDict, learner) -> bool:
+  """Whether a learner under config.policy maximises E[u] - kl_coef KL.
+
+  Not with a kl_coef that is steered, an entropy bonus or a discount, of learners
+  that have them.
+  """
+  fields = {f.name for f in dataclasses.fields(learner.config_class)}
+  return not (
+      ('kl_target' in fields and c.kl_target > 0)
+      or ('entropy_coef' in fields and c.entropy_coef > 0)
+      or ('gamma' in fields and c.gamma < 1)
+  )
 
 
 def optimality(logprobs, ref_logprobs, utility, *, kl_coef) -> dict[str, float]:

@@ -5,8 +5,10 @@ Every message is one line that names the field and what it may be.
 
 import ml_collections
 
-from rlhf_jax.rewards import references
+from rlhf_jax.models import heads
+from rlhf_jax.rewards import links, references
 from rlhf_jax.stages import common, inputs, policy_config
+from rlhf_jax.stages import reward_model as reward_model_stage
 
 
 def _require(holds: bool, message: str) -> None:
@@ -18,10 +20,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
   """Raises ConfigError naming the first field that cannot be what it is."""
   _validate_study(config)
   _validate_numbers(config)
+  _validate_reward_model(config)
   _validate_references(config)
   _validate_methods(config)
   _validate_analysis(config)
   if not config.regime:
+    _validate_best_of_k(config)
     _validate_policy(config)
   for name in config.regimes:
     try:
@@ -129,6 +133,7 @@ def _validate_numbers(c):
       'reward_model.batch_size',
       'reward_model.checkpoint_every',
       'reward_model.optim.peak_lr',
+      'reward_model.link_lr_factor',
       'references.num_samples',
       'references.batch_size',
       'policy.num_steps',
@@ -152,6 +157,44 @@ def _validate_numbers(c):
       c.evaluate.matched_kl in c.evaluate.kls,
       f'evaluate.matched_kl {c.evaluate.matched_kl} must be one of'
       f' evaluate.kls {tuple(c.evaluate.kls)}.',
+  )
+
+
+def _validate_reward_model(c):
+  try:
+    link = links.get(inputs.registered(c.reward_model.link))
+  except (ValueError, ImportError) as e:
+    raise common.ConfigError(f'reward_model.link: {e}') from e
+  learned = [r for r in c.rewards if c.scorers.get(r, 'learned') == 'learned']
+  if 'reward_model' in c.stages and (learned or c.judges):
+    reward_model_stage.link_of(c)
+  for field in ('readout', 'second_readout'):
+    _require(
+        c.reward_model[field] in heads.READOUTS,
+        f'reward_model.{field} is {c.reward_model[field]!r}; it must be one of'
+        f' {tuple(heads.READOUTS)}.',
+    )
+  known = reward_model_stage.CALIBRATIONS
+  _require(
+      c.reward_model.calibration in known,
+      f'reward_model.calibration is {c.reward_model.calibration!r}; it must be'
+      f' one of {known}.',
+  )
+  for reward in learned:
+    scale = c.reward_scales.get(reward, 1.0)
+    _require(
+        scale == 1 or not link.num_parameters,
+        f'reward_scales.{reward} is {scale}, but the numbers learned with'
+        f' reward_model.link={c.reward_model.link} are in units of the unscaled'
+        ' reward: set it to 1.',
+    )
+
+
+def _validate_best_of_k(c):
+  unknown = sorted(set(c.best_of_k.methods) - set(c.methods))
+  _require(
+      not unknown,
+      f'best_of_k.methods names {unknown}; methods has {sorted(c.methods)}.',
   )
 
 

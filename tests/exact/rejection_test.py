@@ -4,6 +4,7 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 
 from rlhf_jax.exact import enumerated, rejection, tilted
 
@@ -48,6 +49,33 @@ class RejectionTest(parameterized.TestCase):
       np.testing.assert_allclose(
           np.bincount(kept, minlength=12) / len(kept), want[x], atol=error
       )
+
+  @parameterized.parameters(1.0, 0.5)
+  def test_chi_square_of_accepted_draws(self, kl_coef):
+    ref = jax.nn.log_softmax(jax.random.normal(jax.random.key(4), (3, 12)))
+    centered = 2 * jax.random.normal(jax.random.key(5), (2, 3, 12))
+    utility = jax.nn.log_sigmoid(centered).sum(axis=0)
+    want = jnp.exp(tilted.tilted_logprobs(ref, utility, kl_coef=kl_coef))
+    index = enumerated.draw(jax.random.key(6), ref, num_samples=60_000)
+    _, accepted = rejection.rejection_sample(
+        jax.random.key(7),
+        jnp.take_along_axis(utility, index, axis=1),
+        kl_coef=kl_coef,
+    )
+    for x in range(3):
+      counts = np.bincount(index[x][accepted[x]], minlength=12)
+      expected = np.asarray(want[x], np.float64)
+      expected *= counts.sum() / expected.sum()
+      rare = expected < 5  # pooled: the statistic is normal in each cell
+      pool = lambda v, rare=rare: np.append(v[~rare], v[rare].sum())
+      if rare.any():
+        counts, expected = pool(counts), pool(expected)
+      self.assertGreater(stats.chisquare(counts, expected).pvalue, 0.01)
+      # It would tell draws of pi_0 from draws of pi*.
+      drawn = np.bincount(index[x], minlength=12)
+      drawn = pool(drawn) if rare.any() else drawn
+      wrong = expected * drawn.sum() / expected.sum()
+      self.assertLess(stats.chisquare(drawn, wrong).pvalue, 1e-6)
 
   def test_first_accepted_is_a_sample_too(self):
     # 4000 copies of one prompt, 16 draws each.

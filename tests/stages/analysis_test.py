@@ -162,6 +162,58 @@ def test_dependence_is_detected_where_there_is_any(workdir):
   assert few.statistic[0.8] < many.statistic[0.8]
 
 
+def _pair(workdir, method):
+  config = _config(method=method)
+  config.methods.warm = tiny.method(
+      'log_sigmoid_centered', 'logical_and', temperature=2.0
+  )
+  config.methods.warm.per_reward = config_dict.ConfigDict(
+      {'harmless': {'negated': True}}
+  )
+  study = study_lib.Study(config, workdir, 'both')
+  ids = study.prompts.eval_ids
+  references = study.references(method)
+  centered = {
+      name: np.asarray(r)
+      - np.asarray(references[name].ref_reward)[ids][:, None]
+      for name, r in study.scores('reward_model', ids).items()
+  }
+  return analysis.Pair(study).learned, centered
+
+
+def test_judgements_are_read_as_the_method_reads_them(workdir):
+  sigmoid = lambda x: 1 / (1 + np.exp(-x))
+  # raw is no log-probability; the second has options, and is to be avoided.
+  for method, read in (
+      ('lsc', {'helpful': sigmoid, 'harmless': sigmoid}),
+      ('raw', {'helpful': sigmoid, 'harmless': sigmoid}),
+      (
+          'warm',
+          {
+              'helpful': lambda x: sigmoid(x / 2),
+              'harmless': lambda x: sigmoid(-x / 2),
+          },
+      ),
+  ):
+    learned, centered = _pair(workdir, method)
+    assert set(learned) == set(read)
+    for name, p in learned.items():
+      np.testing.assert_allclose(
+          p, read[name](centered[name]), rtol=1e-4, err_msg=f'{method} {name}'
+      )
+
+
+def test_saturation_is_of_what_is_declared_a_log_probability(workdir):
+  """Not of a utility that happens to be <= 0 everywhere."""
+  study = study_lib.Study(_config(), workdir, 'both')
+  for reward in study.rewards:
+    study.tables[f'reward_model/{reward}'] -= 100.0
+  assert (study.utility('raw', study.prompts.eval_ids) < 0).all()
+  rows = analysis.diagnose(study)
+  saturated = {row[1] for row in rows if row[3] == 'saturated'}
+  assert saturated == {'lsc'}
+
+
 def test_what_judges_find_good_together(workdir, both):
   """Observed joint rates are those of the copula with gold marginals."""
   pair = analysis.Pair(both)

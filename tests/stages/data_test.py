@@ -59,9 +59,10 @@ class StageTest(parameterized.TestCase):
   def test_world_files_of_every_role(self):
     out = self._run(_config())
     self.assertFalse(os.path.exists(os.path.join(out, 'ratings')))
+    held_out = self._held_out(out)
     seen = {}
     for reward in _REWARDS:
-      tests = []
+      tests, calibration = [], []
       for role in _ALL:
         rows = self._comparisons(out, reward, role, 'train')
         self.assertLen(rows, 256)
@@ -70,12 +71,37 @@ class StageTest(parameterized.TestCase):
             (r.prompt, *sorted((r.chosen, r.rejected))) for r in rows
         }
         tests.append(self._comparisons(out, reward, role, 'test'))
+        calibration.append(self._comparisons(out, reward, role, 'calibration'))
       self.assertEqual(tests[0], tests[1])
       self.assertLen(tests[0], 96)
+      self.assertEqual(calibration[0], calibration[1])
+      self.assertLen(calibration[0], 96)
+      self.assertContainsSubset({r.prompt for r in tests[0]}, held_out)
+      self.assertEmpty({r.prompt for r in calibration[0]} & held_out)
+      seen[reward, 'calibration'] = {
+          (r.prompt, *sorted((r.chosen, r.rejected))) for r in calibration[0]
+      }
+    roles = (*_ALL, 'calibration')
     for reward in _REWARDS:
-      for i, role in enumerate(_ALL):
-        for other in _ALL[:i]:
+      for i, role in enumerate(roles):
+        for other in roles[:i]:
           self.assertEmpty(seen[reward, role] & seen[reward, other])
+
+  def _held_out(self, out):
+    with open(os.path.join(out, 'prompts.json')) as f:
+      return {r['prompt'] for r in json.load(f) if r['held_out']}
+
+  def test_one_demonstration_of_each_held_out_prompt(self):
+    out = self._run(_config())
+    rows = {}
+    for name in ('demonstrations', 'held_out_demonstrations'):
+      with open(os.path.join(out, f'{name}.jsonl')) as f:
+        rows[name] = [json.loads(line) for line in f]
+    prompts = [row['prompt'] for row in rows['held_out_demonstrations']]
+    self.assertLen(prompts, len(set(prompts)))
+    self.assertEqual(set(prompts), self._held_out(out))
+    seen = {row['prompt'] for row in rows['demonstrations']}
+    self.assertEmpty(seen & set(prompts))
 
   def test_roles_that_are_not_configured_get_nothing(self):
     out = self._run(_config(judges=()))
@@ -84,8 +110,7 @@ class StageTest(parameterized.TestCase):
 
   def test_ratings_where_the_link_needs_them(self):
     out = self._run(_config(**{'world.num_ratings': 300}), 'ratings')
-    with open(os.path.join(out, 'prompts.json')) as f:
-      held_out = {r['prompt'] for r in json.load(f) if r['held_out']}
+    held_out = self._held_out(out)
     seen = collections.Counter()
     for role in _ALL:
       rows = self._ratings(out, 'helpful', role, 'train')
@@ -182,7 +207,7 @@ class StageTest(parameterized.TestCase):
     out = self._run(self._text_config(), 'ties')
     prompts = {}
     for role in _ALL:
-      for split in ('train', 'test'):
+      for split in ('train', 'test', 'calibration'):
         rows = self._comparisons(out, 'helpful', role, split)
         prompts[role, split] = {row.prompt for row in rows}
         for row in rows:
@@ -208,6 +233,7 @@ class StageTest(parameterized.TestCase):
 
   def test_one_model_a_source(self):
     config = self._text_config(rewards=('from_a', 'from_b'))
+    self._source(self._text_rows(1200))  # half of them for either
     with config.unlocked():
       for source in 'ab':
         config.data.files[f'from_{source}'] = 'pairs.jsonl'

@@ -108,29 +108,33 @@ def test_dataset_response_is_the_first_demonstration(made):
   config, workdir, _ = made
   tokenizer = _tokenizer(config)
   prompts = inputs.load_prompts(config, workdir, tokenizer)
-  rows = inputs.read_rows(
-      os.path.join(inputs.data_folder(config, workdir), 'demonstrations.jsonl'),
-      'data',
-  )
-  first = {}
-  for row in rows:
-    first.setdefault(row['prompt'], row['response'])
+  folder = inputs.data_folder(config, workdir)
+  first, held_out = {}, {}
+  for name, found in (
+      ('demonstrations', first), ('held_out_demonstrations', held_out),
+  ):  # fmt: skip
+    path = os.path.join(folder, f'{name}.jsonl')
+    for row in inputs.read_rows(path, 'data'):
+      found.setdefault(row['prompt'], row['response'])
   table = _table(config, workdir, 'helpful')
   got = _spec(made, 'helpful', 'data')
+  # Those of held-out prompts were kept from SFT.
+  assert set(held_out) == {prompts.texts[i] for i in prompts.eval_ids}
+  assert not set(held_out) & set(first)
+  record = _record(made)['dataset_response']
+  assert record == {
+      'demonstrations': len(first),
+      'held_out_demonstrations': len(held_out),
+      'sft_samples': len(prompts.texts) - len(first) - len(held_out),
+  }
+  first |= held_out
   with_one = [i for i, p in enumerate(prompts.texts) if p in first]
   ids = tokenizer.encode(' '.join(world_rules.MOVES))
-  for i in with_one[::17]:
+  for i in {*with_one[::17], *prompts.eval_ids[::5]}:
     moves = [ids.index(t) for t in tokenizer.encode(first[prompts.texts[i]])]
     moves += [-1] * (config.data.max_response_tokens - len(moves))
     row = world_rules.response_index(np.array([moves]))[0]
     np.testing.assert_allclose(got[i], table[i, row], rtol=1e-3, atol=1e-4)
-  # Held-out prompts have none: theirs is the reward of some response.
-  assert not {prompts.texts[i] for i in prompts.eval_ids} & set(first)
-  for i in prompts.eval_ids:
-    assert np.abs(table[i] - got[i]).min() < 1e-3
-  record = _record(made)['dataset_response']
-  assert record['demonstrations'] == len(with_one)
-  assert record['sft_samples'] == len(prompts.texts) - len(with_one)
 
 
 def _record(made):

@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 
 from rlhf_jax.exact import best_of_k, tilted
+from rlhf_jax.stages import best_of_k as best_of_k_stage
 from rlhf_jax.stages import common, figures, graph, trained
 from rlhf_jax.stages import judgements as judgements_lib
 from rlhf_jax.stages import study as study_lib
+from tests.stages import study as shared
 from tests.stages import tiny
 
 _SINGLE = ('helpful', 'harmless')
@@ -226,3 +228,108 @@ def test_figures_wait_for_every_seed(finished_study, tmp_path):
   os.symlink(os.path.join(finished_study, 'seed_0'), tmp_path / 'seed_0')
   with pytest.raises(FileNotFoundError, match='seed_1.*run the stage evaluate'):
     figures.joined(config, str(tmp_path), 'results')
+
+
+def _run_of(config, finished_study, learner='ppo'):
+  config = common.with_overrides(config, {'evaluate.property': 'both'})
+  study = study_lib.Study(config, finished_study, 'both')
+  what = next(
+      w
+      for w in trained.runs(config)
+      if w['learner'] == learner and w['method'] == 'lsc'
+  )
+  return study, what
+
+
+def test_shares_are_of_what_a_penalized_policy_was_trained_on(finished_study):
+  """The same policy, as if trained under a penalty on its length."""
+  plain, what = _run_of(tiny.get_config(), finished_study)
+  train = plain.prompts.train_ids
+  length = jnp.asarray(plain.world.lengths + 1.0)[None]  # and EOS
+  without = trained.measured(plain, what)[1]
+  assert without['objective'] == 'tilted'
+  for how in ('raw', 'utility'):
+    penalty = {'kind': 'length', 'how': how, 'coef': 0.5}
+    config = common.with_overrides(
+        tiny.get_config(),
+        {f'policy.penalty.{k}': v for k, v in penalty.items()},
+    )
+    study, what = _run_of(config, finished_study)
+    utility = plain.utility('lsc', train) - 0.5 * length
+    if how == 'raw':
+      scores = plain.scores('reward_model', train)
+      scores = {k: v - 0.5 * length for k, v in scores.items()}
+      utility = plain.utility_of('lsc', scores, train)
+    np.testing.assert_allclose(
+        study.penalized_utility('lsc', train), utility, rtol=1e-5, atol=1e-5
+    )
+    row = trained.measured(study, what)[1]
+    np.testing.assert_allclose(
+        row['gap'], row['kl_coef'] * row['kl_to_optimum'], atol=5e-4
+    )
+    assert abs(row['gap'] - without['gap']) > 1e-2
+    np.testing.assert_allclose(row['kl'], without['kl'], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'field, value, learner, known',
+    [
+        ('kl_target', 1.0, 'ppo', False),
+        ('entropy_coef', 0.1, 'ppo', False),
+        ('gamma', 0.9, 'ppo', False),
+        ('gamma', 0.9, 'rloo', True),  # which has none
+    ],
+)
+def test_no_shares_without_an_optimum(
+    finished_study, field, value, learner, known
+):
+  config = common.with_overrides(tiny.get_config(), {f'policy.{field}': value})
+  study, what = _run_of(config, finished_study, learner)
+  row = trained.measured(study, what)[1]
+  for share in ('objective_share', 'held_out_share', 'frontier_share', 'gap'):
+    assert np.isfinite(row[share]) == known
+  assert np.isfinite(row['kl']) and row['seconds'] > 0
+
+
+def test_utilities_are_computed_once(both):
+  ids = both.prompts.eval_ids
+  assert both.utility('lsc', ids) is both.utility('lsc', ids)
+  assert both.references('lsc') is both.references('lsc')
+  assert both.penalized_utility('lsc', ids) is both.utility('lsc', ids)
+
+
+def test_best_of_k_of_some_methods(finished_study, tmp_path):
+  workdir = str(tmp_path / 'study')
+  shared.copy(finished_study, workdir, without='seed_0/best_of_k')
+  config = common.with_overrides(
+      tiny.get_config(),
+      {
+          'best_of_k.methods': ('lsc', 'min'),
+          'best_of_k.num_samples': 16,
+          'evaluate.property': 'both',
+      },
+  )
+  common.execute(best_of_k_stage, config, workdir)
+  folder = os.path.join(workdir, best_of_k_stage.folder(config))
+  frame = pd.read_csv(os.path.join(folder, 'results.csv'))
+  assert set(frame.method) == {'lsc', 'min'}
+
+
+def test_growth_has_sft(monkeypatch):
+  config = tiny.get_config()
+  config.regimes.growth = tiny.regime(
+      properties=tiny.regime(and_1=('helpful',), and_2=('helpful', 'harmless'))
+  )
+  row = dict(seed=0, judge='gold', metric='above_q50', value=0.5)
+  frame = pd.DataFrame(
+      [
+          row | dict(method='sft', learner='sft', kl=0.0, kl_coef=np.nan),
+          row | dict(method='lsc', learner='exact', kl=1.0, kl_coef=0.2),
+          row | dict(method='lsc', learner='exact', kl=1.0, judge='evaluator'),
+      ]
+  )
+  monkeypatch.setattr(figures, '_read', lambda *args: frame)
+  table = figures.growth_table(config, 'nowhere')
+  assert list(table.n) == [1, 1, 2, 2]
+  assert list(table.method) == ['sft', 'lsc'] * 2
+  assert (table[table.method == 'sft'].kl == 0).all()
