@@ -29,6 +29,7 @@ from rlhf_jax.stages import common, inputs, policy_config, scorers
 FIELDS = (
     'seed',
     'rewards',
+    'judges',
     'scorers',
     'reward_scales',
     'property_modules',
@@ -58,6 +59,8 @@ def narrowed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   used = {m['reference'] for m in plain['methods'].values()}
   plain['references']['specs'] = {k: v for k, v in specs.items() if k in used}
   plain['properties'] = keep(plain['properties'], c.property)
+  if config.data.source == 'world':
+    plain['judges'] = ()  # elsewhere they share the pairs with reward models
   return ml_collections.ConfigDict(plain).lock()
 
 

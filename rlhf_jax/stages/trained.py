@@ -10,7 +10,7 @@ import numpy as np
 from rlhf_jax import checkpoint
 from rlhf_jax.exact import enumerated, tilted
 from rlhf_jax.learners import registry
-from rlhf_jax.stages import common, inputs
+from rlhf_jax.stages import common
 from rlhf_jax.stages import policy as policy_stage
 from rlhf_jax.stages import study as study_lib
 from rlhf_jax.stages import tables as tables_stage
