@@ -10,7 +10,7 @@ import numpy as np
 from rlhf_jax import checkpoint
 from rlhf_jax.exact import enumerated, tilted
 from rlhf_jax.learners import registry
-from rlhf_jax.stages import common
+from rlhf_jax.stages import common, policy_config
 from rlhf_jax.stages import policy as policy_stage
 from rlhf_jax.stages import study as study_lib
 from rlhf_jax.stages import tables as tables_stage
@@ -41,7 +41,7 @@ def runs(config: ml_collections.ConfigDict) -> list[dict]:
       dict(
           property=p,
           method=method,
-          learner=policy_stage.learner_of(learner).name,
+          learner=policy_config.learner_of(learner).name,
           kl_coef=kl_coef,
       )
       for p, method, learner, kl_coefs in config.policy.sweep
