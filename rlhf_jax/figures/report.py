@@ -176,7 +176,7 @@ def _figure(workdir: str, name: str, beside: str) -> page.Markup:
               page.tag(
                   'details',
                   page.tag('summary', 'Command'),
-                  page.tag('code', _command(workdir, name)),
+                  page.tag('code', _command(name)),
               ),
               class_='files',
           ),
@@ -194,13 +194,11 @@ def _link(path: str, beside: str) -> page.Markup:
   return page.tag('a', os.path.basename(path), href=href)
 
 
-def _command(workdir: str, name: str) -> str:
-  evaluation, out = (
-      os.path.join(workdir, n) for n in ('evaluation', 'figures')
-  )
+def _command(name: str) -> str:
+  """The command that draws a figure again, from the folder of the study."""
   return (
       'python -c "from rlhf_jax.figures import build;'
-      f' build.build({evaluation!r}, {out!r}, {(name,)!r})"'
+      f" build.build('evaluation', 'figures', {(name,)!r})\""
   )
 
 

@@ -17,6 +17,7 @@ def _config():
   c = tiny.get_config()
   c.stages = tuple(s for s in c.stages if s not in ('best_of_k', 'figures'))
   c.properties = {'both': ('helpful', 'harmless')}
+  c.regimes = {}
   c.world.update(num_demonstrations=4_000, num_pairs=2_000)
   c.sft.lm.update(width=32, head_dim=16, mlp_width=64)
   c.sft.update(num_epochs=3, checkpoint_every=1_000)
