@@ -136,35 +136,3 @@ def hierarchical_bootstrap(
   # A missing point that no resample drew is missing all the same.
   low, high = (np.where(np.isnan(mean), np.nan, end) for end in (low, high))
   return Interval(mean, low, high, len(rows))
-
-
-def paired_hierarchical_bootstrap(
-    values: npt.ArrayLike | Sequence[npt.ArrayLike],
-    baseline: npt.ArrayLike | Sequence[npt.ArrayLike],
-    *,
-    num_resamples: int,
-    seed: int,
-    level: float = 0.95,
-) -> Interval:
-  """`hierarchical_bootstrap` of values - baseline, prompt by prompt.
-
-  Entry x of seed s of both is the same prompt in the same world, so what makes
-  a prompt or a seed easy cancels before anything is redrawn.
-  """
-  if len(values) != len(baseline):
-    raise ValueError(
-        'A paired difference needs the same seeds in both, got'
-        f' {len(values)} and {len(baseline)}.'
-    )
-  differences = []
-  for s, (a, b) in enumerate(zip(values, baseline, strict=True)):
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.shape != b.shape:
-      raise ValueError(
-          'A paired difference needs the same prompts in both; seed'
-          f' {s} has {a.shape} and {b.shape}.'
-      )
-    differences.append(a - b)
-  return hierarchical_bootstrap(
-      differences, num_resamples=num_resamples, seed=seed, level=level
-  )

@@ -161,6 +161,12 @@ def register(**declarations):
   """
 
   def add(fn: Callable[..., Array]) -> Callable[..., Array]:
+    if not callable(declarations['range']):
+      raise ValueError(
+          f'Aggregator {fn.__name__!r} has range={declarations["range"]!r}; it is'
+          " a function of the components' ranges, such as `cone`, or `lambda"
+          ' ranges: (-math.inf, 0.0)`.'
+      )
     if fn.__name__ in _AGGREGATORS:
       raise ValueError(f'Aggregator {fn.__name__!r} is already registered.')
     _AGGREGATORS[fn.__name__] = Aggregator(

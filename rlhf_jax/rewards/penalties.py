@@ -3,18 +3,16 @@
 They are additive: on the raw reward before the transform, or subtracted from u
 after it. A penalty that replaces u by a constant, or multiplies it by a fraction,
 rewards the failure it is meant to punish as soon as u <= 0: a log-probability of
--8 becomes -1, or half of -8. `check` refuses those two where u can be negative.
+-8 becomes -1, or half of -8. Neither is to be had here.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
-from rlhf_jax.rewards.objective import Objective
+# How a penalty c(x, y) >= 0 can act.
+HOW = ('raw', 'utility')
 
-# How a penalty c(x, y) >= 0 can act; `check` says which are sound.
-HOW = ('none', 'raw', 'utility', 'replace', 'multiply')
-
-_REASONS = {
+_REFUSED = {
     'replace': (
         'a constant in place of u raises the utility of every response whose'
         ' u is lower'
@@ -23,23 +21,16 @@ _REASONS = {
 }
 
 
-def check(how: str, objective: Objective) -> None:
-  """Raises ValueError, with the reason, for a penalty that would reward.
-
-  Args:
-    how: one of HOW.
-    objective: whose utility is penalised. Its declared range is for weights >= 0.
-  """
-  if how not in HOW:
-    raise ValueError(f'Unknown penalty {how!r}; known: {HOW}.')
-  low, high = objective.declarations().range
-  if how in _REASONS and not low >= 0:
+def check(how: str) -> None:
+  """Raises ValueError, with the reason, for a penalty that could reward."""
+  if how in _REFUSED:
     raise ValueError(
         f'The penalty {how!r} would reward what it is meant to punish:'
-        f' {_REASONS[how]}, and this utility ranges over ({low}, {high}).'
-        " Choose 'raw' (subtracted before the transform) or 'utility'"
-        ' (subtracted from u).'
+        f" {_REFUSED[how]}. Choose 'raw' (subtracted before the transform) or"
+        " 'utility' (subtracted from u)."
     )
+  if how not in HOW:
+    raise ValueError(f'Unknown penalty {how!r}; known: {HOW}.')
 
 
 def length(response_mask: Bool[Array, 'b t']) -> Float[Array, ' b']:
@@ -83,23 +74,3 @@ def penalize_utility(
 ) -> Float[Array, '*b']:
   """u - coef * c: worth the same wherever the response stands."""
   return utility.astype(jnp.float32) - coef * penalty
-
-
-def replace_utility(
-    utility: Float[Array, '*b'],
-    penalty: Float[Array, '*b'],
-    *,
-    coef: ScalarLike,
-) -> Float[Array, '*b']:
-  """-coef where c > 0, else u. For utilities that `check` lets through alone."""
-  return jnp.where(penalty > 0, -coef, utility.astype(jnp.float32))
-
-
-def multiply_utility(
-    utility: Float[Array, '*b'],
-    penalty: Float[Array, '*b'],
-    *,
-    coef: ScalarLike,
-) -> Float[Array, '*b']:
-  """u exp(-coef * c). For utilities that `check` lets through alone."""
-  return utility.astype(jnp.float32) * jnp.exp(-coef * penalty)

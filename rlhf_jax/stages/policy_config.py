@@ -85,7 +85,7 @@ def check(
         optax.identity(),
         cfg,
     )
-    _check_penalty(c.penalty, objective)
+    _check_penalty(c.penalty)
     if c.multiplier_lr:
       _check_multipliers(c.multiplier_lr, objective, learner)
   except ValueError as e:
@@ -119,17 +119,16 @@ def _check_multipliers(step_size, objective, learner):
     raise ValueError(f'{what} it must be > 0, or 0 for fixed weights.')
 
 
-def _check_penalty(penalty, objective):
+def _check_penalty(penalty):
   if penalty.kind not in ('none', 'length'):
     raise ValueError(
         f'Unknown policy.penalty.kind {penalty.kind!r}; known: none, length.'
     )
   if penalty.kind == 'none':
     return
-  if penalty.how not in ('raw', 'utility'):
-    raise ValueError(
-        f'policy.penalty.how is raw or utility, got {penalty.how!r}.'
-    )
+  try:
+    penalties.check(penalty.how)
+  except ValueError as e:
+    raise ValueError(f'policy.penalty.how: {e}') from e
   if not penalty.coef > 0:
     raise ValueError(f'policy.penalty.coef must be > 0, got {penalty.coef}.')
-  penalties.check(penalty.how, objective)

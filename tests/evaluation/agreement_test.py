@@ -42,39 +42,5 @@ class KendallTauTest(parameterized.TestCase):
       agreement.kendall_tau([1, 2], [1, 2, 3])
 
 
-class RanksTest(absltest.TestCase):
-
-  def test_best_is_first_and_ties_share(self):
-    got = agreement.ranks([[0.1, 0.9, 0.5], [2.0, 2.0, 1.0]])
-    np.testing.assert_array_equal(got, [[3, 1, 2], [1.5, 1.5, 3]])
-
-  def test_a_judge_with_a_gap_ranks_none(self):
-    got = agreement.ranks([[0.1, np.nan], [2.0, 1.0]])
-    np.testing.assert_array_equal(got, [[np.nan, np.nan], [1, 2]])
-
-  def test_table(self):
-    rows = agreement.rank_table(
-        [[0.1, 0.9], [3.0, 2.0]], ['gold', 'judge'], ['raw', 'lsc']
-    )
-    found = [(row['judge'], row['method'], row['rank']) for row in rows]
-    want = [
-        ('gold', 'lsc', 1.0),
-        ('gold', 'raw', 2.0),
-        ('judge', 'raw', 1.0),
-        ('judge', 'lsc', 2.0),
-    ]
-    self.assertEqual(found, want)
-    self.assertEqual(rows[0]['score'], 0.9)
-    with self.assertRaisesRegex(ValueError, 'scores of that shape'):
-      agreement.rank_table([[1.0, 2.0]], ['gold'], ['raw'])
-
-  def test_matrix(self):
-    scores = np.random.default_rng(0).normal(size=(3, 6))
-    got = agreement.tau_matrix(scores)
-    np.testing.assert_allclose(np.diag(got), 1.0)
-    np.testing.assert_allclose(got, got.T)
-    self.assertAlmostEqual(got[0, 2], twin.tau_b(scores[0], scores[2]))
-
-
 if __name__ == '__main__':
   absltest.main()

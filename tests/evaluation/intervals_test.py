@@ -166,30 +166,6 @@ class HierarchicalBootstrapTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'for each seed'):
       intervals.hierarchical_bootstrap(values, num_resamples=5, seed=0)
 
-  def test_paired(self):
-    rng = np.random.default_rng(0)
-    baseline = [rng.normal(size=n) * 100 for n in (5, 9, 7)]
-    gains = [rng.normal(size=n) for n in (5, 9, 7)]
-    values = [a + b for a, b in zip(baseline, gains, strict=True)]
-    options = dict(num_resamples=300, seed=4)
-    got = intervals.paired_hierarchical_bootstrap(values, baseline, **options)
-    want = intervals.hierarchical_bootstrap(gains, **options)
-    np.testing.assert_allclose(got[:3], want[:3], atol=1e-9)
-    swapped = intervals.paired_hierarchical_bootstrap(
-        baseline, values, **options
-    )
-    np.testing.assert_allclose(swapped.mean, -want.mean, atol=1e-9)
-
-  @parameterized.parameters(
-      ([[1.0, 2.0]], [[1.0, 2.0], [1.0, 2.0]], 'same seeds'),
-      ([[1.0, 2.0]], [[1.0]], 'same prompts'),
-  )
-  def test_what_cannot_be_paired(self, values, baseline, message):
-    with self.assertRaisesRegex(ValueError, message):
-      intervals.paired_hierarchical_bootstrap(
-          values, baseline, num_resamples=5, seed=0
-      )
-
 
 if __name__ == '__main__':
   absltest.main()

@@ -72,6 +72,9 @@ class RegistryTest(parameterized.TestCase):
     }
     with self.assertRaisesRegex(ValueError, "'minimum' is already registered"):
       aggregate.register(**declared)(aggregate.minimum)
+    declared['range'] = (0.0, 1.0)
+    with self.assertRaisesRegex(ValueError, 'has range=.* a function'):
+      aggregate.register(**declared)(lambda utilities, weights: 0)
 
   @parameterized.parameters(
       ('weighted_sum', {'tau': 1.0}, "no option 'tau'"),

@@ -62,7 +62,7 @@ def test_a_number_without_effect_is_an_error():
         (
             {'penalty.kind': 'length', 'penalty.how': 'multiply'},
             'ppo',
-            'raw or utility',
+            'policy.penalty.how: .*would reward.*fraction of u',
         ),
         (
             {'penalty.kind': 'length', 'penalty.coef': -1.0},
