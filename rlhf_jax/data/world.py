@@ -166,6 +166,7 @@ def make_world(seed: int, cfg: WorldConfig) -> World:
   )
   moves, lengths = rules.all_responses(cfg.max_moves)
   counts = rules.count_moves(moves)
+  prompts = [rules.Prompt.of(f) for f in features]
   how = (features[:, 1] == rules.INTENTS.index('how'))[:, None]
   legitimate = (features[:, 0] >= rules.TOPICS.index('medicine'))[:, None]
   harmful = (features[:, 2] > 0)[:, None]
@@ -200,11 +201,11 @@ def make_world(seed: int, cfg: WorldConfig) -> World:
           features, taste, max_moves=cfg.max_moves
       ),
       gold={
-          name: _gold(name, features, moves, counts, alignment=cfg.alignment)
+          name: _gold(name, prompts, moves, counts, alignment=cfg.alignment)
           for name in judged
       },
-      needs_met=np.stack([rules.needs_met(f, counts) for f in features]),
-      safe=np.stack([rules.is_safe(f, counts) for f in features]),
+      needs_met=np.stack([rules.needs_met(x, counts) for x in prompts]),
+      safe=np.stack([rules.is_safe(x, counts) for x in prompts]),
       excess_lists=np.maximum(0, small[:, rules.LIST] - how.astype(np.int8)),
       excess_hedges=np.maximum(
           0, small[:, rules.HEDGE] - legitimate.astype(np.int8)
@@ -220,17 +221,17 @@ def make_world(seed: int, cfg: WorldConfig) -> World:
   )
 
 
-def _gold(name, features, moves, counts, *, alignment) -> np.ndarray:
+def _gold(name, prompts, moves, counts, *, alignment) -> np.ndarray:
   """Quality [x y] of a property."""
 
-  def quality(name, f):
-    return properties_lib.get(name).quality(f, moves, counts)
+  def quality(name, x):
+    return properties_lib.get(name).quality(x, moves, counts)
 
   rows = []
-  for f in features:
-    row = quality(name, f)
+  for x in prompts:
+    row = quality(name, x)
     if name == 'harmless' and alignment:
-      row = row + alignment * quality('helpful', f)
+      row = row + alignment * quality('helpful', x)
     rows.append(_exact_ties(row))
   return np.stack(rows)
 

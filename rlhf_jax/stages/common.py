@@ -14,8 +14,10 @@ alone: a stage cannot depend on a field that its record does not hold.
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
+import re
 import shutil
 import time
 import types
@@ -137,9 +139,37 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return json.loads(json.dumps(config.to_dict(), sort_keys=True))
 
 
+def record(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """What decides a result: `config`, and the source of modules that it names.
+
+  A module of a project is named by MODULE:NAME, or in property_modules.
+  """
+  fields = plain(config)
+  named = {}
+  for name in sorted(_modules(fields)):
+    try:
+      spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+      spec = None
+    if spec is not None and spec.origin and os.path.exists(spec.origin):
+      with open(spec.origin, 'rb') as f:
+        named[name] = hashlib.sha256(f.read()).hexdigest()[:16]
+  return fields | ({'source_of_module': named} if named else {})
+
+
+def _modules(value: Any) -> set[str]:
+  if isinstance(value, dict):
+    inner = [_modules(v) for v in value.values()]
+    return set(value.get('property_modules', ())).union(*inner)
+  if isinstance(value, list):
+    return set().union(*map(_modules, value))
+  found = re.fullmatch(r'([A-Za-z_][\w.]*):\w+', str(value))
+  return {found[1]} if found else set()
+
+
 def fingerprint(config: ml_collections.ConfigDict) -> str:
-  """A short hash of every field of `config`."""
-  text = json.dumps(plain(config), sort_keys=True)
+  """A short hash of all that `record` says of `config`."""
+  text = json.dumps(record(config), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -200,7 +230,7 @@ def execute(
   started = os.path.join(out, _STARTED)
   if os.path.exists(started):
     with open(started) as f:
-      found = differences(json.load(f), plain(config))
+      found = differences(json.load(f), record(config))
     if found and not overwrite:
       raise WorkdirError(
           f'{out} holds the work of another config: {"; ".join(found[:3])}'
@@ -210,7 +240,7 @@ def execute(
     if found:
       shutil.rmtree(out)
   os.makedirs(out, exist_ok=True)
-  write_json(started, plain(config))
+  write_json(started, record(config))
   begin = time.time()
   stage.run(config, workdir, progress)
   write_json(

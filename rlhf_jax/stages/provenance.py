@@ -53,7 +53,7 @@ def claim(
 ) -> None:
   """Makes `workdir` this config's, or raises if it is another's."""
   path = os.path.join(workdir, 'config.json')
-  new = common.plain(config)
+  new = common.record(config)
   if os.path.exists(path) and not overwrite:
     try:
       with open(path) as f:

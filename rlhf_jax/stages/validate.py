@@ -7,7 +7,7 @@ import ml_collections
 
 from rlhf_jax.models import heads
 from rlhf_jax.rewards import links, references
-from rlhf_jax.stages import common, inputs, policy_config
+from rlhf_jax.stages import common, data, inputs, policy_config
 from rlhf_jax.stages import reward_model as reward_model_stage
 
 
@@ -59,6 +59,7 @@ def _validate_study(c):
         f' EOS), got {c.data.max_response_tokens} and {c.world.max_moves}.',
     )
     _require(c.data.tokenizer == 'word', 'The world needs data.tokenizer=word.')
+    _try_properties(c)
   else:
     needing = {'tables', 'best_of_k', 'evaluate', 'analysis', 'figures'} & set(
         c.stages
@@ -82,6 +83,20 @@ def _validate_study(c):
     )
   for reward, scale in c.reward_scales.items():
     _require(scale > 0, f'reward_scales.{reward} must be > 0, got {scale}.')
+
+
+def _try_properties(c):
+  """Judges short responses by every property, to find what raises."""
+  try:
+    data.make_world(common.with_overrides(c, {'world.max_moves': 2}))
+  except common.ConfigError:
+    raise
+  except Exception as e:  # of a module that a config names: it can be any
+    raise common.ConfigError(
+        f'rewards {tuple(c.rewards)}: a property cannot judge responses'
+        f' ({type(e).__name__}: {e}); see property_modules'
+        f' {tuple(c.property_modules)}.'
+    ) from e
 
 
 def _validate_references(c):

@@ -58,6 +58,16 @@ class RegistryTest(parameterized.TestCase):
     self.assertEqual(pairs.property, 'loud')
 
 
+class PromptTest(absltest.TestCase):
+
+  def test_a_move_cannot_be_taken_for_a_feature_of_a_prompt(self):
+    prompt = rules.Prompt.of(np.array([3, 2, 1, 0]))
+    self.assertEqual((prompt.topic, prompt.intent), (3, 2))
+    self.assertEqual((prompt.harm, prompt.difficulty), (1, 0))
+    with self.assertRaises(TypeError):
+      prompt[rules.WHY]
+
+
 class LawsTest(parameterized.TestCase):
 
   @parameterized.parameters(*properties.names())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_jax.stages import common, evaluate, policy
+from rlhf_jax.stages import common, data, evaluate, policy, sft
 from tests.stages import tiny
 
 
@@ -41,6 +41,28 @@ def test_a_policy_depends_on_its_own_method_and_numbers():
 def test_an_own_config_is_its_own_own_config():
   own = common.own_config(policy, _config())
   assert common.plain(own) == common.plain(common.own_config(policy, own))
+
+
+def test_a_result_depends_on_the_modules_that_its_config_names(
+    tmp_path, monkeypatch
+):
+  monkeypatch.syspath_prepend(tmp_path)
+  module = tmp_path / 'my_edited_module.py'
+  module.write_text('a = 1')
+  config = _config()
+  config.methods[config.policy.method].transform = 'my_edited_module:mine'
+  before = common.record(common.own_config(policy, config))
+  other = _key(sft, config)
+  module.write_text('a = 2')
+  after = common.record(common.own_config(policy, config))
+  assert common.differences(before, after)[0].startswith(
+      'source_of_module.my_edited_module was '
+  )
+  assert _key(sft, config) == other  # which does not read it
+  module.write_text('a = 1')
+  assert common.record(common.own_config(policy, config)) == before
+  config.property_modules = ('my_edited_module',)
+  assert 'source_of_module' in common.record(common.own_config(data, config))
 
 
 def test_fields_outside_are_out_of_reach():

@@ -12,6 +12,8 @@ import pkgutil
 
 import numpy as np
 
+from rlhf_jax.data import world_rules as rules
+
 PromptNumbers = Callable[[np.ndarray], np.ndarray]  # features [x 4] -> [x]
 
 
@@ -25,15 +27,15 @@ class Property:
 
   Attributes:
     name: of the reward that is learned from its comparisons.
-    quality: (features [4], moves [y l], counts [y v]) -> [y], for one prompt.
-      It should saturate: being good enough is a threshold.
+    quality: (prompt, moves [y l], counts [y v]) -> [y], for one prompt, which
+      has a topic, intent, harm and difficulty. It should saturate: being good enough is a threshold.
     scale: features [x 4] -> [x], > 0: log-odds that a unit of quality is worth.
     cue: (lengths [y], counts [y v]) -> [y], what annotators mistake for quality.
     cue_weight: features [x 4] -> [x], >= 0: how far that sways them.
   """
 
   name: str
-  quality: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+  quality: Callable[[rules.Prompt, np.ndarray, np.ndarray], np.ndarray]
   scale: PromptNumbers
   cue: Callable[[np.ndarray, np.ndarray], np.ndarray]
   cue_weight: PromptNumbers

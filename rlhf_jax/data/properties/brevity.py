@@ -16,7 +16,7 @@ from rlhf_jax.data import world_rules as rules
 
 
 def quality(
-    features: Int[np.ndarray, ' 4'],
+    prompt: rules.Prompt,
     moves: Int[np.ndarray, 'y l'],
     counts: Int[np.ndarray, 'y v'],
 ) -> Float[np.ndarray, ' y']:
@@ -27,7 +27,7 @@ def quality(
   """
   del moves
   length = counts.sum(1)
-  enough = 2 + (rules.DIFFICULTIES[features[rules.DIFFICULTY]] == 'hard')
+  enough = 2 + (rules.DIFFICULTIES[prompt.difficulty] == 'hard')
   b = -0.1 * (length - 1) - 0.4 * np.maximum(0, length - enough)
   return b - 0.25 * counts[:, rules.FILL]
 

@@ -8,12 +8,12 @@ from rlhf_jax.data import world_rules as rules
 
 
 def quality(
-    features: Int[np.ndarray, ' 4'],
+    prompt: rules.Prompt,
     moves: Int[np.ndarray, 'y l'],
     counts: Int[np.ndarray, 'y v'],
 ) -> Float[np.ndarray, ' y']:
   """Opening with what is needed earns .6; each of the rest costs, up to twice."""
-  intent = int(features[rules.INTENT])
+  intent = prompt.intent
   n = counts.T
   d = 0.6 * (rules.NEED_WEIGHT[intent][moves[:, 0]] > 0)
   d -= 0.4 * np.minimum(n[rules.HEDGE], 2)

@@ -8,7 +8,7 @@ from rlhf_jax.data import world_rules as rules
 
 
 def quality(
-    features: Int[np.ndarray, ' 4'],
+    prompt: rules.Prompt,
     moves: Int[np.ndarray, 'y l'],
     counts: Int[np.ndarray, 'y v'],
 ) -> Float[np.ndarray, ' y']:
@@ -19,7 +19,7 @@ def quality(
   del moves
   n = counts.T
   why = n[rules.WHY] > 0
-  asked = rules.INTENTS[features[rules.INTENT]] == 'why'
+  asked = rules.INTENTS[prompt.intent] == 'why'
   e = 0.8 * why + 0.3 * (why & (n[rules.FACT] + n[rules.STEP] > 0))
   e += 0.3 * (n[rules.WHY] > 1) * asked
   return e - 0.5 * (n[rules.REFUSE] > 0)

@@ -8,12 +8,12 @@ from rlhf_jax.data import world_rules as rules
 
 
 def quality(
-    features: Int[np.ndarray, ' 4'],
+    prompt: rules.Prompt,
     moves: Int[np.ndarray, 'y l'],
     counts: Int[np.ndarray, 'y v'],
 ) -> Float[np.ndarray, ' y']:
   """A first fact earns .8, a second .3, a reason beside a fact .2."""
-  del features, moves
+  del prompt, moves
   n = counts.T
   fact = n[rules.FACT] > 0
   f = 0.8 * fact + 0.3 * (n[rules.FACT] > 1)

@@ -8,15 +8,15 @@ from rlhf_jax.data import world_rules as rules
 
 
 def quality(
-    features: Int[np.ndarray, ' 4'],
+    prompt: rules.Prompt,
     moves: Int[np.ndarray, 'y l'],
     counts: Int[np.ndarray, 'y v'],
 ) -> Float[np.ndarray, ' y']:
   """Gold harmlessness S(x, y) of every response to one prompt."""
   del moves
-  harm = int(features[rules.HARM])
+  harm = prompt.harm
   n = counts.T
-  hedged = (n[rules.HEDGE] > 0) * rules.is_legitimate(features)
+  hedged = (n[rules.HEDGE] > 0) * rules.is_legitimate(prompt)
   risk = np.minimum(n[rules.RISK], 2)
   safe, refuse = n[rules.SAFE] > 0, n[rules.REFUSE] > 0
   if harm == 0:

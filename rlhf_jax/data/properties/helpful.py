@@ -8,7 +8,7 @@ from rlhf_jax.data import world_rules as rules
 
 
 def quality(
-    features: Int[np.ndarray, ' 4'],
+    prompt: rules.Prompt,
     moves: Int[np.ndarray, 'y l'],
     counts: Int[np.ndarray, 'y v'],
 ) -> Float[np.ndarray, ' y']:
@@ -18,11 +18,8 @@ def quality(
   length beyond the need, filler, needless lists and caveats, and refusing cost.
   A harmful prompt asks for the risky detail: the conflict with harmlessness.
   """
-  _, intent, harm, _ = (int(f) for f in features)
-  legitimate, how = (
-      rules.is_legitimate(features),
-      rules.INTENTS[intent] == 'how',
-  )
+  intent, legitimate = prompt.intent, rules.is_legitimate(prompt)
+  how = rules.INTENTS[intent] == 'how'
   weight, needed = rules.NEED_WEIGHT[intent], rules.NEED_COUNT[intent]
   n, length = counts.T, counts.sum(1)
   h = (np.minimum(counts, needed) / needed) @ weight
@@ -34,7 +31,9 @@ def quality(
   h += 0.2 * (n[rules.HEDGE] > 0) * legitimate
   h -= 0.2 * np.maximum(0, n[rules.HEDGE] - legitimate)
   h -= 1.0 * (n[rules.REFUSE] > 0)
-  return h + (0.5 * (n[rules.RISK] > 0) if harm > 0 else -0.2 * n[rules.RISK])
+  return h + (
+      0.5 * (n[rules.RISK] > 0) if prompt.harm > 0 else -0.2 * n[rules.RISK]
+  )
 
 
 properties.register(

@@ -8,7 +8,7 @@ from rlhf_jax.data import world_rules as rules
 
 
 def quality(
-    features: Int[np.ndarray, ' 4'],
+    prompt: rules.Prompt,
     moves: Int[np.ndarray, 'y l'],
     counts: Int[np.ndarray, 'y v'],
 ) -> Float[np.ndarray, ' y']:
@@ -16,7 +16,7 @@ def quality(
 
   Something said and its reason, with no list between them, earn .4.
   """
-  del features
+  del prompt
   n = counts.T
   said = (n[rules.FACT] + n[rules.STEP] > 0) & (n[rules.WHY] > 0)
   p = 0.4 * (said & (n[rules.LIST] == 0))

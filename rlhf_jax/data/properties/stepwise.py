@@ -8,7 +8,7 @@ from rlhf_jax.data import world_rules as rules
 
 
 def quality(
-    features: Int[np.ndarray, ' 4'],
+    prompt: rules.Prompt,
     moves: Int[np.ndarray, 'y l'],
     counts: Int[np.ndarray, 'y v'],
 ) -> Float[np.ndarray, ' y']:
@@ -16,7 +16,7 @@ def quality(
 
   A third step earns nothing, and a fourth costs.
   """
-  del features
+  del prompt
   n = counts.T
   s = 0.5 * np.minimum(n[rules.STEP], 2)
   s += 0.2 * (moves[:, 0] == rules.STEP)

@@ -8,12 +8,12 @@ from rlhf_jax.data import world_rules as rules
 
 
 def quality(
-    features: Int[np.ndarray, ' 4'],
+    prompt: rules.Prompt,
     moves: Int[np.ndarray, 'y l'],
     counts: Int[np.ndarray, 'y v'],
 ) -> Float[np.ndarray, ' y']:
   """Each different move earns .4, up to three; each repetition costs .3."""
-  del features, moves
+  del prompt, moves
   different = (counts > 0).sum(1)
   repeated = counts.sum(1) - different
   return 0.4 * np.minimum(different, 3) - 0.3 * repeated

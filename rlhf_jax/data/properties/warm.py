@@ -8,7 +8,7 @@ from rlhf_jax.data import world_rules as rules
 
 
 def quality(
-    features: Int[np.ndarray, ' 4'],
+    prompt: rules.Prompt,
     moves: Int[np.ndarray, 'y l'],
     counts: Int[np.ndarray, 'y v'],
 ) -> Float[np.ndarray, ' y']:
@@ -18,7 +18,7 @@ def quality(
   """
   del moves
   n = counts.T
-  care = 0.5 if features[rules.HARM] > 0 else 0.3
+  care = 0.5 if prompt.harm > 0 else 0.3
   w = 0.6 * (n[rules.FILL] > 0) + care * (n[rules.SAFE] > 0)
   w -= 0.3 * np.maximum(0, n[rules.FILL] - 2)
   return w - 0.6 * (n[rules.REFUSE] > 0)
