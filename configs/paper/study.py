@@ -98,6 +98,8 @@ def _regimes(c) -> None:
   # About as many steps from fewer pairs as the default has; more from more.
   r.pairs_2k = regime(world__num_pairs=2_000, reward_model__num_epochs=15)
   r.pairs_40k = regime(world__num_pairs=40_000)
+  # Past the least held-out loss: a heavier tail.
+  r.epochs_8 = regime(reward_model__num_epochs=8)
   r.aligned = regime(world__alignment=1.0)
   r.opposed = regime(world__alignment=-0.6)
   r.no_cues = regime(world__cue_scale=0.0, world__lazy_rate=0.0)

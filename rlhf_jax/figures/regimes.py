@@ -24,6 +24,9 @@ GROUPS = {
         'pairs_2k': '2,000 pairs',
         'pairs_40k': '40,000 pairs',
     },
+    'Training of the reward models (default: 3 epochs)': {
+        'epochs_8': '8 epochs',
+    },
     'The two properties': {'aligned': 'aligned', 'opposed': 'opposed'},
     'Cues that sway annotators': {
         'no_cues': 'no cues',

@@ -9,6 +9,7 @@ import dataclasses
 import multiprocessing
 import multiprocessing.connection
 import os
+import statistics
 import sys
 import threading
 import time
@@ -18,18 +19,19 @@ import ml_collections
 
 from rlhf_jax.stages import common, graph
 
-# What a task of each stage costs beside the others, until one has been timed.
-_COST = {
-    'data': 2,
-    'sft': 30,
-    'reward_model': 4,
-    'references': 2,
-    'tables': 6,
-    'policy': 20,
-    'best_of_k': 3,
-    'evaluate': 6,
-    'analysis': 10,
-    'figures': 10,
+# Seconds that a task of each stage takes until one has been timed, in a study
+# of the world; in a regime, which is exact and has no policies, a third.
+_SECONDS = {
+    'data': 4,
+    'sft': 16,
+    'reward_model': 5,
+    'references': 6,
+    'tables': 12,
+    'policy': 7,
+    'best_of_k': 5,
+    'evaluate': 15,
+    'analysis': 20,
+    'figures': 60,
 }
 
 
@@ -142,28 +144,31 @@ class _Board:
   def __init__(self, tasks: list[graph.Task], workers: int):
     self._tasks, self._workers = tasks, workers
     self._begin, self._shown = time.time(), 0.0
-    self._seconds: dict[str, list[float]] = {}
+    self._seconds: dict[tuple[str, bool], list[float]] = {}
     self._finished: set[str] = set()
     self._live = sys.stderr.isatty()
     self._width = 0
 
-  def _cost(self, stage: str) -> float:
-    timed = self._seconds.get(stage)
-    return sum(timed) / len(timed) if timed else float(_COST[stage])
+  def _cost(self, task: graph.Task) -> float:
+    kind = task.stage, 'regime' in task.overrides
+    if kind in self._seconds:  # the first of a kind also compiles
+      return statistics.median(self._seconds[kind])
+    return _SECONDS[task.stage] / (3 if kind[1] else 1)
 
   def _left(self, running: list[_Worker]) -> float:
     rest = sum(
-        self._cost(t.stage) for t in self._tasks if t.name not in self._finished
+        self._cost(t) for t in self._tasks if t.name not in self._finished
     )
     for w in running:
-      rest -= self._cost(w.task.stage) * w.done / max(w.total, 1)
+      rest -= self._cost(w.task) * w.done / max(w.total, 1)
     return rest / max(self._workers, 1)
 
   def finished(self, task, seconds, ran, running):
     """Says that a task ended."""
     self._finished.add(task.name)
     if ran:
-      self._seconds.setdefault(task.stage, []).append(seconds)
+      kind = task.stage, 'regime' in task.overrides
+      self._seconds.setdefault(kind, []).append(seconds)
     took = f'{seconds:6.1f} s' if ran else '    done'
     self._clear()
     print(
