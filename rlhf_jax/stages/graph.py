@@ -123,8 +123,9 @@ class _Graph:
         for r in config.rewards
         if role != 'reward_model' or config.scorers.get(r) in (None, 'learned')
     ]
-    refs = self.add('references', at, policy_0, *models)
-    exact = self.add('tables', at, policy_0, *models)
+    # Not by way of the models alone: where rewards are known there are none.
+    refs = self.add('references', at, data_made, policy_0, *models)
+    exact = self.add('tables', at, data_made, policy_0, *models)
     last = []
     for name in config.properties:
       runs = [

@@ -42,6 +42,16 @@ def test_it_may_replace_rewards_properties_and_methods():
   assert set(c.properties) == {'helpful', 'harmless', 'both'}
 
 
+def test_prompts_come_first_even_where_no_reward_is_learned():
+  scorers = tiny.regime(helpful='gold', harmless='gold')
+  c = _config(gold=tiny.regime(scorers=scorers))
+  tasks = {task.name: task for task in graph.tasks(c)}
+  name = 'regimes/gold/seed_0/data'
+  assert name in tasks
+  for stage in ('references', 'tables'):
+    assert name in tasks[f'regimes/gold/seed_0/{stage}'].needs
+
+
 @pytest.mark.parametrize(
     'fields, said',
     [
