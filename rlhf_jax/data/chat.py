@@ -151,9 +151,7 @@ class Template:
       )
     text = rest.removesuffix(self.response_end)
     if text.strip() != (self.response_start + response).strip():
-      raise UnusableText(
-          f'the template changes the response, to {text[:40]!r}'
-      )
+      raise UnusableText(f'the template changes the response, to {text[:40]!r}')
     return prompt, text
 
   def _after(

@@ -89,7 +89,9 @@ def arguments(fields: Mapping[str, typing.Any], where: str) -> dict:
   content = _content(
       tokens, types, take('merges'), _PRE_TOKENIZERS[take('pre')]
   )
-  stops = [take(name) for name in ('eos_token_id', 'eot_token_id') if name in fields]
+  stops = [
+      take(name) for name in ('eos_token_id', 'eot_token_id') if name in fields
+  ]
   fields['eos_token_id'] = stops[0] if stops else None
   special = {}
   for name, role in _ROLES.items():

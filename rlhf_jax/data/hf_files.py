@@ -16,8 +16,7 @@ import typing
 _SPECIAL_TOKENS = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
 # Known to change nothing here: what they ask for is done by nobody, by the
 # caller or by tokenizer.json.
-_NO_EFFECT = frozenset(
-    """
+_NO_EFFECT = frozenset("""
     add_eos_token additional_special_tokens backend clean_up_tokenization_spaces
     errors extra_special_tokens from_slow is_local legacy max_length
     model_input_names model_max_length model_specific_special_tokens name_or_path
@@ -25,8 +24,7 @@ _NO_EFFECT = frozenset(
     sp_model_kwargs spaces_between_special_tokens special_tokens_map_file stride
     tokenizer_class tokenizer_file truncation_side truncation_strategy
     use_default_system_prompt use_fast
-    """.split()
-)
+    """.split())
 _READ = frozenset(
     'add_bos_token add_prefix_space added_tokens_decoder chat_template'.split()
 )
@@ -60,7 +58,9 @@ def read(
   _check_prefix_space(content, config, path)
   add_bos = config.get('add_bos_token')
   if add_bos is not None and not isinstance(add_bos, bool):
-    raise ValueError(f'{path}: add_bos_token is {add_bos!r}, not true or false.')
+    raise ValueError(
+        f'{path}: add_bos_token is {add_bos!r}, not true or false.'
+    )
   return {
       'content': content,
       'special_tokens': _special_tokens(folder, config),
@@ -95,7 +95,9 @@ def _check_fields(config: Mapping, path: pathlib.Path, no_effect) -> None:
       continue
     if name in _REFUSED:
       if value:
-        raise ValueError(f'{path}: field {name!r} = {value!r:.40} is not known.')
+        raise ValueError(
+            f'{path}: field {name!r} = {value!r:.40} is not known.'
+        )
     elif not name.endswith(('_token', '_token_id', '_token_type_id')):
       raise ValueError(
           f'{path}: unknown field {name!r}; if it changes no ids, list it in'
@@ -106,7 +108,14 @@ def _check_fields(config: Mapping, path: pathlib.Path, no_effect) -> None:
 def _check_added(content: Mapping, config: Mapping, path) -> None:
   """Tokens that the config adds must be those of tokenizer.json."""
   added = {t['id']: t for t in content.get('added_tokens') or ()}
-  flags = ('content', 'special', 'lstrip', 'rstrip', 'single_word', 'normalized')
+  flags = (
+      'content',
+      'special',
+      'lstrip',
+      'rstrip',
+      'single_word',
+      'normalized',
+  )
   for name, token in (config.get('added_tokens_decoder') or {}).items():
     other = added.get(int(name), {})
     for flag in flags:

@@ -152,7 +152,9 @@ class HFTokenizer:
     if add_bos is None:
       return adds
     if add_bos and bos is None:
-      raise ValueError(f'{where}: add_bos_token is true, and bos_token missing.')
+      raise ValueError(
+          f'{where}: add_bos_token is true, and bos_token missing.'
+      )
     if adds and not add_bos:
       raise ValueError(
           f'{where}: the post-processor adds BOS, and add_bos_token is false.'

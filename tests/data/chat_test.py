@@ -78,8 +78,12 @@ class RenderTest(parameterized.TestCase):
         template.split(TURNS, 'd'),
         ('\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:', ' d'),
     )
-    self.assertEqual((template.head, template.tail), ('\n\nHuman: ', '\n\nAssistant:'))
-    self.assertEqual((template.response_start, template.response_end), (' ', ''))
+    self.assertEqual(
+        (template.head, template.tail), ('\n\nHuman: ', '\n\nAssistant:')
+    )
+    self.assertEqual(
+        (template.response_start, template.response_end), (' ', '')
+    )
     self.assertEqual(
         template.split(TURNS[:1], ''), ('\n\nHuman: a\n\nAssistant:', '')
     )
@@ -141,7 +145,10 @@ class RefusedTest(parameterized.TestCase):
   @parameterized.parameters(
       ('{% for %}', 'not valid jinja, line 1'),
       ('', 'once and unchanged'),  # no content
-      ('{{ messages[0].content }}{{ messages[0].content }}', 'once and unchanged'),
+      (
+          '{{ messages[0].content }}{{ messages[0].content }}',
+          'once and unchanged',
+      ),
       ('{{ messages[0].content | upper }}', 'once and unchanged'),
       ("{{ raise_exception('nothing\nfits') }}", 'nothing fits'),
       ('{{ nothing.at.all }}', 'undefined'),

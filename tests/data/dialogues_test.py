@@ -48,7 +48,10 @@ class ParseTest(parameterized.TestCase):
       ('\n\nHuman: a\n\nHuman: b\n\nAssistant: c', 'turn 2 .* of Human again'),
       ('\n\nHuman: a\n\nAssistant: b\n\nAssistant: c', 'turn 3'),
       ('\n\nHuman: \n\nAssistant: b', 'turn 1 of the dialogue is empty'),
-      ('\n\nHuman: a\n\nAssistant:\n\nHuman: b\n\nAssistant: c', 'turn 2 .*empty'),
+      (
+          '\n\nHuman: a\n\nAssistant:\n\nHuman: b\n\nAssistant: c',
+          'turn 2 .*empty',
+      ),
   )
   def test_refused(self, text, message):
     with self.assertRaisesRegex(UnusableText, message):
@@ -87,7 +90,9 @@ class ParseTest(parameterized.TestCase):
     )
     self.assertEqual(parsed, [[_user('a'), _assistant('b')]] * 2)
     self.assertEqual((report.num_rows, report.malformed), (4, (4, 9)))
-    with self.assertRaisesRegex(preferences.DataError, 'x.jsonl: 2 of 4 .*line 4'):
+    with self.assertRaisesRegex(
+        preferences.DataError, 'x.jsonl: 2 of 4 .*line 4'
+    ):
       dialogues.parse_rows(rows, path='x.jsonl', max_bad_fraction=0.4)
 
   @parameterized.parameters(

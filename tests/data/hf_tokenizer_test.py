@@ -75,9 +75,7 @@ class EncodeTest(parameterized.TestCase):
     prompt = tokenizer.encode_prompt('abc', max_tokens=3)
     self.assertEqual((prompt.ids, prompt.cut), ((97, 98, 99), 'none'))
     for response, want in (('a', [97, END]), ('', [END])):
-      self.assertEqual(
-          tokenizer.encode_response(response, prompt=None), want
-      )
+      self.assertEqual(tokenizer.encode_response(response, prompt=None), want)
     with self.assertRaisesRegex(tokenizer_lib.UnusableText, 'no tokens'):
       tokenizer.encode_prompt('', max_tokens=3)
 
@@ -103,7 +101,9 @@ class PadTest(parameterized.TestCase):
 
   @parameterized.parameters('<|im_start|>', '<|endoftext|>', 'hi')
   def test_not_bos_unk_or_a_word(self, pad):
-    self.assertEqual(_make(declared=DECLARED | {'pad_token': pad}).pad_id, EXTRA)
+    self.assertEqual(
+        _make(declared=DECLARED | {'pad_token': pad}).pad_id, EXTRA
+    )
 
   def test_not_one_of_the_template(self):
     specials = (*tiny_bpe.CHATML_SPECIALS, '<|header|>')
@@ -237,9 +237,7 @@ class FolderTest(parameterized.TestCase):
     self.folder = pathlib.Path(self.create_tempdir().full_path) / 'model'
 
   def _load(self, files, **kwargs):
-    tiny_bpe.write(
-        self.folder, {'tokenizer.json': tiny_bpe.content()} | files
-    )
+    tiny_bpe.write(self.folder, {'tokenizer.json': tiny_bpe.content()} | files)
     return hf_tokenizer.load(self.folder, **kwargs)
 
   def test_all_files(self):

@@ -54,7 +54,8 @@ class TextFormatTest(parameterized.TestCase):
   def test_all_differences_at_once(self):
     other = dataclasses.replace(FORMAT, eos_id=3, tokenizer='x' * 64)
     with self.assertRaisesRegex(
-        ValueError, r"tokenizer \('4567' and 'xxxxxxxxxxxx..\), eos_id \(2 and 3"
+        ValueError,
+        r"tokenizer \('4567' and 'xxxxxxxxxxxx..\), eos_id \(2 and 3",
     ):
       text_format.check(FORMAT, other)
 
@@ -72,13 +73,13 @@ class TextFormatTest(parameterized.TestCase):
 
   def test_fingerprint_does_not_change(self):
     # sha256 of the sorted JSON above: records in old checkpoints stay valid.
-    self.assertEqual(
-        FORMAT.fingerprint[:16], '59d07ba5d676b69c'
-    )
+    self.assertEqual(FORMAT.fingerprint[:16], '59d07ba5d676b69c')
 
   def test_bare_texts_and_dialogues_of_one_tokenizer(self):
     bare = text_format.of(BYTES)
-    self.assertEqual((bare.template, bare.eos_id, bare.bos), ('none', 2, 'none'))
+    self.assertEqual(
+        (bare.template, bare.eos_id, bare.bos), ('none', 2, 'none')
+    )
     form = chat_tokenizer.with_plain_form(BYTES)
     plain = text_format.of(form)
     self.assertEqual(plain.template_hash, chat.Template(chat.HH).fingerprint)

@@ -107,7 +107,9 @@ def adds_bos(token: str, index: int) -> dict:
           {'Sequence': {'id': 'A', 'type_id': 0}},
           {'Sequence': {'id': 'B', 'type_id': 1}},
       ],
-      'special_tokens': {token: {'id': token, 'ids': [index], 'tokens': [token]}},
+      'special_tokens': {
+          token: {'id': token, 'ids': [index], 'tokens': [token]}
+      },
   }
 
 
