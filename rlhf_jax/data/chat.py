@@ -87,6 +87,8 @@ class Template:
     """Sets the surroundings of turns, from dialogues that differ in one."""
     turns = [{'role': 'user', 'content': 'u'}]
     self.head, self.tail = self.around(turns)
+    if self._system.strip() not in self.head:
+      raise UnusableText('it leaves the system prompt out')
     prompt = self.prompt(turns)
     first, second = (self._after(prompt, turns, c) for c in ('x', 'y'))
     self.response_start, self.response_end = _around(first, second)
@@ -108,6 +110,9 @@ class Template:
       return self._template.render(
           messages=[dict(turn) for turn in turns],
           add_generation_prompt=add_generation_prompt,
+          # Templates ask whether these are none, not whether they are defined.
+          tools=None,
+          documents=None,
           **self._tokens,
       )
     # Any failure of a foreign program is a refusal of this dialogue.
@@ -198,8 +203,8 @@ def _environment(date: datetime.date | None) -> jinja2.Environment:
       raise jinja2.TemplateError('it asks for the date, and none is given')
     return date.strftime(format)
 
-  def tojson(value, indent=None):
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+  def tojson(value, ensure_ascii=False, **kwargs):
+    return json.dumps(value, ensure_ascii=ensure_ascii, **kwargs)
 
   env.globals |= {
       'raise_exception': raise_exception,

@@ -18,9 +18,10 @@ from rlhf_jax.data.tokenizer import EncodedPrompt, UnusableText
 class ChatTokenizer:
   """Encodes prompts and responses by a template. A `PromptTokenizer`.
 
-  The action that ends a response is the token that the template ends a turn
-  with, if the model stops at it, and else the tokenizer's own `eos_id`. What a
-  template writes after that token is no part of a response.
+  The action that ends a response is the first token of the template's end of a
+  turn that the model stops at, and else the tokenizer's own `eos_id`. What a
+  template writes after that token is no part of a response; a space that it
+  writes before is.
 
   BOS stands where a model's own template writes it. Before the plain form it is
   prepended if the model starts bare texts with it.
@@ -43,8 +44,16 @@ class ChatTokenizer:
     self.pad_id, self.bos_id = tokenizer.pad_id, tokenizer.bos_id
     self.vocab_size = tokenizer.vocab_size
     eos_ids = tokenizer.eos_ids if pretrained else (tokenizer.eos_id,)
-    end = self._encode_text(template.response_end)[:1]
-    self.eos_id = end[0] if end and end[0] in eos_ids else tokenizer.eos_id
+    end = template.response_end
+    ends = (
+        [(end.find(tokenizer.transcript([i])), i) for i in eos_ids]
+        if end
+        else []
+    )
+    at, self.eos_id = min(
+        (pair for pair in ends if pair[0] >= 0), default=(0, tokenizer.eos_id)
+    )
+    self._before_end = end[:at]
     self.stop_ids = tuple(i for i in eos_ids if i != self.eos_id)
     prepends = template.plain and pretrained and tokenizer.add_bos
     self._start = [self.bos_id] if prepends else []
@@ -124,7 +133,7 @@ class ChatTokenizer:
     turn = {'role': 'assistant', 'content': text.strip()}
     self._check([turn])
     _, body = self.template.split(turns, turn['content'])
-    return [*self.tokenizer.encode(body), self.eos_id]
+    return [*self.tokenizer.encode(body + self._before_end), self.eos_id]
 
   def decode(self, ids: Iterable[typing.SupportsInt]) -> str:
     """The text of a response, up to its end; of a prompt see `transcript`."""

@@ -16,7 +16,7 @@ import typing
 _SPECIAL_TOKENS = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
 # Known to change nothing here: what they ask for is done by nobody, by the
 # caller or by tokenizer.json.
-_NO_EFFECT = frozenset("""
+_NO_EFFECT = """
     add_eos_token additional_special_tokens backend clean_up_tokenization_spaces
     errors extra_special_tokens from_slow is_local legacy max_length
     model_input_names model_max_length model_specific_special_tokens name_or_path
@@ -24,9 +24,12 @@ _NO_EFFECT = frozenset("""
     sp_model_kwargs spaces_between_special_tokens special_tokens_map_file stride
     tokenizer_class tokenizer_file truncation_side truncation_strategy
     use_default_system_prompt use_fast
-    """.split())
-_READ = frozenset(
-    'add_bos_token add_prefix_space added_tokens_decoder chat_template'.split()
+    """.split()
+_READ = (
+    'add_bos_token',
+    'add_prefix_space',
+    'added_tokens_decoder',
+    'chat_template',
 )
 # Change the ids in ways that tokenizer.json does not tell.
 _REFUSED = (
@@ -89,7 +92,7 @@ def read_json(
 
 
 def _check_fields(config: Mapping, path: pathlib.Path, no_effect) -> None:
-  known = _NO_EFFECT | _READ | set(no_effect)
+  known = {*_NO_EFFECT, *_READ, *no_effect}
   for name, value in config.items():
     if name in known or value is None:
       continue
@@ -129,20 +132,33 @@ def _check_added(content: Mapping, config: Mapping, path) -> None:
 def _check_prefix_space(content: Mapping, config: Mapping, path) -> None:
   """A space before a text is put there by both files or by neither."""
   wanted = config.get('add_prefix_space')
-  for step in _steps(content.get('pre_tokenizer')):
-    if step.get('type') == 'ByteLevel' and wanted is not None:
-      if step.get('add_prefix_space') != wanted:
-        raise ValueError(
-            f'{path}: add_prefix_space is {wanted}, in tokenizer.json'
-            f' {step.get("add_prefix_space")}.'
-        )
+  if wanted is None:
+    return
+  steps = [
+      step
+      for part in ('normalizer', 'pre_tokenizer')
+      for step in _steps(content.get(part))
+  ]
+  does = any(
+      step.get('type') == 'Prepend'
+      or (step.get('type') == 'ByteLevel' and step.get('add_prefix_space'))
+      or (
+          step.get('type') == 'Metaspace'
+          and step.get('prepend_scheme') != 'never'
+      )
+      for step in steps
+  )
+  if wanted != does:
+    raise ValueError(
+        f'{path}: add_prefix_space is {wanted}, in tokenizer.json {does}.'
+    )
 
 
 def _steps(part: Mapping | None) -> Iterator[Mapping]:
-  """The parts of a pre-tokenizer, those of a sequence one by one."""
+  """The parts of a normalizer or pre-tokenizer, those of a sequence each."""
   if part:
     yield part
-    for inner in part.get('pretokenizers', ()):
+    for inner in (*part.get('normalizers', ()), *part.get('pretokenizers', ())):
       yield from _steps(inner)
 
 

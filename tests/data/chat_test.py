@@ -132,6 +132,22 @@ class RenderTest(parameterized.TestCase):
         chat.Template(source).prompt(TURNS), _template('chatml').prompt(TURNS)
     )
 
+  def test_a_system_prompt_must_arrive(self):
+    deaf = tiny_bpe.CHATML.replace('in messages', "in messages if message['role'] != 'system'")  # fmt: skip
+    self.assertEqual(
+        chat.Template(deaf).prompt([SYSTEM, *TURNS]),
+        _template('chatml').prompt(TURNS),
+    )
+    with self.assertRaisesRegex(ValueError, 'leaves the system prompt out'):
+      chat.Template(deaf, system='s x')
+
+  def test_tools_are_none(self):
+    template = chat.Template(
+        '{% if tools is not none or documents is not none %}tools{% endif %}'
+        + tiny_bpe.CHATML
+    )
+    self.assertEqual(template.prompt(TURNS), _template('chatml').prompt(TURNS))
+
   def test_json_is_not_escaped(self):
     template = chat.Template(
         tiny_bpe.CHATML

@@ -106,14 +106,14 @@ class ParseTest(parameterized.TestCase):
     with self.assertRaises(UnusableText):
       dialogues.check_turns(turns)
 
-  # Rows whose chosen dialogue repeats a speaker, or has an empty turn inside,
-  # counted over the files by another program.
+  # Malformed: a speaker twice in a row, or an empty turn before the last.
   @absltest.skipUnless(REAL.is_dir(), f'needs the HH comparisons in {REAL}')
   @parameterized.parameters(
-      ('harmless-base', 2312, 18), ('helpful-base', 2354, 25),
-      ('helpful-online', 1137, 9), ('helpful-rejection-sampled', 2749, 14),
+      ('harmless-base', 2312, 8, 18), ('helpful-base', 2354, 10, 25),
+      ('helpful-online', 1137, 1, 9),
+      ('helpful-rejection-sampled', 2749, 1, 14),
   )  # fmt: skip
-  def test_real_files(self, subset, num_rows, most_turns):
+  def test_real_files(self, subset, num_rows, num_malformed, most_turns):
     path = REAL / subset / 'test.jsonl.gz'
     rows = [
         (line, json.loads(content)['chosen'])
@@ -123,7 +123,8 @@ class ParseTest(parameterized.TestCase):
         rows, path=path, max_bad_fraction=0.01
     )
     self.assertEqual(report.num_rows, num_rows)
-    self.assertLen(parsed, num_rows - len(report.malformed))
+    self.assertLen(report.malformed, num_malformed)
+    self.assertLen(parsed, num_rows - num_malformed)
     self.assertEqual(max(map(len, parsed)), 2 * most_turns)
     # Joined again they are the dialogue, white space around turns aside.
     texts = dict(rows)

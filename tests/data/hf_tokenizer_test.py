@@ -330,6 +330,47 @@ class FolderTest(parameterized.TestCase):
     self.assertIn(str(self.folder), str(caught.exception))
     self.assertNotIn('\n', str(caught.exception))
 
+  @parameterized.parameters(
+      ({'normalizer': {'type': 'Prepend', 'prepend': '_'}}, True),
+      (
+          {
+              'normalizer': {
+                  'type': 'Sequence',
+                  'normalizers': [{'type': 'Prepend', 'prepend': '_'}],
+              }
+          },
+          True,
+      ),
+      (
+          {
+              'pre_tokenizer': {
+                  'type': 'Metaspace',
+                  'replacement': '_',
+                  'prepend_scheme': 'first',
+                  'split': True,
+              }
+          },
+          True,
+      ),
+      ({}, False),
+  )
+  def test_a_space_before_texts(self, parts, does):
+    for says in (True, False, None):
+      files = {
+          'tokenizer.json': tiny_bpe.content() | parts,
+          'tokenizer_config.json': {
+              'eos_token': '<|im_end|>',
+              'add_prefix_space': says,
+          },
+      }
+      if says in (does, None):
+        self.assertEqual(self._load(files).eos_id, END)
+      else:
+        with self.assertRaisesRegex(
+            ValueError, f'add_prefix_space is {says}, in .* {does}'
+        ):
+          self._load(files)
+
   def test_a_field_that_the_caller_knows(self):
     files = {
         'tokenizer_config.json': {'eos_token': '<|im_end|>', 'reverse': True}
