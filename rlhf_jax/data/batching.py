@@ -1,9 +1,9 @@
 """From texts to padded arrays, and from arrays to batches by step number.
 
 Prompts are padded on the left and responses on the right, so that the two join
-at a fixed column. A prompt that is too long loses its beginning; a response is
-never cut, since the halves of two responses may be equal: its row is dropped.
-Both are counted.
+at a fixed column. A prompt that is too long loses its beginning, whole turns of
+a dialogue where the tokenizer knows them; a response is never cut, since the
+halves of two responses may be equal: its row is dropped. Both are counted.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -38,6 +38,9 @@ class Counts:
     responses_too_long: rows dropped because a response does not fit.
     identical: rows dropped because both responses encode to the same tokens.
     kept: positions of the kept rows among those given.
+    prompts_cut_in_turn: those of prompts_truncated that lost a part of a turn,
+      and not whole turns alone; counted for a PromptTokenizer.
+    unusable: rows dropped because the tokenizer cannot represent their text.
   """
 
   num_rows: int
@@ -46,6 +49,8 @@ class Counts:
   responses_too_long: int
   identical: int
   kept: tuple[int, ...] = dataclasses.field(repr=False, default=())
+  prompts_cut_in_turn: int = 0
+  unusable: int = 0
 
 
 def encode_prompts(
@@ -53,19 +58,29 @@ def encode_prompts(
     tokenizer: tokenizer_lib.Tokenizer,
     *,
     max_prompt_tokens: int,
+    max_cut_fraction: float = 1.0,
 ) -> tuple[Tokens, Mask]:
   """Left-padded tokens and mask [b max_prompt_tokens] of the prompts.
 
-  A longer prompt loses its beginning; how many did is logged.
+  A longer prompt loses its beginning; how many did is logged, and an error if
+  they are more than the fraction max_cut_fraction.
   """
-  encoded = [_encode_prompt(p, tokenizer) for p in prompts]
-  truncated = sum(len(ids) > max_prompt_tokens for ids in encoded)
+  encoded = []
+  for row, text in enumerate(prompts):
+    try:
+      encoded.append(_encode_prompt(text, tokenizer, max_prompt_tokens))
+    except tokenizer_lib.UnusableText as e:
+      raise preferences.DataError(f'Prompt {row} is unusable: {e}.') from e
+  truncated = sum(prompt.cut != 'none' for prompt in encoded)
+  _check_cut(truncated, len(encoded), max_prompt_tokens, max_cut_fraction)
   if truncated:
     logging.warning(
         '%d of %d prompts lost their beginning: longer than %d tokens.',
         truncated, len(encoded), max_prompt_tokens,
     )  # fmt: skip
-  return _pad_left(encoded, tokenizer.pad_id, max_prompt_tokens)
+  return _pad_left(
+      [p.ids for p in encoded], tokenizer.pad_id, max_prompt_tokens
+  )
 
 
 def encode_responses(
@@ -78,8 +93,13 @@ def encode_responses(
 
   A response that does not fit is an error: responses are never cut.
   """
-  encoded = [tokenizer.encode(r) + [tokenizer.eos_id] for r in responses]
-  for row, ids in enumerate(encoded):
+  encoded = []
+  for row, text in enumerate(responses):
+    try:
+      ids = _encode_response(text, tokenizer, prompt=None)
+    except tokenizer_lib.UnusableText as e:
+      raise preferences.DataError(f'Response {row} is unusable: {e}.') from e
+    encoded.append(ids)
     if len(ids) > max_response_tokens:
       raise preferences.DataError(
           f'Response {row} has {len(ids)} tokens with EOS, more than'
@@ -95,6 +115,7 @@ def encode_comparisons(
     max_prompt_tokens: int,
     max_response_tokens: int,
     max_truncated_fraction: float,
+    max_cut_fraction: float = 1.0,
 ) -> tuple[types.PreferenceBatch, Counts]:
   """All comparisons as one PreferenceBatch of NumPy arrays, and the counts.
 
@@ -102,7 +123,10 @@ def encode_comparisons(
     max_prompt_tokens: width of the prompts.
     max_response_tokens: width of the responses, EOS included.
     max_truncated_fraction: largest share of rows that may be dropped because a
-      response does not fit; more is an error.
+      response does not fit, and of those whose text is unusable; more of either
+      is an error.
+    max_cut_fraction: largest share of kept rows whose prompt may lose its
+      beginning; more is an error.
   """
   rows, counts = _encode_rows(
       [(c.prompt, (c.chosen, c.rejected)) for c in comparisons],
@@ -110,6 +134,7 @@ def encode_comparisons(
       max_prompt_tokens=max_prompt_tokens,
       max_response_tokens=max_response_tokens,
       max_truncated_fraction=max_truncated_fraction,
+      max_cut_fraction=max_cut_fraction,
   )
   pad = tokenizer.pad_id
   prompt_tokens, prompt_mask = _pad_left(
@@ -141,6 +166,7 @@ def encode_ratings(
     max_prompt_tokens: int,
     max_response_tokens: int,
     max_truncated_fraction: float,
+    max_cut_fraction: float = 1.0,
 ) -> tuple[types.RatingBatch, Counts]:
   """All ratings as one RatingBatch of NumPy arrays; see `encode_comparisons`."""
   arrays, counts = encode_demonstrations(
@@ -149,6 +175,7 @@ def encode_ratings(
       max_prompt_tokens=max_prompt_tokens,
       max_response_tokens=max_response_tokens,
       max_truncated_fraction=max_truncated_fraction,
+      max_cut_fraction=max_cut_fraction,
   )
   batch = types.RatingBatch(
       **arrays,
@@ -165,6 +192,7 @@ def encode_demonstrations(
     max_prompt_tokens: int,
     max_response_tokens: int,
     max_truncated_fraction: float,
+    max_cut_fraction: float = 1.0,
 ) -> tuple[dict[str, np.ndarray], Counts]:
   """(prompt, response) pairs as arrays, and the counts.
 
@@ -178,6 +206,7 @@ def encode_demonstrations(
       max_prompt_tokens=max_prompt_tokens,
       max_response_tokens=max_response_tokens,
       max_truncated_fraction=max_truncated_fraction,
+      max_cut_fraction=max_cut_fraction,
   )
   prompt_tokens, prompt_mask = _pad_left(
       [prompt for prompt, _ in rows], tokenizer.pad_id, max_prompt_tokens
@@ -202,24 +231,38 @@ def _encode_rows(
     max_prompt_tokens: int,
     max_response_tokens: int,
     max_truncated_fraction: float,
-) -> tuple[list[tuple[list[int], list[list[int]]]], Counts]:
-  """Token ids of the rows that can be used, uncut, responses with EOS."""
+    max_cut_fraction: float = 1.0,
+) -> tuple[list[tuple[Sequence[int], list[list[int]]]], Counts]:
+  """Token ids of the rows that can be used, responses whole and with EOS."""
   rows, kept = [], []
-  prompts_truncated = responses_too_long = identical = 0
+  prompts_truncated = cut_in_turn = responses_too_long = identical = 0
+  unusable: list[str] = []
+  turns = isinstance(tokenizer, tokenizer_lib.PromptTokenizer)
   for i, (prompt_text, response_texts) in enumerate(texts):
-    responses = [
-        tokenizer.encode(r) + [tokenizer.eos_id] for r in response_texts
-    ]
-    if max(map(len, responses)) > max_response_tokens:
-      responses_too_long += 1
+    try:
+      responses = [
+          _encode_response(r, tokenizer, prompt=prompt_text)
+          for r in response_texts
+      ]
+      if max(map(len, responses)) > max_response_tokens:
+        responses_too_long += 1
+        continue
+      if len(responses) > 1 and all(r == responses[0] for r in responses):
+        identical += 1
+        continue
+      prompt = _encode_prompt(prompt_text, tokenizer, max_prompt_tokens)
+    except tokenizer_lib.UnusableText as e:
+      unusable.append(f'row {i}: {e}')
       continue
-    if len(responses) > 1 and all(r == responses[0] for r in responses):
-      identical += 1
-      continue
-    prompt = _encode_prompt(prompt_text, tokenizer)
-    prompts_truncated += len(prompt) > max_prompt_tokens
-    rows.append((prompt, responses))
+    prompts_truncated += prompt.cut != 'none'
+    cut_in_turn += turns and prompt.cut == 'tokens'
+    rows.append((prompt.ids, responses))
     kept.append(i)
+  if len(unusable) > max_truncated_fraction * len(texts):
+    raise preferences.DataError(
+        f'{len(unusable)} of {len(texts)} rows are unusable, more than the'
+        f' allowed fraction {max_truncated_fraction:g}; first {unusable[0]}.'
+    )
   if responses_too_long > max_truncated_fraction * len(texts):
     raise preferences.DataError(
         f'{responses_too_long} of {len(texts)} rows have a response of more'
@@ -229,8 +272,10 @@ def _encode_rows(
   if not rows:
     raise preferences.DataError(
         f'None of {len(texts)} rows can be used: {responses_too_long} have too'
-        f' long a response, {identical} have identical ones.'
+        f' long a response, {identical} have identical ones, {len(unusable)}'
+        ' are unusable.'
     )
+  _check_cut(prompts_truncated, len(rows), max_prompt_tokens, max_cut_fraction)
   return rows, Counts(
       num_rows=len(texts),
       num_kept=len(rows),
@@ -238,21 +283,49 @@ def _encode_rows(
       responses_too_long=responses_too_long,
       identical=identical,
       kept=tuple(kept),
+      prompts_cut_in_turn=cut_in_turn,
+      unusable=len(unusable),
   )
 
 
-def _encode_prompt(text: str, tokenizer: tokenizer_lib.Tokenizer) -> list[int]:
+def _encode_prompt(
+    text: str, tokenizer: tokenizer_lib.Tokenizer, max_tokens: int
+) -> tokenizer_lib.EncodedPrompt:
+  """The ids of a prompt, at most max_tokens."""
+  if isinstance(tokenizer, tokenizer_lib.PromptTokenizer):
+    return tokenizer.encode_prompt(text, max_tokens=max_tokens)
   ids = tokenizer.encode(text)
   if not ids:
     raise preferences.DataError(f'A prompt has no tokens: {text[:60]!r}.')
-  return ids
+  return tokenizer_lib.EncodedPrompt(
+      tuple(ids[-max_tokens:]), 'tokens' if len(ids) > max_tokens else 'none'
+  )
+
+
+def _encode_response(
+    text: str, tokenizer: tokenizer_lib.Tokenizer, *, prompt: str | None
+) -> list[int]:
+  """The ids of a response, EOS included."""
+  if isinstance(tokenizer, tokenizer_lib.PromptTokenizer):
+    return tokenizer.encode_response(text, prompt=prompt)
+  return tokenizer.encode(text) + [tokenizer.eos_id]
+
+
+def _check_cut(cut: int, num_rows: int, max_tokens: int, allowed: float):
+  """Raises DataError if too many prompts lost their beginning."""
+  if cut > allowed * num_rows:
+    raise preferences.DataError(
+        f'{cut} of {num_rows} prompts lost their beginning: longer than'
+        f' max_prompt_tokens = {max_tokens}; the allowed fraction is'
+        f' {allowed:g}.'
+    )
 
 
 def _pad_left(
-    encoded: Iterable[list[int]], pad_id: int, width: int
+    encoded: Iterable[Sequence[int]], pad_id: int, width: int
 ) -> tuple[Tokens, Mask]:
-  """Tokens and mask, the last `width` ids of each row at the right edge."""
-  rows = [ids[-width:] for ids in encoded]
+  """Tokens and mask, each row at the right edge; every row fits."""
+  rows = list(encoded)
   tokens = np.full((len(rows), width), pad_id, np.int32)
   mask = np.zeros((len(rows), width), bool)
   for i, ids in enumerate(rows):

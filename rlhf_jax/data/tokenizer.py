@@ -1,6 +1,7 @@
 """Tokenizers of words or of bytes. Padding, start and end have distinct ids."""
 
 from collections.abc import Iterable, Sequence
+import dataclasses
 import hashlib
 import json
 import typing
@@ -30,6 +31,39 @@ class Tokenizer(typing.Protocol):
 
   def decode(self, ids: Iterable[typing.SupportsInt]) -> str:
     ...
+
+
+@typing.runtime_checkable
+class PromptTokenizer(Tokenizer, typing.Protocol):
+  """A tokenizer that treats the prompt and the response of a row differently.
+
+  Batching asks such a tokenizer for the two parts; of any other it encodes both
+  by `encode`, cuts prompts at tokens and appends `eos_id` to responses.
+  """
+
+  def encode_prompt(self, text: str, *, max_tokens: int) -> 'EncodedPrompt':
+    """At most max_tokens ids of a prompt; UnusableText if it has no such form."""
+    ...
+
+  def encode_response(self, text: str, *, prompt: str | None) -> list[int]:
+    """The ids of a response to `prompt` (None: to any), `eos_id` the last."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedPrompt:
+  """The ids of a prompt, and what its left side lost to make them fit.
+
+  Attributes:
+    cut: 'none'; 'turns', whole ones; or 'tokens', within a turn or a text.
+  """
+
+  ids: tuple[int, ...]
+  cut: typing.Literal['none', 'turns', 'tokens'] = 'none'
+
+
+class UnusableText(ValueError):
+  """A tokenizer cannot represent a text; the message is one line with why."""
 
 
 def _fingerprint(kind: str, vocabulary: Sequence[str]) -> str:
