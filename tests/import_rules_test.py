@@ -38,6 +38,8 @@ ONLY_IMPORTER = {
     'orbax': 'checkpoint',
     'tensorflow_datasets': 'data',
     'grain': 'data',
+    'tokenizers': 'data',
+    'jinja2': 'data',
     'matplotlib': 'figures',
     'ml_collections': 'stages',  # a ConfigDict never goes below the stages
 }
