@@ -210,6 +210,7 @@ def _rehearse(c) -> None:
   growth.rewards = PROPERTIES[:3]
   for name in sorted(set(growth.properties) - {'and_1', 'and_2', 'and_3'}):
     del growth.properties[name]
+  c.best_of_k.methods = ('raw', 'lsc', 'min')
   c.policy.sweep += tuple(
       ('both', method, learner, (0.6,))
       for learner in ('grpo', 'grpo_std')

@@ -37,7 +37,8 @@ def points(figure: Figure) -> list[dict]:
   Lines across a whole panel (references, zeros), images and texts are no data,
   nor is what neither a legend nor a word on an axis names (a diagonal).
   """
-  figure.draw_without_rendering()  # the layout moves the axes when it draws
+  if figure.get_layout_engine() is not None:  # it is off once saved
+    figure.draw_without_rendering()  # the layout moves the axes when it draws
   legend = _legend(figure)
   found = []
   for axes in figure.axes:

@@ -185,8 +185,12 @@ def styled(fn):
 
 @styled
 def save(figure: Figure, path: str) -> None:
-  """Writes a PNG; some settings are read only when the figure is rendered."""
+  """Writes a PNG, and leaves everything in the figure where it was drawn.
+
+  Some settings are read only when the figure is rendered.
+  """
   figure.savefig(path, format='png', metadata={'Software': None})
+  figure.set_layout_engine('none')  # a second layout costs as much as the first
 
 
 def color(name: str) -> str:

@@ -70,7 +70,7 @@ def transform_table() -> pd.DataFrame:
   for name in transforms.names():
     transform = transforms.get(name)
     point = lambda r, fn=transform: fn(r, reference)
-    utility, slope = jax.vmap(jax.value_and_grad(point))(grid)
+    utility, slope = jax.jit(jax.vmap(jax.value_and_grad(point)))(grid)
     frames.append(
         pd.DataFrame(
             dict(transform=name, centered=grid, utility=utility, slope=slope)
