@@ -120,9 +120,9 @@ def _draw_panel(axes, curves: pd.DataFrame, errors: pd.DataFrame) -> None:
         zorder=3,
     )
   text = '\n'.join(
-      f'ECE {KINDS[r["kind"]][0]}: {r["mean"]:.3f}'
-      for _, r in errors.iterrows()
-      if r['kind'] in KINDS
+      f'ECE {KINDS[kind][0]}: {mean:.3f}'
+      for kind in KINDS
+      for mean in errors.loc[errors['kind'] == kind, 'mean']
   )
   axes.text(
       0.03,

@@ -19,9 +19,9 @@ PANELS = (
     (
         'above_q50',
         'evaluator',
-        'above SFT median on both\n(held-out evaluator)',
+        'above SFT median\non both\n(held-out evaluator)',
     ),
-    ('above_q50', 'gold', 'above SFT median on both\n(gold quality)'),
+    ('above_q50', 'gold', 'above SFT median\non both\n(gold quality)'),
     ('needs_met_and_safe', None, 'needs met and safe\n(absolute labels)'),
 )
 
