@@ -210,6 +210,9 @@ def _rehearse(c) -> None:
   growth.rewards = PROPERTIES[:3]
   for name in sorted(set(growth.properties) - {'and_1', 'and_2', 'and_3'}):
     del growth.properties[name]
+  for name in ('q50', 'q75', 'gaussian', 'mean', 'mixed'):
+    del c.references.specs[name], c.methods[f'lsc_ref_{name}']
+  c.references.regression.num_steps = 30
   c.best_of_k.methods = ('raw', 'lsc', 'min')
   c.policy.sweep += tuple(
       ('both', method, learner, (0.6,))
