@@ -40,6 +40,7 @@ setuptools.setup(
         'test': [
             'beartype>=0.23,<0.24',
             'chex>=0.1.92,<0.2',
+            'gguf>=0.19,<0.20',
             'playwright>=1.65,<2',
             'pyink>=26.5,<27',
             'pytest>=9.2,<10',

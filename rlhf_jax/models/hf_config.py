@@ -53,7 +53,9 @@ def architecture(family: str, scalar: bool) -> str:
 def is_scalar(config: Mapping[str, typing.Any], where: str) -> bool:
   """Whether the checkpoint scores sequences instead of predicting tokens."""
   family = model_type(config, where)
-  found = (config.get('architectures') or [None])[0]
+  found = config.get('architectures')
+  if isinstance(found, list):
+    found = found[0] if found else None
   if found == architecture(family, scalar=True):
     return True
   if found not in (None, architecture(family, scalar=False)):
@@ -95,14 +97,17 @@ def to_config(
 
   Args:
     base: a config.json to keep what can be kept of: all of it if it describes
-      this very model, else the fields that do not change the function.
+      this very model, else the fields that do not change the function. Without
+      a model_type it can hold these only.
   """
   shape = dataclasses.replace(
       cfg, **{f: LMConfig.__dataclass_fields__[f].default for f in _OF_A_RUN}
   )
   kept = {}
   if base is not None:
-    if lm_config(base, 'config.json') == shape:
+    if 'model_type' not in base:
+      Fields(base, 'config').finish(hf_fields.HARMLESS)
+    elif lm_config(base, 'config') == shape:
       return dict(base)
     kept = {k: v for k, v in base.items() if k in hf_fields.HARMLESS}
   for family in CLASSES:
@@ -209,7 +214,8 @@ def _windows(f: Fields, family: str, num_layers: int) -> dict[str, typing.Any]:
   types = f.take('layer_types', None) if family != 'mistral' else None
   if types is not None:
     known = {'sliding_attention': True, 'full_attention': False}
-    if len(types) != num_layers or not set(types) <= set(known):
+    named = isinstance(types, list) and all(str(t) in known for t in types)
+    if not named or len(types) != num_layers:
       raise f.error(
           'layer_types', f'must be {num_layers} of {" or ".join(known)}'
       )

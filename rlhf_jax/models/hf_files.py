@@ -94,20 +94,22 @@ def _tensors(file, stack):
 
 def write(
     folder: str,
-    sizes: Mapping[str, int],
+    counts: Mapping[str, int],
     make: Callable[[str], np.ndarray],
     *,
+    itemsize: int,
     max_shard_bytes: int,
 ) -> None:
   """Writes tensors in one file, or in shards and their index.
 
   Args:
-    sizes: bytes of each tensor, by name, in the order of the model.
+    counts: elements of each tensor, by name, in the order of the model.
     make: the tensor of a name; called once each, a shard at a time.
   """
   shards: list[list[str]] = [[]]
   used = 0
-  for name, size in sizes.items():
+  for name, count in counts.items():
+    size = count * itemsize
     if shards[-1] and used + size > max_shard_bytes:
       shards.append([])
       used = 0
@@ -121,9 +123,11 @@ def write(
     file = f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors'
     _save(os.path.join(folder, file), names, make)
     weight_map |= dict.fromkeys(names, file)
-  total = {'total_size': sum(sizes.values())}
+  total = sum(counts.values())
+  metadata = {'total_parameters': total, 'total_size': total * itemsize}
   write_json(
-      os.path.join(folder, INDEX), {'metadata': total, 'weight_map': weight_map}
+      os.path.join(folder, INDEX),
+      {'metadata': metadata, 'weight_map': weight_map},
   )
 
 

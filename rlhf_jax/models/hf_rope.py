@@ -47,8 +47,9 @@ def read(f: Fields, family: str) -> dict[str, typing.Any]:
   local_theta = f.number('rope_local_base_freq', 10_000.0, float)
   if set(new) - {'full_attention', 'sliding_attention'}:
     raise f.error('rope_parameters', f'has the fields {sorted(new)}')
-  found = _one(f, (new.get('full_attention') or {}) | old, theta)
-  local = _one(f, new.get('sliding_attention') or {}, local_theta)
+  new = Fields(new, f'{f.where}: rope_parameters')
+  found = _one(f, _object(new, 'full_attention') | old, theta)
+  local = _one(f, _object(new, 'sliding_attention'), local_theta)
   if 'rope_scaling' in local:
     raise f.error('rope_parameters', 'stretches the sliding layers')
   return found | dict(local_rope_theta=local['rope_theta'])

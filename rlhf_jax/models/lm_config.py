@@ -154,6 +154,9 @@ class LMConfig:
           f' {self.num_layers} layers.'
       )
     if any(self.local_layers) != (self.window is not None):
-      raise ValueError('window and a local layer need each other.')
+      raise ValueError(
+          f'window is {self.window} and local_layers {self.local_layers}: a'
+          ' window and a local layer need each other.'
+      )
     if self.window is not None and self.window < 1:
       raise ValueError(f'window must be >= 1, got {self.window}.')

@@ -124,8 +124,9 @@ def export(
     params: those of models/lm.py, or a scalar model of models/heads.py with
       readout='norm', which becomes a model for sequence classification. Their
       score has no bias, so that the head's must be 0.
-    config: config.json of the checkpoint that the model came from, whose
-      tokens' ids and names are kept, and whose family is.
+    config: config.json of the checkpoint that the model came from, to keep
+      what still holds of it; or a few fields, such as eos_token_id, which the
+      parameters do not tell.
     dtype: of the tensors; None is that of the parameters.
   """
   scalar = 'trunk' in params
@@ -149,13 +150,13 @@ def export(
   if scalar:
     fields |= {'id2label': {'0': 'LABEL_0'}, 'label2id': {'LABEL_0': 0}}
   by_name = {tensor.name: tensor for tensor in wanted}
-  itemsize = jnp.dtype(dtype).itemsize
   os.makedirs(folder, exist_ok=True)
   hf_files.remove(folder)
   hf_files.write(
       folder,
-      {t.name: int(np.prod(t.shape)) * itemsize for t in wanted},
+      {tensor.name: int(np.prod(tensor.shape)) for tensor in wanted},
       lambda name: _tensor(by_name[name], leaves, jnp.dtype(dtype)),
+      itemsize=jnp.dtype(dtype).itemsize,
       max_shard_bytes=max_shard_bytes,
   )
   # Last, so that a folder with a config is whole.
