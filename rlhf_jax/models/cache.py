@@ -59,6 +59,7 @@ def prefill(
   batch_size, length = tokens.shape
   if num_slots < length:
     raise ValueError(f'{num_slots} slots cannot hold {length} prompt tokens.')
+  attention.check_length(num_slots, cfg)
   full = attention.causal(mask, cfg)
   positions = lm.positions_of(mask)
   visible = full, attention.within_window(full, positions, positions, cfg)

@@ -39,7 +39,7 @@ HARMLESS = frozenset(
     num_beam_groups diversity_penalty max_length min_length forced_bos_token_id
     forced_eos_token_id remove_invalid_values suppress_tokens
     begin_suppress_tokens exponential_decay_length_penalty is_llama_config
-    transformers.js_config""".split()
+    transformers.js_config _num_labels unsloth_version unsloth_fixed""".split()
 )
 HARMLESS_GPT2 = frozenset(
     """n_ctx resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import typing
 
 import numpy as np
@@ -17,6 +18,7 @@ from rlhf_jax.models.hf_fields import PretrainedError
 SINGLE = 'model.safetensors'
 INDEX = SINGLE + '.index.json'
 _DTYPES = ('F32', 'F16', 'BF16')
+_OWN = re.compile(r'model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +147,5 @@ def write_json(path: str, content: Mapping[str, typing.Any]) -> None:
 def remove(folder: str) -> None:
   """Removes the tensors and the config of a model exported there before."""
   for name in sorted(os.listdir(folder)):
-    own = name.startswith('model') and '.safetensors' in name
-    if own or name == 'config.json':
+    if _OWN.fullmatch(name) or name == 'config.json':
       os.remove(os.path.join(folder, name))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import enumeration
-from rlhf_jax.models import attention, lm, transformer
+from rlhf_jax.models import attention, cache, lm, transformer
 from rlhf_jax.models.lm_config import LMConfig, RopeScaling
 from rlhf_jax.types import SamplingConfig
 from tests.models import golden
@@ -173,6 +173,8 @@ def test_more_tokens_than_learned_positions():
   tokens = jnp.ones((1, 5), jnp.int32)
   with pytest.raises(ValueError, match='5 tokens are more than the 4'):
     lm.hidden_states(params, tokens, tokens > 0, cfg)
+  with pytest.raises(ValueError, match='6 tokens are more than the 4'):
+    cache.prefill(params, tokens[:, :3], tokens[:, :3] > 0, cfg, num_slots=6)
   rows = lm.embed(params, tokens[0], jnp.arange(5), cfg)
   assert np.isfinite(rows[:4]).all() and np.isnan(rows[4]).all()
 

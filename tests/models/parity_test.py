@@ -158,6 +158,18 @@ def test_scan_and_remat_change_no_gradient(name):
     )
 
 
+@pytest.mark.parametrize('name', ['gemma2', 'gpt2', 'qwen3'])
+def test_products_of_bfloat16_stay_close(name):
+  params, cfg = golden.load(name)
+  cfg = dataclasses.replace(cfg, dtype='bfloat16')
+  tokens, want = golden.prompts(name)[1]
+  mask = np.ones((1, len(tokens)), bool)
+  got = np.asarray(_logits(params, tokens[None], mask, cfg)[0])
+  assert got.dtype == np.float32
+  error = np.linalg.norm(got - want) / np.linalg.norm(want)
+  assert 1e-4 < error < 0.02
+
+
 @pytest.mark.parametrize('name', ['gemma3', 'gpt2'])
 def test_sampled_logprobs_are_those_of_rescoring(name):
   params, cfg = golden.load(name)
