@@ -2,7 +2,9 @@
 
 Parameters are a plain nested dict with the layers stacked on a leading axis
 (`layers/attn/q/kernel` is [layer d n h]) whether the layers run by lax.scan or
-by a Python loop. The key-value cache is an argument and a result.
+by a Python loop. Biases, norms of heads and branches, and adapters are leaves
+beside them where the config or the parameters have them; learned positions are
+`positions/embedding`. The key-value cache is an argument and a result.
 
 Prompts are left-padded and responses right-padded. A row's positions count its
 own valid tokens, so the side and the amount of padding, and the other rows of a

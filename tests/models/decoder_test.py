@@ -11,7 +11,7 @@ from rlhf_jax import enumeration
 from rlhf_jax.models import attention, cache, lm, transformer
 from rlhf_jax.models.lm_config import LMConfig, RopeScaling
 from rlhf_jax.types import SamplingConfig
-from tests.models import golden
+from tests.models import checkpoints
 
 CFG = LMConfig(
     vocab_size=11,
@@ -285,7 +285,7 @@ def test_enumeration_of_other_families(change):
 
 @pytest.mark.parametrize('name', ['mistral', 'gemma2'])
 def test_enumeration_refuses_windows_and_caps(name):
-  params, cfg = golden.load(name)
+  params, cfg = checkpoints.load(name)
   with pytest.raises(ValueError, match='sliding windows nor soft caps'):
     enumeration.enumerate_logprobs(
         params,

@@ -7,14 +7,14 @@ import pytest
 
 from rlhf_jax.models import hf_config, hf_fields
 from rlhf_jax.models.lm_config import LMConfig, RopeScaling
-from tests.models import golden
+from tests.models import checkpoints
 
 WHERE = 'x/config.json'
 
 
 def _config(family, **fields):
   """The config of a golden checkpoint, changed; ... removes a field."""
-  config = hf_config.read_config(str(golden.FOLDER / family)) | fields
+  config = hf_config.read_config(str(checkpoints.FOLDER / family)) | fields
   return {k: v for k, v in config.items() if v is not ...}
 
 
@@ -155,13 +155,17 @@ def test_fields_that_an_older_file_lacks():
   assert _read('gemma2', tie_word_embeddings=...).tied_embeddings
 
 
-@pytest.mark.parametrize('family', [n for n in golden.NAMES if '_' not in n])
+@pytest.mark.parametrize(
+    'family', [n for n in checkpoints.NAMES if '_' not in n]
+)
 def test_an_unknown_field_is_named(family):
   _refused(_config(family, logit_scale=2.0), 'logit_scale')
   _refused(_config(family, quantization_config={}), 'quantization_config')
 
 
-@pytest.mark.parametrize('family', [n for n in golden.NAMES if '_' not in n])
+@pytest.mark.parametrize(
+    'family', [n for n in checkpoints.NAMES if '_' not in n]
+)
 def test_every_field_is_read_or_known_to_be_harmless(family):
   """Another value of a field is another model, or is of no matter, or refused."""
   config = _config(family)

@@ -10,7 +10,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from rlhf_jax.models import hf_fields, hf_gguf, lm, pretrained
-from tests.models import golden
+from tests.models import checkpoints
 
 gguf = pytest.importorskip('gguf')
 
@@ -42,7 +42,7 @@ def _interleaved(weight, num_heads):
 
 def _write(path, *, drop=(), extra=(), **fields):
   """The parameters of a golden checkpoint, as llama.cpp has them."""
-  cfg = golden.load('llama_yarn')[1]
+  cfg = checkpoints.load('llama_yarn')[1]
   writer = gguf.GGUFWriter(path, 'llama')
   writer.add_block_count(cfg.num_layers)
   writer.add_context_length(64)
@@ -56,7 +56,7 @@ def _write(path, *, drop=(), extra=(), **fields):
   for name, value in fields.items():
     writer.add_float32(f'llama.{name}', value)
   tensors = safetensors_numpy.load_file(
-      golden.FOLDER / 'llama_yarn' / 'model.safetensors'
+      checkpoints.FOLDER / 'llama_yarn' / 'model.safetensors'
   )
   heads = {'q_proj': cfg.num_heads, 'k_proj': cfg.num_kv_heads}
   for name, weight in tensors.items():
@@ -80,7 +80,7 @@ def test_same_parameters_as_from_safetensors(tmp_path):
   path = str(tmp_path / 'tiny.gguf')
   _write(path)
   got, cfg = hf_gguf.load_gguf(path)
-  want, want_cfg = golden.load('llama_yarn')
+  want, want_cfg = checkpoints.load('llama_yarn')
   # A file has the rotations of a context not stretched.
   assert cfg == dataclasses.replace(want_cfg, rope_scaling=None)
   assert jax.tree.structure(got) == jax.tree.structure(want)

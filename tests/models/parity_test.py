@@ -11,7 +11,7 @@ from rlhf_jax import sampling as sampling_lib
 from rlhf_jax.models import cache as cache_lib
 from rlhf_jax.models import heads, lm
 from rlhf_jax.types import SamplingConfig
-from tests.models import golden
+from tests.models import checkpoints
 
 ATOL = 1e-4
 # One of each kind of difference between layers and of positions.
@@ -29,10 +29,10 @@ MATTERS = {
     'gemma3': dict(local_rope_theta=None),
     'gpt2': dict(activation='silu'),
 }
-CASES = [(name, False) for name in golden.LMS]
+CASES = [(name, False) for name in checkpoints.LMS]
 CASES += [(name, True) for name in SCANNED]
 # The stretched rotations differ in nothing that a cache or a mask could touch.
-FAMILIES = [name for name in golden.LMS if '_' not in name]
+FAMILIES = [name for name in checkpoints.LMS if '_' not in name]
 CACHED = [case for case in CASES if case[0] in FAMILIES]
 
 
@@ -56,14 +56,14 @@ _scores = jax.jit(lm.logits, static_argnames='cfg')
 
 
 def _model(name, scan_layers):
-  params, cfg = golden.load(name)
+  params, cfg = checkpoints.load(name)
   return params, dataclasses.replace(cfg, scan_layers=scan_layers)
 
 
 @pytest.mark.parametrize('name,scan_layers', CASES)
 def test_full_forward(name, scan_layers):
   params, cfg = _model(name, scan_layers)
-  tokens, want = golden.prompts(name)[-1]
+  tokens, want = checkpoints.prompts(name)[-1]
   assert len(tokens) > 2 * (cfg.window or 1)
   got = _logits(params, tokens[None], np.ones((1, len(tokens)), bool), cfg)
   assert np.abs(want).max() > 1
@@ -73,9 +73,11 @@ def test_full_forward(name, scan_layers):
 @pytest.mark.parametrize('left', [True, False])
 @pytest.mark.parametrize('name', FAMILIES)
 def test_padded_batch(name, left):
-  params, cfg = golden.load(name)
-  prompts = golden.prompts(name)
-  tokens, mask = golden.padded([p for p, _ in prompts], left=left, width=15)
+  params, cfg = checkpoints.load(name)
+  prompts = checkpoints.prompts(name)
+  tokens, mask = checkpoints.padded(
+      [p for p, _ in prompts], left=left, width=15
+  )
   got = np.asarray(_logits(params, tokens, mask, cfg))
   for row, (_, want) in enumerate(prompts):
     np.testing.assert_allclose(got[row, mask[row]], want, atol=ATOL, rtol=0)
@@ -85,15 +87,15 @@ def test_padded_batch(name, left):
 def test_prefill_and_decode_token_by_token(name, scan_layers):
   """Beginnings of 1, 1 and 4 tokens are prefilled; 9 tokens follow."""
   params, cfg = _model(name, scan_layers)
-  prompts = golden.prompts(name)
+  prompts = checkpoints.prompts(name)
   starts = (1, 1, 4)
-  tokens, mask = golden.padded(
+  tokens, mask = checkpoints.padded(
       [p[:start] for start, (p, _) in zip(starts, prompts, strict=True)],
       left=True,
   )
   hidden, cache = _prefill(params, tokens, mask, cfg, num_slots=14)
   got = [np.asarray(_scores(params, hidden, cfg))[:, -1]]
-  rest, _ = golden.padded(
+  rest, _ = checkpoints.padded(
       [p[start:] for start, (p, _) in zip(starts, prompts, strict=True)],
       left=False,
   )
@@ -110,25 +112,25 @@ def test_prefill_and_decode_token_by_token(name, scan_layers):
     )
 
 
-@pytest.mark.parametrize('name', golden.LMS)
+@pytest.mark.parametrize('name', checkpoints.LMS)
 def test_what_the_checkpoint_is_for_matters(name):
-  params, cfg = golden.load(name)
-  tokens, want = golden.prompts(name)[-1]
+  params, cfg = checkpoints.load(name)
+  tokens, want = checkpoints.prompts(name)[-1]
   cfg = dataclasses.replace(cfg, **MATTERS[name])
   got = _logits(params, tokens[None], np.ones((1, len(tokens)), bool), cfg)
   assert np.abs(np.asarray(got[0]) - want).max() > 10 * ATOL
 
 
-@pytest.mark.parametrize('name', golden.SCORES)
+@pytest.mark.parametrize('name', checkpoints.SCORES)
 def test_scores_of_sequences(name):
   """As a reward of a response to a prompt, wherever the two are cut."""
-  params, cfg = golden.load(name)
-  rows = golden.prompts(name)
+  params, cfg = checkpoints.load(name)
+  rows = checkpoints.prompts(name)
   cuts = (1, 4, 6)
-  prompt = golden.padded(
+  prompt = checkpoints.padded(
       [p[:cut] for cut, (p, _) in zip(cuts, rows, strict=True)], left=True
   )
-  response = golden.padded(
+  response = checkpoints.padded(
       [p[cut:] for cut, (p, _) in zip(cuts, rows, strict=True)], left=False
   )
   got = _reward(params, *prompt, *response, cfg, readout='norm')
@@ -139,8 +141,8 @@ def test_scores_of_sequences(name):
 
 @pytest.mark.parametrize('name', ['gemma2', 'gemma3'])
 def test_scan_and_remat_change_no_gradient(name):
-  params, cfg = golden.load(name)
-  tokens, _ = golden.prompts(name)[1]
+  params, cfg = checkpoints.load(name)
+  tokens, _ = checkpoints.prompts(name)[1]
   mask = np.ones((1, len(tokens)), bool)
 
   def grad(**change):
@@ -160,9 +162,9 @@ def test_scan_and_remat_change_no_gradient(name):
 
 @pytest.mark.parametrize('name', ['gemma2', 'gpt2', 'qwen3'])
 def test_products_of_bfloat16_stay_close(name):
-  params, cfg = golden.load(name)
+  params, cfg = checkpoints.load(name)
   cfg = dataclasses.replace(cfg, dtype='bfloat16')
-  tokens, want = golden.prompts(name)[1]
+  tokens, want = checkpoints.prompts(name)[1]
   mask = np.ones((1, len(tokens)), bool)
   got = np.asarray(_logits(params, tokens[None], mask, cfg)[0])
   assert got.dtype == np.float32
@@ -172,10 +174,10 @@ def test_products_of_bfloat16_stay_close(name):
 
 @pytest.mark.parametrize('name', ['gemma3', 'gpt2'])
 def test_sampled_logprobs_are_those_of_rescoring(name):
-  params, cfg = golden.load(name)
+  params, cfg = checkpoints.load(name)
   sampling = SamplingConfig(num_tokens=9, temperature=0.8, eos_id=2, pad_id=0)
-  tokens, mask = golden.padded(
-      [p[:6] for p, _ in golden.prompts(name)], left=True
+  tokens, mask = checkpoints.padded(
+      [p[:6] for p, _ in checkpoints.prompts(name)], left=True
   )
   keys = sampling_lib.sample_keys(0, 0, jnp.arange(3), 2)
   rollout = jax.jit(

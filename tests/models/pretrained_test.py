@@ -14,7 +14,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from rlhf_jax.models import heads, hf_config, hf_fields, lm, pretrained
-from tests.models import golden
+from tests.models import checkpoints
 
 
 def _same(got, want):
@@ -29,7 +29,7 @@ def _shapes(tree):
 def _copy(name, tmp_path):
   """A folder with a checkpoint that may be damaged."""
   folder = tmp_path / name
-  shutil.copytree(golden.FOLDER / name, folder)
+  shutil.copytree(checkpoints.FOLDER / name, folder)
   return folder
 
 
@@ -61,11 +61,11 @@ def _refused(folder, *words):
 # What is read.
 
 
-@pytest.mark.parametrize('name', golden.NAMES)
+@pytest.mark.parametrize('name', checkpoints.NAMES)
 def test_parameters_are_those_that_the_config_makes(name):
-  params, cfg = golden.load(name)
+  params, cfg = checkpoints.load(name)
   key = jax.random.key(0)
-  if name in golden.SCORES:
+  if name in checkpoints.SCORES:
     init = lambda: heads.init_scalar(key, cfg, zero_head=False)
   else:
     init = lambda: lm.init(key, cfg)
@@ -78,8 +78,8 @@ def test_parameters_are_those_that_the_config_makes(name):
 
 def test_leaves_by_hand():
   """Rows of torch's [out in] are columns, head after head."""
-  params, cfg = golden.load('llama')
-  file = golden.FOLDER / 'llama' / 'model.safetensors'
+  params, cfg = checkpoints.load('llama')
+  file = checkpoints.FOLDER / 'llama' / 'model.safetensors'
   tensors = safetensors_numpy.load_file(file)
   attn = params['layers']['attn']
   weight = tensors['model.layers.1.self_attn.q_proj.weight'].astype(np.float32)
@@ -94,9 +94,9 @@ def test_leaves_by_hand():
 
 def test_leaves_of_gpt2_by_hand():
   """[in out], with queries, keys and values side by side."""
-  params, cfg = golden.load('gpt2')
+  params, cfg = checkpoints.load('gpt2')
   tensors = safetensors_numpy.load_file(
-      golden.FOLDER / 'gpt2' / 'model.safetensors'
+      checkpoints.FOLDER / 'gpt2' / 'model.safetensors'
   )
   weight = tensors['transformer.h.1.attn.c_attn.weight'].astype(np.float32)
   column = cfg.width + 1 * cfg.head_dim + 6
@@ -108,20 +108,20 @@ def test_leaves_of_gpt2_by_hand():
 
 
 def test_bfloat16_parameters():
-  want, cfg = golden.load('gemma3')
-  got, _ = pretrained.load(str(golden.FOLDER / 'gemma3'), dtype='bfloat16')
+  want, cfg = checkpoints.load('gemma3')
+  got, _ = pretrained.load(str(checkpoints.FOLDER / 'gemma3'), dtype='bfloat16')
   assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {
       jnp.dtype('bfloat16')
   }
   _same(jax.tree.map(lambda a: a.astype(jnp.float32), got), want)
-  tokens, logits = golden.prompts('gemma3')[1]
+  tokens, logits = checkpoints.prompts('gemma3')[1]
   cfg = dataclasses.replace(cfg, scan_layers=True)
   states = jax.jit(lm.hidden_states, static_argnums=3)
   hidden = states(got, tokens[None], np.ones((1, 7), bool), cfg)
   out = lm.logits(got, hidden, cfg)[0]
   np.testing.assert_allclose(out, logits, atol=1e-4, rtol=0)
   with pytest.raises(hf_fields.PretrainedError, match="'float16'"):
-    pretrained.load(str(golden.FOLDER / 'gemma3'), dtype='float16')
+    pretrained.load(str(checkpoints.FOLDER / 'gemma3'), dtype='float16')
 
 
 def test_leaves_go_to_their_shardings():
@@ -134,11 +134,11 @@ def test_leaves_go_to_their_shardings():
     pick = lambda path, _: split if path[-2].key == 'up' else whole
     return jax.tree_util.tree_map_with_path(pick, shapes)
 
-  folder = str(golden.FOLDER / 'qwen3')
+  folder = str(checkpoints.FOLDER / 'qwen3')
   got, _ = pretrained.load(folder, shardings=shardings)
   kernel = got['layers']['mlp']['up']['kernel']
   assert kernel.addressable_shards[0].data.shape == (2, 2, 12)
-  _same(got, golden.load('qwen3')[0])
+  _same(got, checkpoints.load('qwen3')[0])
 
 
 def test_host_memory(tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_host_memory(tmp_path, monkeypatch):
     return array
 
   monkeypatch.setattr(pretrained, '_aligned', recorded)
-  _, cfg = golden.load('qwen3')
+  _, cfg = checkpoints.load('qwen3')
   cfg = dataclasses.replace(cfg, vocab_size=40_000)
   params = lm.init(jax.random.key(0), cfg)
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
@@ -170,7 +170,7 @@ def test_host_memory(tmp_path, monkeypatch):
 
 
 def test_eos_ids(tmp_path):
-  assert pretrained.eos_ids(str(golden.FOLDER / 'llama')) == (2, 5)
+  assert pretrained.eos_ids(str(checkpoints.FOLDER / 'llama')) == (2, 5)
   folder = _copy('llama', tmp_path)
   _edit(folder, eos_token_id=7)
   assert pretrained.eos_ids(str(folder)) == (2, 5)
@@ -196,7 +196,7 @@ def test_older_forms_of_a_file(tmp_path):
   _edit_tensors(folder, older)
   _edit(folder, n_ctx=24)
   got, cfg = pretrained.load(str(folder))
-  want, want_cfg = golden.load('gpt2')
+  want, want_cfg = checkpoints.load('gpt2')
   _same(got, want)
   assert cfg == want_cfg
 
@@ -204,10 +204,10 @@ def test_older_forms_of_a_file(tmp_path):
 # What is written.
 
 
-@pytest.mark.parametrize('name', golden.NAMES)
+@pytest.mark.parametrize('name', checkpoints.NAMES)
 def test_round_trip_is_equal_to_the_byte(name, tmp_path):
-  params, cfg = golden.load(name)
-  config = hf_config.read_config(str(golden.FOLDER / name))
+  params, cfg = checkpoints.load(name)
+  config = hf_config.read_config(str(checkpoints.FOLDER / name))
   own = dataclasses.replace(cfg, scan_layers=True, remat=True, lora_scale=2.0)
   pretrained.export(
       str(tmp_path),
@@ -219,14 +219,14 @@ def test_round_trip_is_equal_to_the_byte(name, tmp_path):
   )
   assert len(os.listdir(tmp_path)) == (4 if name == 'qwen3' else 2)
   for file in os.listdir(tmp_path):
-    want = (golden.FOLDER / name / file).read_bytes()
+    want = (checkpoints.FOLDER / name / file).read_bytes()
     assert (tmp_path / file).read_bytes() == want, file
 
 
-@pytest.mark.parametrize('name', golden.NAMES)
+@pytest.mark.parametrize('name', checkpoints.NAMES)
 def test_export_of_a_model_that_came_from_nowhere(name, tmp_path):
   """The config alone says which family it is, and reads back as it was."""
-  params, cfg = golden.load(name)
+  params, cfg = checkpoints.load(name)
   pretrained.export(str(tmp_path), params, cfg, config={'eos_token_id': 9})
   got, got_cfg = pretrained.load(str(tmp_path))
   _same(got, params)
@@ -235,9 +235,25 @@ def test_export_of_a_model_that_came_from_nowhere(name, tmp_path):
   assert hf_config.read_config(str(tmp_path))['dtype'] == 'float32'
 
 
+def test_a_reward_model_made_from_a_language_model(tmp_path):
+  params, cfg = checkpoints.load('qwen2')
+  scalar = heads.from_trunk(jax.random.key(0), params, cfg)
+  config = hf_config.read_config(str(checkpoints.FOLDER / 'qwen2'))
+  pretrained.export(str(tmp_path), scalar, cfg, config=config)
+  got, got_cfg = pretrained.load(str(tmp_path))
+  _same(got, scalar)
+  assert got_cfg == cfg
+  written = hf_config.read_config(str(tmp_path))
+  assert written['architectures'] == ['Qwen2ForSequenceClassification']
+  assert written['id2label'] == {'0': 'LABEL_0'}
+  assert written['pad_token_id'] == config['pad_token_id']
+  # The language model's own config is as it was.
+  assert config['architectures'] == ['Qwen2ForCausalLM']
+
+
 def test_export_replaces_what_was_there(tmp_path):
   for name, size in (('qwen3', 8_000), ('gpt2', 10**9)):
-    params, cfg = golden.load(name)
+    params, cfg = checkpoints.load(name)
     pretrained.export(str(tmp_path), params, cfg, max_shard_bytes=size)
     _same(pretrained.load(str(tmp_path))[0], params)
     (tmp_path / 'model_mine.safetensors').touch()
@@ -250,11 +266,11 @@ def test_export_replaces_what_was_there(tmp_path):
 
 def test_what_cannot_be_exported(tmp_path):
   folder = str(tmp_path)
-  params, cfg = golden.load('llama_score')
+  params, cfg = checkpoints.load('llama_score')
   head = params['head'] | {'bias': jnp.asarray(0.5)}
   with pytest.raises(hf_fields.PretrainedError, match='head/bias is 0.5'):
     pretrained.export(folder, params | {'head': head}, cfg)
-  params, cfg = golden.load('llama')
+  params, cfg = checkpoints.load('llama')
   linear = params['layers']['attn']['q'] | {'lora_a': jnp.zeros((2, 16, 1))}
   attn = params['layers']['attn'] | {'q': linear}
   adapted = params | {'layers': params['layers'] | {'attn': attn}}
@@ -358,5 +374,5 @@ def test_shards_that_do_not_hold_what_the_index_says(tmp_path):
 
 def test_nothing_to_load(tmp_path):
   _refused(tmp_path, 'config.json')
-  shutil.copy(golden.FOLDER / 'gpt2' / 'config.json', tmp_path)
+  shutil.copy(checkpoints.FOLDER / 'gpt2' / 'config.json', tmp_path)
   _refused(tmp_path, 'model.safetensors')
