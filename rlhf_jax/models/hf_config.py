@@ -103,6 +103,8 @@ def to_config(
   shape = dataclasses.replace(
       cfg, **{f: LMConfig.__dataclass_fields__[f].default for f in _OF_A_RUN}
   )
+  if not cfg.final_norm:
+    raise PretrainedError('final_norm is off, and every known family has one.')
   kept = {}
   if base is not None:
     if 'model_type' not in base:

@@ -285,6 +285,9 @@ def test_what_cannot_be_exported(tmp_path):
   odd = dataclasses.replace(cfg, norm='layer')
   with pytest.raises(hf_fields.PretrainedError, match='No known family'):
     pretrained.export(folder, params, odd)
+  odd = heads.readout_config(cfg, 'last')
+  with pytest.raises(hf_fields.PretrainedError, match='final_norm'):
+    pretrained.export(folder, params, odd)
   with pytest.raises(hf_fields.PretrainedError, match='hidden_size'):
     pretrained.export(folder, params, cfg, config={'hidden_size': 4})
   assert not os.listdir(folder)
