@@ -28,6 +28,7 @@ setuptools.setup(
         'optax>=0.2.8,<0.3',
         'orbax-checkpoint>=0.12.8,<0.13',
         'pandas>=3.1,<4',
+        'safetensors>=0.8,<0.9',
         'scikit-learn>=1.9,<2',
         'scipy>=1.17,<2',
         'tensorflow-datasets>=4.9.10,<5',
@@ -42,6 +43,7 @@ setuptools.setup(
         'test': [
             'beartype>=0.23,<0.24',
             'chex>=0.1.92,<0.2',
+            'gguf>=0.19,<0.20',
             'playwright>=1.65,<2',
             'pyink>=26.5,<27',
             'pytest>=9.2,<10',

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax import types
-from rlhf_jax.models import lm
+from rlhf_jax.models import attention, lm
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.types import Params
 
@@ -59,16 +59,21 @@ def prefill(
   batch_size, length = tokens.shape
   if num_slots < length:
     raise ValueError(f'{num_slots} slots cannot hold {length} prompt tokens.')
-  visible = jnp.tril(jnp.ones((length, length), bool))[None] & mask[:, None, :]
+  attention.check_length(num_slots, cfg)
+  full = attention.causal(mask, cfg)
+  positions = lm.positions_of(mask)
+  visible = full, attention.within_window(full, positions, positions, cfg)
   room = ((0, 0), (0, num_slots - length), (0, 0), (0, 0))
 
-  def attend(q, k, v, _):
-    out = lm.attention(q, k, v, visible)
+  def attend(q, k, v, _, is_local):
+    seen = attention.by_layer(is_local, *visible)
+    out = attention.attention(q, k, v, seen, softcap=cfg.attn_softcap)
     stored = jax.tree.map(lambda a: jnp.pad(a.astype(cfg.dtype), room), (k, v))
     return out, stored
 
-  positions = lm.positions_of(mask)
-  x, layers = lm.run_layers(params, tokens, positions, cfg, attend, None)
+  x, layers = lm.run_layers(
+      params, tokens, positions, cfg, attend, None, per_layer=True
+  )
   cache = Cache(
       layers=layers,
       mask=jnp.pad(mask, ((0, 0), (0, num_slots - length))),
@@ -84,26 +89,33 @@ def decode(
   """States of n further tokens of every row, and the cache that holds them.
 
   Every token counts as valid. Writing past the last slot is an error that an
-  accelerator would not report (the slot is clamped): size the cache for it.
+  accelerator would not report (the slot is clamped): size the cache for it. A
+  row past the last learned position, where a model has such, gets NaN states.
   """
   count = tokens.shape[1]
   slots = jnp.arange(cache.mask.shape[1])
   own = cache.index + jnp.arange(count)
   new = (slots >= cache.index) & (slots < cache.index + count)
   mask = cache.mask | new[None]
-  visible = mask[:, None, :] & (slots[None, :] <= own[:, None])[None]
+  full = mask[:, None, :] & (slots[None, :] <= own[:, None])[None]
+  positions = cache.positions[:, None] + jnp.arange(count)[None]
+  visible = full, full
+  if cfg.window is not None:
+    held = lm.positions_of(mask)
+    visible = full, attention.within_window(full, positions, held, cfg)
 
-  def attend(q, k, v, stored):
+  def attend(q, k, v, stored, is_local):
     write = lambda a, new: jax.lax.dynamic_update_slice_in_dim(
         a, new.astype(a.dtype), cache.index, axis=1
     )
     stored = jax.tree.map(write, stored, (k, v))
     keys, values = jax.tree.map(lambda a: a.astype(q.dtype), stored)
-    return lm.attention(q, keys, values, visible), stored
+    seen = attention.by_layer(is_local, *visible)
+    out = attention.attention(q, keys, values, seen, softcap=cfg.attn_softcap)
+    return out, stored
 
-  positions = cache.positions[:, None] + jnp.arange(count)[None]
   x, layers = lm.run_layers(
-      params, tokens, positions, cfg, attend, cache.layers
+      params, tokens, positions, cfg, attend, cache.layers, per_layer=True
   )
   cache = Cache(
       layers=layers,

@@ -2,7 +2,9 @@
 
 Parameters are a plain nested dict with the layers stacked on a leading axis
 (`layers/attn/q/kernel` is [layer d n h]) whether the layers run by lax.scan or
-by a Python loop. The key-value cache is an argument and a result.
+by a Python loop. Biases, norms of heads and branches, and adapters are leaves
+beside them where the config or the parameters have them; learned positions are
+`positions/embedding`. The key-value cache is an argument and a result.
 
 Prompts are left-padded and responses right-padded. A row's positions count its
 own valid tokens, so the side and the amount of padding, and the other rows of a
@@ -10,13 +12,14 @@ batch, change no valid position.
 """
 
 from collections.abc import Callable
+import functools
 import typing
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from rlhf_jax.models import transformer
+from rlhf_jax.models import attention, transformer
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.ops import kl as kl_ops
 from rlhf_jax.ops import logprobs as logprobs_ops
@@ -34,7 +37,9 @@ def init(key: Key[Array, ''], cfg: LMConfig) -> Params:
   embed_key, layer_key, unembed_key = jax.random.split(key, 3)
   block = transformer.Block(cfg)
   x = jnp.zeros((1, 1, cfg.width))
-  rope = transformer.rotation(jnp.zeros((1, 1), jnp.int32), cfg)
+  rope = None
+  if not cfg.num_positions:
+    rope = transformer.rotation(jnp.zeros((1, 1), jnp.int32), cfg)
 
   def init_layer(key):
     return block.init(key, x, rope, lambda q, k, v: (q, None))['params']
@@ -47,10 +52,16 @@ def init(key: Key[Array, ''], cfg: LMConfig) -> Params:
           jax.random.split(layer_key, cfg.num_layers)
       ),
   }
+  if cfg.num_positions:
+    shape = (cfg.num_positions, cfg.width)
+    rows = jax.random.normal(jax.random.fold_in(embed_key, 1), shape) * scale
+    params['positions'] = {'embedding': rows}
   if cfg.final_norm:
-    params['final_norm'] = {'scale': jnp.ones(cfg.width)}
+    norm = transformer.Norm(cfg)
+    params['final_norm'] = norm.init(unembed_key, x)['params']
   if not cfg.tied_embeddings:
-    kernel = jax.random.normal(unembed_key, shape[::-1]) * scale
+    shape = (cfg.width, cfg.vocab_size)
+    kernel = jax.random.normal(unembed_key, shape) * scale
     params['unembed'] = {'kernel': kernel}
   return params
 
@@ -63,16 +74,22 @@ def hidden_states(
 ) -> Float[Array, 'b l d']:
   """The state of every position, after the final norm if there is one.
 
-  Position i sees the valid positions up to and including itself. States at
-  padding are finite and mean nothing.
+  Position i sees the valid positions up to and including itself, of which
+  local layers see the last cfg.window. States at padding are finite and mean
+  nothing.
   """
-  length = tokens.shape[1]
-  visible = jnp.tril(jnp.ones((length, length), bool))[None] & mask[:, None, :]
+  full = attention.causal(mask, cfg)
+  positions = positions_of(mask)
+  visible = full, attention.within_window(full, positions, positions, cfg)
 
-  def attend(q, k, v, _):
-    return attention(q, k, v, visible), None
+  def attend(q, k, v, _, is_local):
+    seen = attention.by_layer(is_local, *visible)
+    out = attention.attention(q, k, v, seen, softcap=cfg.attn_softcap)
+    return out, None
 
-  x, _ = run_layers(params, tokens, positions_of(mask), cfg, attend, None)
+  x, _ = run_layers(
+      params, tokens, positions, cfg, attend, None, per_layer=True
+  )
   return final_norm(params, x, cfg)
 
 
@@ -84,7 +101,10 @@ def logits(
     kernel = params['embed']['embedding'].T
   else:
     kernel = params['unembed']['kernel']
-  return transformer.dot(hidden, kernel, cfg.dtype)
+  scores = transformer.dot(hidden, kernel, cfg.dtype)
+  if cfg.logit_softcap is not None:
+    scores = cfg.logit_softcap * jnp.tanh(scores / cfg.logit_softcap)
+  return scores
 
 
 # The parts that every way of running the model shares.
@@ -95,27 +115,29 @@ def positions_of(mask: Bool[Array, 'b l']) -> Int[Array, 'b l']:
   return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
 
 
-def attention(
-    q: Float[Array, 'b i n h'],
-    k: Float[Array, 'b j m h'],
-    v: Float[Array, 'b j m h'],
-    visible: Bool[Array, 'b i j'],
-) -> Float[Array, 'b i n h']:
-  """softmax(q k^T / sqrt(h)) v over the visible slots; float32 softmax.
-
-  A query that sees nothing (padding) averages everything: finite and unused.
-  """
-  return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None])
-
-
 def final_norm(
     params: Params, x: Float[Array, '*b d'], cfg: LMConfig
 ) -> Float[Array, '*b d']:
-  """The last RMSNorm, or nothing when the model has none."""
+  """The last norm, or nothing when the model has none."""
   if not cfg.final_norm:
     return x
-  scale = params['final_norm']['scale']
-  return transformer.rms_norm(x, scale, eps=cfg.norm_eps)
+  return transformer.norm(params['final_norm'], x, cfg)
+
+
+def embed(
+    params: Params,
+    tokens: Int[Array, '*l'],
+    positions: Int[Array, '*l'],
+    cfg: LMConfig,
+) -> Float[Array, '*l d']:
+  """What the first layer reads; NaN at a position that was not learned."""
+  x = params['embed']['embedding'][tokens].astype(jnp.float32)
+  if cfg.scale_embeddings:
+    x = x * cfg.width**0.5
+  if cfg.num_positions:
+    rows = params['positions']['embedding'].at[positions]
+    x = x + rows.get(mode='fill', fill_value=jnp.nan)
+  return x
 
 
 def run_layers(
@@ -125,35 +147,66 @@ def run_layers(
     cfg: LMConfig,
     attend: Callable,
     state: typing.Any,
+    *,
+    per_layer: bool = False,
 ) -> tuple[Float[Array, '*l d'], typing.Any]:
   """The residual stream after all layers, and the state each layer returned.
 
   Args:
-    attend: attend(q, k, v, layer_state) -> (output, new layer_state).
+    attend: attend(q, k, v, layer_state) -> (output, new layer_state); the
+      output is softmax(q k^T / sqrt(h)) v over what the queries see.
     state: None, or one entry a layer: a tuple of them when layers are unrolled,
       arrays with a leading layer axis when they are scanned.
+    per_layer: attend takes a fifth argument, whether the layer is local (a bool,
+      or traced under a scan; see attention.by_layer), and caps scores by
+      cfg.attn_softcap. An `attend` that does neither can only run models
+      without windows and caps: others are refused.
   """
+  if not per_layer and (cfg.window is not None or cfg.attn_softcap is not None):
+    raise ValueError(
+        'This way of attending knows neither sliding windows nor soft caps of'
+        f' scores; the model has window={cfg.window},'
+        f' attn_softcap={cfg.attn_softcap}.'
+    )
   block = transformer.Block(cfg)
-  rope = transformer.rotation(positions, cfg)
+  rope = full = None
+  if not cfg.num_positions:
+    rope = full = transformer.rotation(positions, cfg)
+    if any(cfg.local_layers) and cfg.local_rope_theta is not None:
+      rope = transformer.rotation(positions, cfg, local=True)
 
-  def layer(x, layer_params, layer_state):
+  def layer(x, layer_params, layer_state, is_local):
+    seen = (layer_state, is_local) if per_layer else (layer_state,)
     return block.apply(
         {'params': layer_params},
         x,
-        rope,
-        lambda q, k, v: attend(q, k, v, layer_state),
+        attention.by_layer(is_local, full, rope),
+        lambda q, k, v: attend(q, k, v, *seen),
     )
 
-  if cfg.remat:
-    layer = jax.checkpoint(layer)
-  x = params['embed']['embedding'][tokens]
-  if cfg.scan_layers:
+  def make(is_local):
+    one = functools.partial(layer, is_local=is_local)
+    return jax.checkpoint(one) if cfg.remat else one
+
+  kinds = cfg.local_layers or (False,) * cfg.num_layers
+  x = embed(params, tokens, positions, cfg)
+  if cfg.scan_layers and len(set(kinds)) == 1:
+    one = make(kinds[0])
     return jax.lax.scan(
-        lambda x, layer_in: layer(x, *layer_in), x, (params['layers'], state)
+        lambda x, layer_in: one(x, *layer_in), x, (params['layers'], state)
     )
+  if cfg.scan_layers:
+    one = jax.checkpoint(layer) if cfg.remat else layer
+    return jax.lax.scan(
+        lambda x, layer_in: one(x, *layer_in),
+        x,
+        (params['layers'], state, jnp.array(kinds)),
+    )
+  layers = {is_local: make(is_local) for is_local in set(kinds)}
   out = []
   for i, layer_params in enumerate(_unstack(params['layers'], cfg.num_layers)):
-    x, new = layer(x, layer_params, None if state is None else state[i])
+    layer_state = None if state is None else state[i]
+    x, new = layers[kinds[i]](x, layer_params, layer_state)
     out.append(new)
   return x, tuple(out)
 

@@ -1,72 +1,33 @@
 """The decoder layer, as a linen module that is told how to attend.
 
-Llama's layer: RMSNorm before each branch, rotary positions, grouped-query
-attention, and a SwiGLU feed-forward branch. The module makes queries, keys and
-values; what they attend to (a causal mask, a cache, the branches of a tree) is
-a function given by models/lm.py, so that every way of running the model goes
-through the same weights and the same arithmetic.
+By default Llama's layer: RMSNorm before each branch, rotary positions,
+grouped-query attention, and a SwiGLU feed-forward branch. LMConfig alone
+selects what Mistral, Qwen, Gemma and GPT-2 do otherwise. The module makes
+queries, keys and values; what they attend to (a causal mask, a cache, the
+branches of a tree) is a function given by models/lm.py, so that every way of
+running the model goes through the same weights and the same arithmetic.
 """
 
 from collections.abc import Callable
-import dataclasses
 import functools
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+import numpy as np
+
+from rlhf_jax.models.lm_config import LMConfig
+from rlhf_jax.types import Params
 
 # attend(q, k, v) -> (output with the shape of q, anything to carry).
 AttendFn = Callable
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LMConfig:
-  """Shape of a decoder-only transformer.
-
-  Attributes:
-    vocab_size: v, rows of the embedding.
-    num_layers: decoder layers.
-    width: d, of the residual stream.
-    num_heads: n, query heads.
-    num_kv_heads: key and value heads; query head i reads i // (n / kv heads).
-    head_dim: h, of one head; even.
-    mlp_width: f, of the feed-forward branch.
-    rope_theta: base of the rotary wavelengths.
-    norm_eps: added to the mean square in RMSNorm.
-    tied_embeddings: the unembedding is the transposed embedding.
-    final_norm: hidden states pass through a last RMSNorm.
-    scan_layers: run the layers by lax.scan (compile time flat in depth) rather
-      than a Python loop (faster on CPU); the parameters are the same.
-    remat: recompute a layer in the backward pass rather than store it.
-    dtype: of the inputs of matrix products; they accumulate in float32.
-  """
-
-  vocab_size: int
-  num_layers: int
-  width: int
-  num_heads: int
-  num_kv_heads: int
-  head_dim: int
-  mlp_width: int
-  rope_theta: float = 10_000.0
-  norm_eps: float = 1e-6
-  tied_embeddings: bool = True
-  final_norm: bool = True
-  scan_layers: bool = False
-  remat: bool = False
-  dtype: str = 'float32'
-
-  def __post_init__(self):
-    if self.num_heads % self.num_kv_heads:
-      raise ValueError(
-          f'num_heads ({self.num_heads}) must be a multiple of num_kv_heads'
-          f' ({self.num_kv_heads}).'
-      )
-    if self.head_dim % 2:
-      raise ValueError(f'head_dim must be even, got {self.head_dim}.')
-    if self.dtype not in ('float32', 'bfloat16'):
-      raise ValueError(f'dtype is float32 or bfloat16, got {self.dtype!r}.')
+ACTIVATIONS = {
+    'silu': nn.silu,
+    'gelu': functools.partial(nn.gelu, approximate=False),
+    'gelu_tanh': functools.partial(nn.gelu, approximate=True),
+}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -115,23 +76,100 @@ def rms_norm(
   return normed * scale.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
+def layer_norm(
+    x: Float[Array, '*l d'],
+    scale: Float[Array, ' d'],
+    bias: Float[Array, ' d'],
+    *,
+    eps: float,
+) -> Float[Array, '*l d']:
+  """(x - mean(x)) / sqrt(var(x) + eps) * scale + bias (Ba et al. 2016)."""
+  x = x.astype(jnp.float32)
+  x = x - jnp.mean(x, axis=-1, keepdims=True)
+  variance = jnp.mean(x * x, axis=-1, keepdims=True)
+  row = lambda a: a.reshape((1,) * (x.ndim - 1) + (-1,))
+  return x * jax.lax.rsqrt(variance + eps) * row(scale) + row(bias)
+
+
+def norm(
+    params: Params, x: Float[Array, '*l d'], cfg: LMConfig
+) -> Float[Array, '*l d']:
+  """The norm that cfg.norm names, with params {'scale', 'bias' if it has one}.
+
+  rms:        x / sqrt(mean(x^2) + eps) * scale
+  rms_offset: the same with 1 + scale
+  layer:      see layer_norm
+  """
+  scale = params['scale']
+  if cfg.norm == 'layer':
+    return layer_norm(x, scale, params['bias'], eps=cfg.norm_eps)
+  if cfg.norm == 'rms_offset':
+    scale = 1.0 + scale.astype(jnp.float32)
+  return rms_norm(x, scale, eps=cfg.norm_eps)
+
+
 def rotation(
-    positions: Int[Array, '*l'], cfg: LMConfig
+    positions: Int[Array, '*l'], cfg: LMConfig, *, local: bool = False
 ) -> tuple[Float[Array, '*l 1 h'], Float[Array, '*l 1 h']]:
   """cos and sin of position * theta^(-2 i / h), with an axis for the heads.
 
   The two halves of a head hold the two coordinates of each rotated plane
   (Su et al. 2021, Eq. 34, in the half-split order of Llama's checkpoints), and
   sin carries the sign of the coordinate that it multiplies.
+
+  Args:
+    local: with the base of local layers, which no scaling stretches.
   """
   exponent = jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim
-  frequency = (cfg.rope_theta**-exponent).reshape((1,) * positions.ndim + (-1,))
+  gain = None
+  if local and cfg.local_rope_theta is not None:
+    frequency = cfg.local_rope_theta**-exponent
+  elif cfg.rope_scaling is None:
+    frequency = cfg.rope_theta**-exponent
+  else:
+    frequency, gain = scaled_frequencies(cfg)
+    frequency = jnp.asarray(frequency, jnp.float32)
+  frequency = frequency.reshape((1,) * positions.ndim + (-1,))
   angle = positions[..., None].astype(jnp.float32) * frequency
   cos, sin = jnp.cos(angle), jnp.sin(angle)
+  if gain is not None:
+    cos, sin = cos * gain, sin * gain
   return (
       jnp.concatenate([cos, cos], axis=-1)[..., None, :],
       jnp.concatenate([-sin, sin], axis=-1)[..., None, :],
   )
+
+
+def scaled_frequencies(
+    cfg: LMConfig,
+) -> tuple[Float[np.ndarray, ' i'], float | None]:
+  """theta^(-2 i / h) under cfg.rope_scaling, and yarn's factor on cos and sin."""
+  scaling, h = cfg.rope_scaling, cfg.head_dim
+  frequency = cfg.rope_theta ** -(np.arange(0, h, 2) / h)
+  stretched = frequency / scaling.factor
+  if scaling.kind == 'linear':
+    return stretched, None
+  turns = scaling.original_length * frequency / (2 * np.pi)
+  if scaling.kind == 'llama3':
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return kept * frequency + (1 - kept) * stretched, None
+  # The index, not always whole, of the plane with a given number of turns.
+  index = lambda turns: (
+      h
+      * np.log(scaling.original_length / (2 * np.pi * turns))
+      / (2 * np.log(cfg.rope_theta))
+  )
+  first, last = index(scaling.beta_fast), index(scaling.beta_slow)
+  if scaling.truncate:
+    first, last = np.floor(first), np.ceil(last)
+  first, last = max(first, 0), min(last, h - 1)
+  last = last + 1e-3 if last == first else last
+  blend = np.clip((np.arange(h // 2) - first) / (last - first), 0.0, 1.0)
+  gain = scaling.attention_factor
+  if gain is None:
+    gain = 0.1 * np.log(scaling.factor) + 1 if scaling.factor > 1 else 1.0
+  return blend * stretched + (1 - blend) * frequency, float(gain)
 
 
 def rotate(
@@ -157,37 +195,53 @@ def _fan_in(num_axes: int, gain: float = 1.0):
   return init
 
 
-class RMSNorm(nn.Module):
-  """RMSNorm with a learned scale."""
+class Norm(nn.Module):
+  """The norm of the config, with a learned scale."""
 
-  eps: float
+  cfg: LMConfig
 
   @nn.compact
   def __call__(self, x):
-    scale = self.param('scale', nn.initializers.ones, x.shape[-1:])
-    return rms_norm(x, scale, eps=self.eps)
+    ones, zeros = nn.initializers.ones, nn.initializers.zeros
+    offset = self.cfg.norm == 'rms_offset'
+    init = zeros if offset else ones
+    params = {'scale': self.param('scale', init, x.shape[-1:])}
+    if self.cfg.norm == 'layer':
+      params['bias'] = self.param('bias', zeros, x.shape[-1:])
+    return norm(params, x, self.cfg)
 
 
 class Linear(nn.Module):
-  """A matrix product without bias; `num_in` axes of the kernel contract."""
+  """A matrix product; `num_in` axes of the kernel contract.
+
+  With leaves `lora_a` [fan_in r] and `lora_b` [r fan_out] beside the kernel, it
+  is that of W + lora_scale A B (Hu et al. 2021, arXiv:2106.09685, section 4.1),
+  by two thin products.
+  """
 
   shape: tuple[int, ...]
   num_in: int
-  dtype: str
+  cfg: LMConfig
   gain: float = 1.0
+  bias: bool = False
 
   @nn.compact
   def __call__(self, x):
+    dtype = self.cfg.dtype
     kernel = self.param('kernel', _fan_in(self.num_in, self.gain), self.shape)
     out_shape = self.shape[self.num_in :]
     fan_in = kernel.size // max(1, _product(out_shape))
     batch = x.shape[: x.ndim - self.num_in]
-    out = dot(
-        x.reshape(batch + (fan_in,)),
-        kernel.reshape(fan_in, -1),
-        self.dtype,
-    )
-    return out.reshape(batch + out_shape)
+    x = x.reshape(batch + (fan_in,))
+    out = dot(x, kernel.reshape(fan_in, -1), dtype)
+    if self.has_variable('params', 'lora_a'):
+      a, b = (self.get_variable('params', n) for n in ('lora_a', 'lora_b'))
+      out = out + self.cfg.lora_scale * dot(dot(x, a, dtype), b, dtype)
+    out = out.reshape(batch + out_shape)
+    if self.bias:
+      bias = self.param('bias', nn.initializers.zeros, out_shape)
+      out = out + bias.reshape((1,) * len(batch) + out_shape)
+    return out
 
 
 def _product(sizes: tuple[int, ...]) -> int:
@@ -206,16 +260,23 @@ class Attention(nn.Module):
   def __call__(self, x, rope, attend: AttendFn):
     cfg = self.cfg
     d, n, m, h = cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
-    q = Linear((d, n, h), 1, cfg.dtype, name='q')(x)
-    k = Linear((d, m, h), 1, cfg.dtype, name='k')(x)
-    v = Linear((d, m, h), 1, cfg.dtype, name='v')(x)
-    out, carry = attend(rotate(q, rope), rotate(k, rope), v)
+    q = Linear((d, n, h), 1, cfg, bias=cfg.qkv_bias, name='q')(x)
+    k = Linear((d, m, h), 1, cfg, bias=cfg.qkv_bias, name='k')(x)
+    v = Linear((d, m, h), 1, cfg, bias=cfg.qkv_bias, name='v')(x)
+    if cfg.qk_norm:
+      q, k = Norm(cfg, name='q_norm')(q), Norm(cfg, name='k_norm')(k)
+    if rope is not None:
+      q, k = rotate(q, rope), rotate(k, rope)
+    if cfg.query_scalar is not None:
+      q = q * (h / cfg.query_scalar) ** 0.5  # attend divides by sqrt(h)
+    out, carry = attend(q, k, v)
     gain = (2 * cfg.num_layers) ** -0.5
-    return Linear((n, h, d), 2, cfg.dtype, gain, name='o')(out), carry
+    project = Linear((n, h, d), 2, cfg, gain, cfg.out_bias, name='o')
+    return project(out), carry
 
 
 class MLP(nn.Module):
-  """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020, Eq. 6)."""
+  """down(silu(gate(x)) * up(x)) (Shazeer 2020, Eq. 6), or what cfg names."""
 
   cfg: LMConfig
 
@@ -223,24 +284,32 @@ class MLP(nn.Module):
   def __call__(self, x):
     cfg = self.cfg
     d, f = cfg.width, cfg.mlp_width
-    gate = Linear((d, f), 1, cfg.dtype, name='gate')(x)
-    up = Linear((d, f), 1, cfg.dtype, name='up')(x)
+    act = ACTIVATIONS[cfg.activation]
+    if cfg.gated_mlp:
+      gate = Linear((d, f), 1, cfg, bias=cfg.mlp_bias, name='gate')(x)
+    up = Linear((d, f), 1, cfg, bias=cfg.mlp_bias, name='up')(x)
+    inner = act(gate) * up if cfg.gated_mlp else act(up)
     gain = (2 * cfg.num_layers) ** -0.5
-    return Linear((f, d), 1, cfg.dtype, gain, name='down')(nn.silu(gate) * up)
+    return Linear((f, d), 1, cfg, gain, cfg.mlp_bias, name='down')(inner)
 
 
 class Block(nn.Module):
-  """One decoder layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+  """One decoder layer: x + attention(norm(x)), then x + mlp(norm(x)).
+
+  With post_norms, x + norm(attention(norm(x))), and so on.
+  """
 
   cfg: LMConfig
 
   @nn.compact
   def __call__(self, x, rope, attend: AttendFn):
-    eps = self.cfg.norm_eps
-    normed = RMSNorm(eps, name='attn_norm')(x)
-    out, carry = Attention(self.cfg, name='attn')(normed, rope, attend)
+    cfg = self.cfg
+    normed = Norm(cfg, name='attn_norm')(x)
+    out, carry = Attention(cfg, name='attn')(normed, rope, attend)
+    if cfg.post_norms:
+      out = Norm(cfg, name='attn_post_norm')(out)
     x = x + out
-    return (
-        x + MLP(self.cfg, name='mlp')(RMSNorm(eps, name='mlp_norm')(x)),
-        carry,
-    )
+    out = MLP(cfg, name='mlp')(Norm(cfg, name='mlp_norm')(x))
+    if cfg.post_norms:
+      out = Norm(cfg, name='mlp_post_norm')(out)
+    return x + out, carry
