@@ -62,13 +62,10 @@ def features(
     raise ValueError(f'layer must lie in [1, {cfg.num_layers}], got {layer}.')
   if 'upper' in params['layers']:
     raise ValueError('Features need layers in one stack: see adapters.uncut.')
-  trunk = {
-      'embed': params['embed'],
-      'layers': jax.tree.map(lambda a: a[:layer], params['layers']),
-  }
+  layers = jax.tree.map(lambda a: a[:layer], params['layers'])
   cfg = dataclasses.replace(cfg, num_layers=layer, final_norm=False)
   hidden = lm.hidden_states(
-      trunk,
+      params | {'layers': layers},
       jnp.concatenate([prompt_tokens, response_tokens], axis=1),
       jnp.concatenate([prompt_mask, response_mask], axis=1),
       cfg,

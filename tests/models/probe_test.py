@@ -50,22 +50,14 @@ def _states(row, layer):
   """Of the valid response tokens of one row without padding: [|y| d]."""
   prompt, prompt_mask, response, response_mask = (x[row] for x in _batch())
   tokens = jnp.concatenate([prompt[prompt_mask], response[response_mask]])[None]
-  length = tokens.shape[1]
-  visible = jnp.tril(jnp.ones((1, length, length), bool))
   x = _params()['embed']['embedding'][tokens]
   # A model of one layer at a time, its input in place of an embedding.
-  one = dataclasses.replace(CFG, num_layers=1)
-  own = jnp.arange(length)[None]
+  one = dataclasses.replace(CFG, num_layers=1, final_norm=False)
+  own = jnp.arange(tokens.shape[1])[None]
   for i in range(layer):
     layers = jax.tree.map(lambda a, i=i: a[i : i + 1], _params()['layers'])
-    x, _ = lm.run_layers(
-        {'embed': {'embedding': x[0]}, 'layers': layers},
-        own,
-        own,
-        one,
-        lambda q, k, v, _: (lm.attention(q, k, v, visible), None),
-        None,
-    )
+    trunk = {'embed': {'embedding': x[0]}, 'layers': layers}
+    x = lm.hidden_states(trunk, own, jnp.ones_like(own, bool), one)
   return np.asarray(x[0, int(prompt_mask.sum()) :])
 
 
