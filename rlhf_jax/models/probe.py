@@ -63,7 +63,14 @@ def features(
   if 'upper' in params['layers']:
     raise ValueError('Features need layers in one stack: see adapters.uncut.')
   layers = jax.tree.map(lambda a: a[:layer], params['layers'])
-  cfg = dataclasses.replace(cfg, num_layers=layer, final_norm=False)
+  local = cfg.local_layers[:layer]
+  cfg = dataclasses.replace(
+      cfg,
+      num_layers=layer,
+      final_norm=False,
+      local_layers=local,
+      window=cfg.window if any(local) else None,
+  )
   hidden = lm.hidden_states(
       params | {'layers': layers},
       jnp.concatenate([prompt_tokens, response_tokens], axis=1),

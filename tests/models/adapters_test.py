@@ -24,6 +24,26 @@ CFG = LMConfig(
     mlp_width=20,
     lora_scale=0.7,
 )
+# What other families do otherwise beside or around a kernel.
+GEMMA = dict(
+    local_layers=(True, False, True),
+    window=2,
+    norm='rms_offset',
+    post_norms=True,
+    qk_norm=True,
+    scale_embeddings=True,
+    logit_softcap=10.0,
+)
+GPT2 = dict(
+    num_positions=8,
+    num_kv_heads=4,
+    norm='layer',
+    activation='gelu_tanh',
+    gated_mlp=False,
+    qkv_bias=True,
+    out_bias=True,
+    mlp_bias=True,
+)
 SAMPLING = SamplingConfig(num_tokens=4, temperature=0.8, eos_id=2, pad_id=0)
 ALL = 'layers/.*kernel'
 FANS = {
@@ -194,7 +214,8 @@ def test_reference_stays_while_the_policy_learns():
 
 def test_low_rank_branch_by_hand():
   """y = x W + s (x A) B with x = (1, 2), W = 0, A = (3, 4)^T, B = (1, -1)."""
-  layer = transformer.Linear((2, 2), 1, 'float32', 1.0, 0.5)
+  cfg = dataclasses.replace(CFG, lora_scale=0.5)
+  layer = transformer.Linear((2, 2), 1, cfg)
   params = {
       'kernel': jnp.array([[1.0, 0.0], [0.0, 10.0]]),
       'lora_a': jnp.array([[3.0], [4.0]]),
@@ -212,7 +233,8 @@ def test_gradients_of_the_branch_in_closed_form():
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
   x, dy = draw(5, 6), draw(5, 4)
   kernel, a, b = draw(6, 4), draw(6, 2), draw(2, 4)
-  layer = transformer.Linear((6, 4), 1, 'float32', 1.0, 0.3)
+  cfg = dataclasses.replace(CFG, lora_scale=0.3)
+  layer = transformer.Linear((6, 4), 1, cfg)
 
   def total(a, b):
     params = {'kernel': kernel, 'lora_a': a, 'lora_b': b}
@@ -227,7 +249,9 @@ def test_gradients_of_the_branch_in_closed_form():
   assert np.abs(db).max() > 0.1
 
 
-@pytest.mark.parametrize('mode', [dict(), dict(scan_layers=True, remat=True)])
+@pytest.mark.parametrize(
+    'mode', [dict(), dict(scan_layers=True, remat=True), GEMMA, GPT2]
+)
 def test_merge_computes_what_attach_does(mode):
   cfg = dataclasses.replace(CFG, **mode)
   base = _params(cfg)

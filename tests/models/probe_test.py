@@ -97,6 +97,29 @@ def test_layers_above_are_not_needed(pooling):
     assert np.isnan(got).all() if broken == 1 else np.isfinite(got).all()
 
 
+@pytest.mark.parametrize('scan_layers', [False, True])
+@pytest.mark.parametrize('local', [(True, False, True), (False, False, True)])
+def test_local_layers_below_stay_local(local, scan_layers):
+  params = _params()
+  cfg = dataclasses.replace(
+      CFG, local_layers=local, window=2, scan_layers=scan_layers
+  )
+  own = dataclasses.replace(
+      CFG,
+      num_layers=2,
+      local_layers=local[:2],
+      window=2 if any(local[:2]) else None,
+  )
+  below = params | {'layers': jax.tree.map(lambda a: a[:2], params['layers'])}
+  got, want = (
+      _features(p, *_batch(), c, layer=2, pooling='last')
+      for p, c in ((params, cfg), (below, own))
+  )
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  wide = _features(params, *_batch(), CFG, layer=2, pooling='last')
+  assert (np.abs(wide - want).max() > 1e-2) == any(local[:2])
+
+
 @pytest.mark.parametrize('pooling', probe.POOLINGS)
 def test_padding_moves_no_feature(pooling):
   prompt, prompt_mask, response, response_mask = _batch()

@@ -26,6 +26,8 @@ CFG = LMConfig(
 SAMPLING = SamplingConfig(num_tokens=8, temperature=1.0, eos_id=2, pad_id=0)
 ROWS, PROMPT, RESPONSE = 8, 8, 8
 MODES = [dict(), dict(scan_layers=True)]
+# Cut after one layer and after three, stacks are of one kind and of both.
+LOCAL = dict(local_layers=(True, False, True, False), window=3)
 
 _init = jax.jit(lm.init, static_argnums=1)
 
@@ -160,7 +162,7 @@ def test_uncut_is_the_inverse_of_cut(scalar, last_n):
 
 
 @pytest.mark.parametrize('last_n', [1, 3, 4])
-@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('mode', [*MODES, LOCAL, LOCAL | MODES[1]])
 def test_a_cut_model_computes_the_same(mode, last_n):
   """Over whole sequences, and token by token through a cache."""
   cfg = dataclasses.replace(CFG, **mode)
