@@ -50,7 +50,8 @@ def init(
 
     W' = W + scale A B,   A ~ N(0, 1 / fan-in),  B = 0
 
-  so that the adapted model starts as the base. For a kernel of the layers
+  so that the adapted model starts as the base; scale is cfg.lora_scale, alpha /
+  rank in the paper's terms. For a kernel of the layers
   [layer *in *out], `lora_a` is [layer fan-in r] and `lora_b` [layer r fan-out]
   with the input and the output axes flattened, both float32, under the path of
   the kernel: {'layers': {'attn': {'q': {'lora_a', 'lora_b'}}}}. An adapter
