@@ -3,12 +3,12 @@
 from collections.abc import Callable
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import optax
 
 from rlhf_jax import train_state
+from rlhf_jax.learners import accumulation
 from rlhf_jax.ops import masked
 from rlhf_jax.types import pytree
 
@@ -41,8 +41,20 @@ def sft_loss(
   return loss, {'loss': loss, 'sequence_logprob': sequence}
 
 
-def make_step(logprobs_fn: LogprobsFn, tx: optax.GradientTransformation):
-  """Returns `step(state, batch) -> (state, metrics)`, pure and jittable."""
+def make_step(
+    logprobs_fn: LogprobsFn,
+    tx: optax.GradientTransformation,
+    *,
+    num_microbatches: int = 1,
+):
+  """Returns `step(state, batch) -> (state, metrics)`, pure and jittable.
+
+  Args:
+    logprobs_fn: of the responses, from the whole params.
+    tx: the optimizer.
+    num_microbatches: parts in which a batch is differentiated, to save memory;
+      the step is the same up to rounding.
+  """
 
   def loss_fn(params, batch: Demonstrations):
     logprobs = logprobs_fn(
@@ -52,10 +64,15 @@ def make_step(logprobs_fn: LogprobsFn, tx: optax.GradientTransformation):
         batch.response_tokens,
         batch.response_mask,
     )
-    return sft_loss(logprobs, batch.response_mask)
+    mask = batch.response_mask
+    loss, metrics = sft_loss(logprobs, mask)
+    counts = {'loss': mask.sum(), 'sequence_logprob': mask.shape[0]}
+    return loss, (metrics, counts)
 
   def step(state: train_state.TrainState, batch: Demonstrations):
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch)
+    (_, metrics), grads = accumulation.accumulate(
+        loss_fn, state.params, batch, num_microbatches=num_microbatches
+    )
     metrics['grad_norm'] = optax.tree.norm(grads)
     state = train_state.apply_gradients(state, grads, tx)
     return dataclasses.replace(state, step=state.step + 1), metrics

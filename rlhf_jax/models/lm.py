@@ -4,7 +4,9 @@ Parameters are a plain nested dict with the layers stacked on a leading axis
 (`layers/attn/q/kernel` is [layer d n h]) whether the layers run by lax.scan or
 by a Python loop. Biases, norms of heads and branches, and adapters are leaves
 beside them where the config or the parameters have them; learned positions are
-`positions/embedding`. The key-value cache is an argument and a result.
+`positions/embedding`. Layers may stand in two such stacks, `layers/lower` and
+`layers/upper`, so that a gradient can be taken of the upper one alone. The
+key-value cache is an argument and a result.
 
 Prompts are left-padded and responses right-padded. A row's positions count its
 own valid tokens, so the side and the amount of padding, and the other rows of a
@@ -24,6 +26,9 @@ from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.ops import kl as kl_ops
 from rlhf_jax.ops import logprobs as logprobs_ops
 from rlhf_jax.types import Params, SamplingConfig
+
+# Of layers that are not in one stack, in the order in which they run.
+STACKS = ('lower', 'upper')
 
 
 def init(key: Key[Array, ''], cfg: LMConfig) -> Params:
@@ -184,29 +189,55 @@ def run_layers(
         lambda q, k, v: attend(q, k, v, *seen),
     )
 
+  kinds = cfg.local_layers or (False,) * cfg.num_layers
+  x = embed(params, tokens, positions, cfg)
+  layers = params['layers']
+  if 'upper' not in layers:
+    return _run_stack(layer, x, layers, state, kinds, cfg)
+  stacks = [layers[name] for name in STACKS if name in layers]
+  sizes = [jax.tree.leaves(stack)[0].shape[0] for stack in stacks]
+  if sum(sizes) != cfg.num_layers:
+    raise ValueError(
+        f'{sum(sizes)} layers in stacks; num_layers={cfg.num_layers}.'
+    )
+  first, outs = 0, []
+  for stack, size in zip(stacks, sizes, strict=True):
+    own = slice(first, first + size)
+    if cfg.scan_layers:
+      own_state = jax.tree.map(lambda a, own=own: a[own], state)
+    else:
+      own_state = None if state is None else state[own]
+    x, out = _run_stack(layer, x, stack, own_state, kinds[own], cfg)
+    first, outs = first + size, [*outs, out]
+  if cfg.scan_layers:
+    return x, jax.tree.map(lambda *a: jnp.concatenate(a), *outs)
+  return x, sum(outs, ())
+
+
+def _run_stack(layer, x, layers, state, kinds, cfg):
+  """run_layers from x on, of layers in one stack; whether each is local."""
+
   def make(is_local):
     one = functools.partial(layer, is_local=is_local)
     return jax.checkpoint(one) if cfg.remat else one
 
-  kinds = cfg.local_layers or (False,) * cfg.num_layers
-  x = embed(params, tokens, positions, cfg)
   if cfg.scan_layers and len(set(kinds)) == 1:
     one = make(kinds[0])
     return jax.lax.scan(
-        lambda x, layer_in: one(x, *layer_in), x, (params['layers'], state)
+        lambda x, layer_in: one(x, *layer_in), x, (layers, state)
     )
   if cfg.scan_layers:
     one = jax.checkpoint(layer) if cfg.remat else layer
     return jax.lax.scan(
         lambda x, layer_in: one(x, *layer_in),
         x,
-        (params['layers'], state, jnp.array(kinds)),
+        (layers, state, jnp.array(kinds)),
     )
-  layers = {is_local: make(is_local) for is_local in set(kinds)}
+  of_kind = {is_local: make(is_local) for is_local in set(kinds)}
   out = []
-  for i, layer_params in enumerate(_unstack(params['layers'], cfg.num_layers)):
+  for i, layer_params in enumerate(_unstack(layers, len(kinds))):
     layer_state = None if state is None else state[i]
-    x, new = layers[kinds[i]](x, layer_params, layer_state)
+    x, new = of_kind[kinds[i]](x, layer_params, layer_state)
     out.append(new)
   return x, tuple(out)
 

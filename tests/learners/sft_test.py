@@ -73,6 +73,25 @@ def test_reaches_the_entropy_of_the_demonstrations():
   assert metrics['grad_norm'][-1] < 1e-2 < metrics['grad_norm'][0]
 
 
+def test_a_step_in_parts_is_the_step_at_once():
+  batch, tx = _demonstrations(), optax.sgd(0.5)
+  state = train_state.init_train_state(tabular.random_params(0), tx)
+  want, want_metrics = jax.jit(sft.make_step(_logprobs_fn, tx))(state, batch)
+  for parts in (2, 8, 32):
+    step = sft.make_step(_logprobs_fn, tx, num_microbatches=parts)
+    got, metrics = jax.jit(step)(state, batch)
+    np.testing.assert_allclose(
+        got.params['table'], want.params['table'], atol=1e-6
+    )
+    assert metrics.keys() == want_metrics.keys()
+    for name in metrics:
+      np.testing.assert_allclose(
+          metrics[name], want_metrics[name], rtol=1e-5, err_msg=name
+      )
+  moved = want.params['table'] - state.params['table']
+  assert np.abs(moved).max() > 0.01
+
+
 def test_tokens_in_the_padding_change_nothing():
   batch = _demonstrations()
   tx = optax.sgd(0.1)
