@@ -114,6 +114,7 @@ def summary(
           f' {words.number(row["baseline_mean"])} to'
           f' {words.number(row["method_mean"])}, {words.signed(row)}'
       )
+  worse_anywhere = losses(results)
   total = sum(map(len, lines.values()))
   if not total:
     return page.tag('p', f'No comparison at KL {SUMMARY_KL:g}.')
@@ -145,7 +146,36 @@ def summary(
           )
           for kind, title in titles.items()
       ),
+      page.tag('h3', 'Where LSC is worse than raw, at any KL'),
+      page.tag(
+          'p',
+          'Exact optima, by judges other than the reward model that was'
+          ' optimised; intervals of the paired difference on the wrong side of'
+          ' zero' + (':' if worse_anywhere else ': none.'),
+      ),
+      page.bullets(worse_anywhere),
   )
+
+
+def losses(results: pd.DataFrame) -> list[str]:
+  """Every measure by which LSC is established as worse at some KL, in words."""
+  out = []
+  for property, metric, judge in _panels(results):
+    if _is_proxy(metric, judge):
+      continue
+    rows = tables.differences(
+        results, property=property, metric=metric, judge=judge
+    )
+    worse = [r for _, r in rows.iterrows() if _direction(metric, r) == 'worse']
+    if worse:
+      most = max(worse, key=lambda r: abs(r['mean']))
+      kls = [r['kl'] for r in worse]
+      out.append(
+          f'{style.label(property)}: {_describe(metric, judge)}, at'
+          f' {len(worse)} of {len(rows)} KLs ({min(kls):g} to {max(kls):g}); most'
+          f' at KL {most["kl"]:g}, {words.signed(most)}.'
+      )
+  return out
 
 
 def _how_to_read(results: pd.DataFrame, total: int) -> str:

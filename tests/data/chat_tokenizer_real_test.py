@@ -5,11 +5,11 @@ import pathlib
 from absl.testing import absltest, parameterized
 
 from rlhf_jax.data import (
-  batching,
-  chat_tokenizer,
-  dialogues,
-  hf_tokenizer,
-  preferences,
+    batching,
+    chat_tokenizer,
+    dialogues,
+    hf_tokenizer,
+    preferences,
 )
 from tests.data import tiny_bpe
 

@@ -407,6 +407,21 @@ class TestFurtherNumbers:
     assert 'seeds [' in text and 'prompts [+' in text
     assert 'prompts [' not in comparisons.summary(load('results.csv'))
 
+  def test_losses_are_named_at_every_kl_and_not_of_the_proxy(self, run):
+    results = tables.load(os.path.join(run, 'evaluation'), 'results.csv')
+    before = comparisons.losses(results)
+    rows = (results['property'] == 'helpful') & (results['method'] == 'lsc')
+    rows &= (results['metric'] == 'win_rate') & (results['family'] == 'exact')
+    rows &= results['judge'].isin(('gold', 'reward_model'))
+    results.loc[rows & (results['kl'] < 1.9), 'value'] -= 0.3
+    (line,) = set(comparisons.losses(results)) - set(before)
+    assert line.startswith('Helpful: win rate against SFT, gold quality, at ')
+    kls = results.loc[rows, 'kl'].round(2)
+    assert f'({kls.min():g} to {kls[kls < 1.9].max():g})' in line
+    assert line in comparisons.summary(results)
+    one = results[results['seed'] == results['seed'].min()]
+    assert not comparisons.losses(one)  # nothing is established
+
 
 class TestStyle:
 
