@@ -20,6 +20,14 @@ jax.config.update('jax_compilation_cache_dir', str(CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _room_for_programs():
+  """A process of the tests compiles thousands, more than it can hold."""
+  from rlhf_jax.stages import scheduler
+
+  scheduler.free_programs()
+
+
 @pytest.fixture(scope='session')
 def session_dir(tmp_path_factory, worker_id):
   """A folder that all processes of this test session share."""

@@ -120,6 +120,33 @@ def use_cache(directory: str) -> None:
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
 
 
+def free_programs(most: int | None = None) -> bool:
+  """Drops compiled programs before they use up the process; True if it did.
+
+  Each holds some memory mappings, of which Linux gives a process 65,530 by
+  default, and the next program is loaded into an abort. What is needed again
+  is compiled again, or read from the cache of `use_cache`.
+
+  Args:
+    most: mappings to be content with; half of the system's limit by default. On
+      systems that do not say, nothing is dropped.
+  """
+  import jax
+
+  try:
+    if most is None:
+      with open('/proc/sys/vm/max_map_count') as f:
+        most = int(f.read()) // 2
+    with open('/proc/self/maps') as f:
+      used = sum(1 for _ in f)
+  except OSError:
+    return False
+  if used <= most:
+    return False
+  jax.clear_caches()
+  return True
+
+
 def run_task(
     config: ml_collections.ConfigDict,
     task: graph.Task,
@@ -129,6 +156,7 @@ def run_task(
     overwrite: bool,
 ) -> bool:
   """Runs one task in this process; True if it was not done before."""
+  free_programs()
   return common.execute(
       graph.STAGES[task.stage],
       graph.task_config(config, task),
