@@ -170,10 +170,13 @@ def losses(results: pd.DataFrame) -> list[str]:
     if worse:
       most = max(worse, key=lambda r: abs(r['mean']))
       kls = [r['kl'] for r in worse]
+      where = f'{len(worse)} of {len(rows)} KLs'
+      where += f' ({min(kls):g} to {max(kls):g}); most at KL {most["kl"]:g}'
+      if len(worse) == 1:
+        where = f'KL {kls[0]:g} alone'
       out.append(
-          f'{style.label(property)}: {_describe(metric, judge)}, at'
-          f' {len(worse)} of {len(rows)} KLs ({min(kls):g} to {max(kls):g}); most'
-          f' at KL {most["kl"]:g}, {words.signed(most)}.'
+          f'{style.label(property)}: {_describe(metric, judge)}, at {where},'
+          f' {words.signed(most)}.'
       )
   return out
 
