@@ -18,6 +18,7 @@ All functions take the parameters of a language model, or those of a scalar mode
 (`trunk`, `head`), and are jittable; a tree of which leaves are trained is static.
 """
 
+import math
 import re
 import zlib
 
@@ -244,12 +245,7 @@ def _fans(path: str, shape: tuple[int, ...]) -> tuple[int, int]:
         f' {tuple(_INPUT_AXES)} of the layers have.'
     )
   inputs = 1 + _INPUT_AXES[parts[-2]]
-  fan_in = fan_out = 1
-  for size in shape[1:inputs]:
-    fan_in *= size
-  for size in shape[inputs:]:
-    fan_out *= size
-  return fan_in, fan_out
+  return math.prod(shape[1:inputs]), math.prod(shape[inputs:])
 
 
 def _check(params: Params, adapters: Params) -> None:

@@ -11,11 +11,12 @@ import os
 import re
 import typing
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.models import hf_config, hf_fields, hf_files, hf_names
+from rlhf_jax.models import hf_config, hf_files, hf_names
 from rlhf_jax.models.hf_fields import PretrainedError
 from rlhf_jax.models.lm_config import LMConfig
 from rlhf_jax.types import Params
@@ -65,22 +66,6 @@ def load(
   return params, cfg
 
 
-def eos_ids(folder: str) -> tuple[int, ...]:
-  """The tokens that end a response: generation_config.json, else config.json."""
-  for name in ('generation_config.json', 'config.json'):
-    path = os.path.join(folder, name)
-    if not os.path.exists(path):
-      continue
-    found = hf_fields.read_json(path).get('eos_token_id')
-    if found is None:
-      continue
-    found = found if isinstance(found, list) else [found]
-    if not all(type(i) is int and i >= 0 for i in found):
-      raise PretrainedError(f'{path}: eos_token_id is {found!r}, not tokens.')
-    return tuple(found)
-  return ()
-
-
 def assemble(
     wanted: list[hf_names.Tensor],
     stored: Mapping[str, hf_files.Stored],
@@ -95,8 +80,8 @@ def assemble(
   shapes = hf_names.abstract(wanted, cfg, jnp.dtype(dtype))
   where = dict.fromkeys(shapes)
   if shardings is not None:
-    tree = shardings(_nested(shapes))
-    where = {path: _at(tree, path) for path in shapes}
+    tree = shardings(traverse_util.unflatten_dict(shapes))
+    where = traverse_util.flatten_dict(tree)
   host = {path: _aligned(s.shape, s.dtype) for path, s in shapes.items()}
   for tensor in wanted:
     _fill(tensor, stored[tensor.name], host)
@@ -104,7 +89,7 @@ def assemble(
   for path in shapes:
     array = jax.device_put(host.pop(path), where[path])
     placed[path] = jax.block_until_ready(array)
-  return _nested(placed)
+  return traverse_util.unflatten_dict(placed)
 
 
 def export(
@@ -258,10 +243,7 @@ def _tensor(tensor, leaves, dtype):
 
 def _leaves(params, wanted, cfg, folder):
   """Leaves by path, which must be exactly those that the tensors hold."""
-  found = {
-      tuple(key.key for key in path): leaf
-      for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
+  found = traverse_util.flatten_dict(params)
   shapes = hf_names.abstract(wanted, cfg, jnp.dtype('float32'))
   for path in [*shapes, *found]:
     name = '/'.join(path)
@@ -285,19 +267,3 @@ def _aligned(shape, dtype):
   raw = np.empty(size + 64, np.uint8)
   start = -raw.ctypes.data % 64
   return raw[start : start + size].view(dtype).reshape(shape)
-
-
-def _nested(flat):
-  tree: dict[str, typing.Any] = {}
-  for (*parents, last), value in flat.items():
-    node = tree
-    for key in parents:
-      node = node.setdefault(key, {})
-    node[last] = value
-  return tree
-
-
-def _at(tree, path):
-  for key in path:
-    tree = tree[key]
-  return tree
