@@ -35,6 +35,7 @@ RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
 
 ONLY_IMPORTER = {
     'flax': 'models',
+    'safetensors': 'models',
     'orbax': 'checkpoint',
     'tensorflow_datasets': 'data',
     'grain': 'data',

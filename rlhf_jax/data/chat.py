@@ -20,7 +20,7 @@ import jinja2.ext
 import jinja2.sandbox
 
 from rlhf_jax.data import dialogues
-from rlhf_jax.data.tokenizer import UnusableText
+from rlhf_jax.data.tokenizer import one_line, UnusableText
 
 HH = (
     '{% for message in messages %}'
@@ -74,7 +74,7 @@ class Template:
     except jinja2.TemplateSyntaxError as e:
       raise ValueError(
           f'The chat template is not valid jinja, line {e.lineno}:'
-          f' {_one_line(e)}.'
+          f' {one_line(e)}.'
       ) from e
     content = [source, sorted(self._tokens.items()), system, str(date)]
     self.fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -116,9 +116,9 @@ class Template:
           **self._tokens,
       )
     # Any failure of a foreign program is a refusal of this dialogue.
-    except Exception as e:  # noqa: BLE001
+    except Exception as e:
       raise UnusableText(
-          f'the chat template refuses the dialogue ({_one_line(e)})'
+          f'the chat template refuses the dialogue ({one_line(e)})'
       ) from e
 
   def prompt(self, turns: Sequence[dialogues.Turn]) -> str:
@@ -233,7 +233,3 @@ def _common_prefix(first: str, second: str) -> str:
   while num < min(len(first), len(second)) and first[num] == second[num]:
     num += 1
   return first[:num]
-
-
-def _one_line(error: BaseException) -> str:
-  return ' '.join(str(error).split())[:160] or type(error).__name__

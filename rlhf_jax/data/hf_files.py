@@ -13,6 +13,8 @@ import os
 import pathlib
 import typing
 
+from rlhf_jax.data.tokenizer import one_line
+
 _SPECIAL_TOKENS = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
 # Known to change nothing here: what they ask for is done by nobody, by the
 # caller or by tokenizer.json.
@@ -85,7 +87,7 @@ def read_json(
   except OSError as e:
     raise ValueError(f'{path}: cannot be read ({e.strerror or e}).') from e
   except (ValueError, RecursionError) as e:
-    raise ValueError(f'{path}: not valid JSON ({_one_line(e)}).') from e
+    raise ValueError(f'{path}: not valid JSON ({one_line(e)}).') from e
   if not isinstance(found, dict):
     raise ValueError(f'{path}: expected a JSON object.')
   return found
@@ -219,7 +221,3 @@ def _chat_template(folder: pathlib.Path, config: Mapping) -> str:
       raise ValueError(f'{file}: differs from chat_template of {path.name}.')
     found = text
   return found
-
-
-def _one_line(error: BaseException) -> str:
-  return ' '.join(str(error).split())[:160]

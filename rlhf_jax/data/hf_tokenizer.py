@@ -296,14 +296,12 @@ def _build(content: Mapping, where: str) -> tokenizers.Tokenizer:
   try:
     return tokenizers.Tokenizer.from_str(json.dumps(content))
   except Exception as e:  # the library raises no narrower class
-    raise ValueError(f'{where}: not a tokenizer ({_one_line(e)}).') from e
+    raise ValueError(
+        f'{where}: not a tokenizer ({tokenizer_lib.one_line(e)}).'
+    ) from e
 
 
 def _fingerprint(*content) -> str:
   """A hash of JSON that depends on neither spacing nor the order of keys."""
   text = json.dumps(['huggingface', *content], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _one_line(error: BaseException) -> str:
-  return ' '.join(str(error).split())[:160]

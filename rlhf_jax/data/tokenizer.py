@@ -66,6 +66,11 @@ class UnusableText(ValueError):
   """A tokenizer cannot represent a text; the message is one line with why."""
 
 
+def one_line(error: BaseException) -> str:
+  """What an error says, for a message of one line."""
+  return ' '.join(str(error).split())[:160] or type(error).__name__
+
+
 def _fingerprint(kind: str, vocabulary: Sequence[str]) -> str:
   """A hash that changes with any change of the map from text to ids."""
   content = json.dumps([kind, list(_SPECIAL), list(vocabulary)])
