@@ -58,6 +58,11 @@ def smollm2_file() -> str:
   return os.path.join(folder, 'SmolLM2-135M-Instruct.Q4_1.gguf')
 
 
+def config(path: str) -> LMConfig:
+  """The shape of the language model in a GGUF file; see `load_gguf`."""
+  return _config(_reader(path), path)
+
+
 def load_gguf(
     path: str,
     *,
