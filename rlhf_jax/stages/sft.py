@@ -63,13 +63,11 @@ def run(
   out = os.path.join(workdir, folder(config))
   tokenizer = inputs.make_tokenizer(config)
   language_models.record_origin(config, workdir, out, 'sft')
-  if config.sft.train.how == 'none':
-    # What the checkpoint and the tokenizer cannot do together fails here.
-    inputs.sampling_config(config, tokenizer, temperature=1.0)
-    progress(1, 1)
-    return
   # Likelihood is at temperature 1, whatever temperature samples are drawn at.
   sampling = inputs.sampling_config(config, tokenizer, temperature=1.0)
+  if config.sft.train.how == 'none':
+    progress(1, 1)
+    return
 
   data = os.path.join(
       inputs.data_folder(config, workdir), 'demonstrations.jsonl'
@@ -82,7 +80,13 @@ def run(
       max_response_tokens=config.data.max_response_tokens,
       max_truncated_fraction=config.data.max_dropped_fraction,
   )
-  common.write_json(os.path.join(out, 'data.json'), inputs.summary(counts))
+  # What the policy cannot say has no likelihood: it says min_tokens, then EOS.
+  said = arrays['response_mask'].sum(-1) > sampling.min_tokens
+  arrays = {name: a[said] for name, a in arrays.items()}
+  common.write_json(
+      os.path.join(out, 'data.json'),
+      inputs.summary(counts) | {'empty': int((~said).sum())},
+  )
   num_rows = arrays['prompt_tokens'].shape[0]
   batch_size = min(config.sft.batch_size, num_rows)
   num_steps = max(config.sft.num_epochs * num_rows // batch_size, 1)

@@ -135,6 +135,17 @@ def test_training_lowers_the_loss_from_the_checkpoint(made, tmp_path):
   assert losses[-1] < losses[0] - 0.05
 
 
+def test_empty_demonstrations_are_left_out(made, tmp_path):
+  config, workdir = start(made, tmp_path)
+  path = tmp_path / 'seed_0/data/demonstrations.jsonl'
+  num_rows = len(path.read_text().splitlines())
+  with open(path, 'a') as f:
+    f.write(json.dumps({'prompt': 'hi?', 'response': ' '}) + '\n')
+  run([sft], config, workdir)  # whose loss would be infinite
+  counts = json.loads((tmp_path / 'seed_0/sft/data.json').read_text())
+  assert (counts['num_kept'], counts['empty']) == (num_rows + 1, 1)
+
+
 @pytest.mark.parametrize('how', ({}, LORA), ids=('full', 'lora'))
 def test_microbatches_and_chunks_change_nothing(made, tmp_path, how):
   found = []
