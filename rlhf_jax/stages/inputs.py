@@ -43,10 +43,7 @@ def sampling_config(
     allowed = {*move_ids(tokenizer), tokenizer.eos_id}
     banned = [i for i in range(tokenizer.vocab_size) if i not in allowed]
   elif hasattr(tokenizer, 'banned_ids'):
-    try:
-      banned = tokenizer.banned_ids(model_config(config, 'sft').vocab_size)
-    except ValueError as e:
-      raise common.ConfigError(f'sft.init={config.sft.init}: {e}') from e
+    banned = tokenizer.banned_ids(model_config(config, 'sft').vocab_size)
   else:
     banned = [tokenizer.pad_id, tokenizer.bos_id]
   return SamplingConfig(

@@ -132,16 +132,19 @@ def model_config(config: ml_collections.ConfigDict, name: str) -> LMConfig:
   Of a random model, its `lm` and the tokenizer's vocabulary; of one that starts
   from a checkpoint, or from the SFT policy, the shape of that.
   """
-  section = config[name]
+  section, tokenizer = config[name], texts.make_tokenizer(config)
   if not section.init:
-    cfg = lm_config(section.lm, texts.make_tokenizer(config))
+    cfg = lm_config(section.lm, tokenizer)
   elif section.init == 'sft':
     cfg = with_numbers(model_config(config, 'sft'), section)
   else:
-    found = shape_of(section.init)
-    cfg = with_numbers(found, section)
-  scale = scale_of(section.train)
-  return dataclasses.replace(cfg, lora_scale=scale)
+    cfg = with_numbers(shape_of(section.init), section)
+  if cfg.vocab_size < tokenizer.vocab_size:
+    raise common.ConfigError(
+        f'{name}.init={section.init} has {cfg.vocab_size} rows of vocabulary, the'
+        f' tokenizer {tokenizer.vocab_size} ids.'
+    )
+  return dataclasses.replace(cfg, lora_scale=scale_of(section.train))
 
 
 def load_lm(

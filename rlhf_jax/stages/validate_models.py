@@ -9,7 +9,7 @@ import os
 import ml_collections
 
 from rlhf_jax.models import probe
-from rlhf_jax.stages import common, inputs, language_models, texts
+from rlhf_jax.stages import common, language_models, reward_functions, texts
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -17,6 +17,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   texts.check(config)
   _validate_sft(config)
   _validate_reward_model(config)
+  _validate_references(config)
   _validate_policy(config)
   _validate_checkpoints(config)
 
@@ -102,6 +103,17 @@ def _validate_reward_model(config):
   )
 
 
+def _validate_references(config):
+  for name, spec in config.references.specs.items():
+    for how in (spec, *spec.per_reward.values()):
+      _require(
+          how.get('estimator') != 'learned_quantile'
+          or config.sft.param_dtype == 'float32',
+          f'references.specs.{name}: estimator=learned_quantile trains the trunk'
+          ' of the SFT policy, which needs sft.param_dtype=float32.',
+      )
+
+
 def _validate_policy(config):
   c = config.policy
   language_models.check_train(
@@ -125,6 +137,13 @@ def _validate_policy(config):
 def _validate_checkpoints(config):
   """What folders of checkpoints say, against the sections that name them."""
   c = config.data
+  for name in ('sft', 'reward_model'):
+    init = config[name].init
+    _require(
+        init in ('', 'sft') or c.tokenizer == 'pretrained',
+        f'{name}.init={init} needs data.tokenizer=pretrained, not {c.tokenizer}:'
+        ' its rows are those of its own tokens.',
+    )
   folders = [config.sft.init, config.reward_model.init, c.pretrained]
   found = {f for f in folders if f not in ('', 'sft', texts.SMOLLM2)}
   for folder in sorted(found):
@@ -151,6 +170,6 @@ def _validate_checkpoints(config):
         f' after the final norm: set reward_model.readout=norm, not {readout}.',
     )
   if texts.SMOLLM2 not in (c.pretrained, config.sft.init):
-    tokenizer = inputs.make_tokenizer(config)
-    if c.source != 'world':
-      inputs.sampling_config(config, tokenizer, temperature=1.0)
+    language_models.model_config(config, 'sft')
+    if init != texts.SMOLLM2:
+      reward_functions.of(config, 'reward_model')

@@ -87,11 +87,12 @@ def test_a_checkpoint_with_too_few_rows_is_refused(made, tmp_path):
   config = json.loads((tmp_path / 'small/config.json').read_text())
   config['vocab_size'] = 100
   (tmp_path / 'small/config.json').write_text(json.dumps(config))
-  changed = common.with_overrides(made[1], {'sft.init': folder})
-  with pytest.raises(
-      common.ConfigError, match='sft.init=.*100 rows of vocabulary.* 262 ids'
-  ):
-    validate.validate(changed)
+  for name in ('sft', 'reward_model'):
+    changed = common.with_overrides(made[1], {f'{name}.init': folder})
+    with pytest.raises(
+        common.ConfigError, match=f'{name}.init=.*100 rows of vocab.* 262 ids'
+    ):
+      validate.validate(changed)
 
 
 def test_load_lm_gives_the_checkpoint_and_the_numbers_of_the_section(made):
@@ -136,6 +137,15 @@ def test_a_random_model_is_what_it_was():
         (
             {'data.tokenizer': 'byte', 'data.template': 'hh'},
             'data.pretrained is .* no effect',
+        ),
+        (
+            overrides('data', tokenizer='byte', template='hh', pretrained=''),
+            'sft.init=.* needs data.tokenizer=pretrained, not byte',
+        ),
+        (
+            overrides('reward_model.train', how='probe', layer=3, pooling='mean')
+            | {'reward_model.readout': ''},
+            'reward_model.train.layer is 3; the model has 2 layers',
         ),
         ({'sft.init': 'sft'}, 'sft.init is sft'),
         ({'sft.init': 'nowhere'}, 'nowhere of sft.init.* is no folder'),

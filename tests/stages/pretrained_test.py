@@ -22,9 +22,10 @@ from rlhf_jax.stages import (
     reward_model,
     scorers,
     sft,
+    tables,
     validate,
 )
-from tests.stages import study, toy
+from tests.stages import study, tiny, toy
 
 LAST_N = {'how': 'last_n', 'last_n': 1}
 LORA = {'how': 'lora', 'rank': 2, 'alpha': 4.0, 'targets': 'attn/(q|v)/kernel'}
@@ -423,3 +424,23 @@ def test_the_reference_policy_and_the_value_share_the_base(made, tmp_path, how):
   names = {'layers', 'final_norm'} if how is LAST_N else {'layers'}
   assert set(trained['value']['trunk']) == names
   assert set(trained['value']['head']) == {'kernel', 'bias'}
+
+
+def test_adapters_on_a_policy_that_was_trained_whole(finished_study, tmp_path):
+  """In the world, where the policy's whole distribution can be computed."""
+  workdir = str(tmp_path / 'study')
+  study.copy(finished_study, workdir, without='seed_0/policy')
+  config = common.with_overrides(
+      tiny.get_config(), train('policy', LORA) | {'policy.num_steps': 3}
+  )
+  run([policy], config, workdir)
+  folder = os.path.join(workdir, policy.folder(config))
+  params = inputs.load_policy_params(config, workdir, folder)
+  tokenizer = inputs.make_tokenizer(config)
+  prompts = inputs.load_prompts(config, workdir, tokenizer)
+  logprobs, start_logprobs = (
+      tables.policy_logprobs(config, p, prompts.tokens, prompts.mask)
+      for p in (params, inputs.load_sft_params(config, workdir))
+  )
+  np.testing.assert_allclose(np.exp(logprobs).sum(-1), 1.0, atol=1e-4)
+  assert np.abs(logprobs - start_logprobs).max() > 1e-3
