@@ -308,11 +308,10 @@ def run(
 
   params/ holds what was trained of trunk, head and link, the link's own
   parameters (of a probe, see `probes.train`); with calibration=temperature, the
-  head is divided by T. results.json holds `data`
-  (what became of the training rows), `test` (accuracy on held-out comparisons,
-  whatever was learned from; `ece` as calibrated, null where the link's
-  probability is another) and `calibration` (see `calibrate`): of the reward as
-  trained, in units of which knots are given.
+  head is divided by T. results.json holds `data` (what became of the training
+  rows), `test` (accuracy on held-out comparisons, whatever was learned from; `ece`
+  as calibrated, null where the link's probability is another) and `calibration`
+  (see `calibrate`): of the reward as trained, in units of which knots are given.
   """
   c = config.reward_model
   out = os.path.join(workdir, folder(config))

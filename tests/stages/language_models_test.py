@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from rlhf_jax.models import lm
-from rlhf_jax.stages import common, inputs, language_models, validate
+from rlhf_jax.stages import (
+    common,
+    graph,
+    inputs,
+    language_models,
+    reward_model,
+    validate,
+)
 from tests.data import tiny_bpe
 from tests.stages import tiny, toy
 
@@ -112,6 +119,23 @@ def test_the_scale_of_adapters_is_alpha_over_rank(made):
   )
   assert inputs.model_config(config, 'reward_model').lora_scale == 2.0
   assert inputs.model_config(config, 'sft').lora_scale == 1.0
+
+
+@pytest.mark.parametrize('init', ('', 'sft'))
+def test_a_reward_follows_the_sft_policy_where_it_is_made_on_it(init):
+  config = tiny.get_config()
+  config.reward_model.init = init
+  if init:
+    config.reward_model.lm = toy.base.checkpoint()
+  tasks = {task.name: task for task in graph.tasks(config)}
+  needs = tasks['seed_0/reward_model/helpful_reward_model'].needs
+  assert ('seed_0/sft' in needs) == bool(init)
+  longer = common.with_overrides(config, {'sft.num_epochs': 3})
+  same = [
+      common.fingerprint(common.own_config(reward_model, c))
+      for c in (config, longer)
+  ]
+  assert (same[0] == same[1]) == (not init)
 
 
 def test_a_random_model_is_what_it_was():
