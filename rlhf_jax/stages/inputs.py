@@ -110,7 +110,7 @@ def readout(config: ml_collections.ConfigDict, role: str) -> str:
 
 
 def reward_base(config: ml_collections.ConfigDict, workdir: str) -> Params:
-  """What reward models are made on: {'trunk'}, one copy for all of a process."""
+  """What reward models are made on, {'trunk'}; of a checkpoint, one copy for all."""
   c = config.reward_model
   if c.init == 'sft':
     params = load_sft_params(config, workdir)
