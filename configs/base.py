@@ -37,6 +37,43 @@ def model(**overrides) -> ml_collections.ConfigDict:
       rope_theta=10_000.0,
       scan_layers=False,  # scan compiles faster, unrolled runs faster on CPU
       remat=False,  # recompute activations in the backward pass
+      dtype='float32',  # of matrix products; or bfloat16
+  )
+  c.update(overrides)
+  return c
+
+
+def checkpoint(**overrides) -> ml_collections.ConfigDict:
+  """In place of `model` where `init` names a checkpoint, which tells the rest."""
+  c = config_dict.create(
+      scan_layers=True,
+      remat=False,
+      dtype='float32',  # of matrix products; or bfloat16
+  )
+  c.update(overrides)
+  return c
+
+
+def train(**overrides) -> ml_collections.ConfigDict:
+  """Which parameters are trained; fields of another `how` are at 0."""
+  c = config_dict.create(
+      how='full',  # full, last_n or lora; sft: or none; reward_model: or probe
+      last_n=0,  # last_n: layers from the top, with final norm and unembedding
+      rank=0,  # lora: r
+      alpha=0.0,  # lora: adapters count alpha / rank
+      targets='',  # lora: regular expression of kernels: 'attn/(q|v)/kernel'
+  )
+  c.update(overrides)
+  return c
+
+
+def train_reward(**overrides) -> ml_collections.ConfigDict:
+  """`train`, or a probe: a head alone, on states of a frozen trunk."""
+  c = train()
+  c.update(
+      layer=0,  # probe: whose states, counted from the embedding
+      pooling='',  # probe: mean or last, over the response
+      hidden_width=0,  # probe: of its hidden layer; 0 for a linear one
   )
   c.update(overrides)
   return c
@@ -104,7 +141,12 @@ def get_config() -> ml_collections.ConfigDict:
       # Whose judgements a reward is learned from, by reward: the annotator tags
       # of rows; all of them for a reward not named.
       annotators=ml_collections.ConfigDict(),
-      tokenizer='word',  # word (the world's) or byte
+      tokenizer='word',  # word (the world's), byte or pretrained
+      pretrained='',  # of tokenizer=pretrained: the model's folder, or smollm2
+      # How dialogues become texts: '' as they are (word, byte), own (the chat
+      # template of the pretrained model) or hh (the plain form of the data).
+      template='',
+      system='',  # template=own: the system prompt; '' for the template's own
       max_prompt_tokens=4,  # longer prompts lose their beginning
       max_response_tokens=5,  # longer responses are dropped; EOS counts
       max_bad_fraction=0.01,  # of rows malformed or useless; above: an error
@@ -128,7 +170,14 @@ def get_config() -> ml_collections.ConfigDict:
 
   # -- Supervised fine-tuning: the reference policy.
   c.sft = config_dict.create(
-      lm=model(),
+      init='',  # '': random weights; or a checkpoint's folder, or smollm2
+      lm=model(),  # of random weights; with a checkpoint, checkpoint()
+      # Of a checkpoint's parameters; bfloat16, half the memory, if they stay
+      # frozen.
+      param_dtype='float32',
+      train=train(),  # how=none: the checkpoint is the reference policy
+      num_microbatches=1,  # parts of a batch, one at a time, to save memory
+      chunk_size=0,  # tokens whose scores exist at a time; 0: all of a batch
       num_epochs=6,
       batch_size=512,
       optim=optimizer(peak_lr=2e-3),
@@ -142,9 +191,13 @@ def get_config() -> ml_collections.ConfigDict:
   c.reward_model = config_dict.create(
       reward='helpful',  # which of `rewards`; the launcher runs through them
       role='reward_model',  # or one of `judges`: a model on pairs of its own
+      init='',  # as sft.init; or sft: the reference policy
       lm=model(width=32, num_heads=4, num_kv_heads=4, head_dim=8, mlp_width=64),
+      param_dtype='float32',  # as sft.param_dtype
+      train=train_reward(),
       # sum: over response tokens; last: at EOS; norm: at EOS, after a final
       # norm, so bounded. The read-out decides how much there is to gain.
+      # '' for a probe, which has a pooling instead.
       readout='sum',
       second_readout='norm',  # of the second_evaluator
       # The likelihood it is learned by; names in rewards/links.py.
@@ -188,6 +241,9 @@ def get_config() -> ml_collections.ConfigDict:
       kl_coef=0.3,  # nats of KL cost this much utility
       # (property, method, learner, kl_coefs) of the runs to make.
       sweep=(),
+      train=train(),  # of the policy, and of its value function
+      chunk_size=0,  # tokens whose scores exist at a time; 0: all of a batch
+      export=False,  # writes the policy as a Hugging Face folder as well
       num_steps=320,
       prompts_per_step=64,
       samples_per_prompt=8,

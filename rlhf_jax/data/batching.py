@@ -96,7 +96,7 @@ def encode_responses(
   encoded = []
   for row, text in enumerate(responses):
     try:
-      ids = _encode_response(text, tokenizer, prompt=None)
+      ids = response_ids(text, tokenizer, prompt=None)
     except tokenizer_lib.UnusableText as e:
       raise preferences.DataError(f'Response {row} is unusable: {e}.') from e
     encoded.append(ids)
@@ -241,8 +241,7 @@ def _encode_rows(
   for i, (prompt_text, response_texts) in enumerate(texts):
     try:
       responses = [
-          _encode_response(r, tokenizer, prompt=prompt_text)
-          for r in response_texts
+          response_ids(r, tokenizer, prompt=prompt_text) for r in response_texts
       ]
       if max(map(len, responses)) > max_response_tokens:
         responses_too_long += 1
@@ -302,10 +301,10 @@ def _encode_prompt(
   )
 
 
-def _encode_response(
+def response_ids(
     text: str, tokenizer: tokenizer_lib.Tokenizer, *, prompt: str | None
 ) -> list[int]:
-  """The ids of a response, EOS included."""
+  """The ids of a response, EOS included; UnusableText if it has none."""
   if isinstance(tokenizer, tokenizer_lib.PromptTokenizer):
     return tokenizer.encode_response(text, prompt=prompt)
   return tokenizer.encode(text) + [tokenizer.eos_id]

@@ -31,16 +31,21 @@ def from_trunk(
     cfg: LMConfig,
     *,
     zero_head: bool = False,
+    copy: bool = True,
 ) -> Params:
   """A scalar model on a copy of a language model, without its unembedding.
 
   The head is N(0, 1 / sqrt(d + 1)) with bias 0 (Stiennon et al. 2020, appendix
   B.1; the square root is in their code, not in the paper's text), or all 0 so
   that a value function starts at 0.
+
+  Args:
+    copy: False for the very arrays of the language model, where no step donates
+      them.
   """
   trunk = {k: v for k, v in lm_params.items() if k != 'unembed'}
-  # A copy: a step may donate the trunk while the language model lives on.
-  trunk = jax.tree.map(jnp.array, trunk)
+  if copy:  # a step may donate the trunk while the language model lives on
+    trunk = jax.tree.map(jnp.array, trunk)
   kernel = jax.random.normal(key, (cfg.width,)) * (cfg.width + 1) ** -0.5
   kernel = jnp.zeros_like(kernel) if zero_head else kernel
   return {'trunk': trunk, 'head': {'kernel': kernel, 'bias': jnp.zeros(())}}

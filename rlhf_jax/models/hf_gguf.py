@@ -55,6 +55,11 @@ def smollm2_file() -> str:
   return os.fspath(path)
 
 
+def config(path: str) -> LMConfig:
+  """The shape of the language model in a GGUF file; see `load_gguf`."""
+  return _config(_reader(path), path)
+
+
 def load_gguf(
     path: str,
     *,

@@ -28,6 +28,7 @@ import ml_collections
 
 from rlhf_jax.data import hh, preferences, world_samples
 from rlhf_jax.data import ratings as ratings_lib
+from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.data import world as world_lib
 from rlhf_jax.rewards import links
 from rlhf_jax.stages import common, inputs
@@ -224,6 +225,7 @@ def _write_text(config, out, progress):
   """Comparisons of text, and demonstrations from what was preferred."""
   kind = data_kind(config)
   report, demonstrations, prompts = {}, [], {}
+  tokenizer = inputs.make_tokenizer(config)
   for i, reward in enumerate(config.rewards):
     rows, report[reward], where = _read_comparisons(config, reward, out)
     if kind != 'ties':
@@ -241,6 +243,10 @@ def _write_text(config, out, progress):
       rows, report[f'{reward}/ratings'], where = _read_ratings(config, reward)
       report |= _write_parts(config, out, 'ratings', reward, rows, where)
     progress(i + 1, len(config.rewards))
+  if isinstance(tokenizer, tokenizer_lib.PromptTokenizer):
+    usable = {p: h for p, h in prompts.items() if _usable(config, tokenizer, p)}
+    report['unusable_prompts'] = len(prompts) - len(usable)
+    prompts = usable
   _write_rows(os.path.join(out, 'demonstrations.jsonl'), demonstrations)
   report['demonstrations'] = len(demonstrations)
   common.write_json(
@@ -248,6 +254,15 @@ def _write_text(config, out, progress):
       [{'prompt': p, 'held_out': h} for p, h in sorted(prompts.items())],
   )
   return report
+
+
+def _usable(config, tokenizer, prompt: str) -> bool:
+  """Whether the tokenizer has a form for a prompt; rows of it drop later."""
+  try:
+    tokenizer.encode_prompt(prompt, max_tokens=config.data.max_prompt_tokens)
+  except tokenizer_lib.UnusableText:
+    return False
+  return True
 
 
 def _read_comparisons(config, reward, out):

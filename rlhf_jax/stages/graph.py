@@ -113,11 +113,13 @@ class _Graph:
       policy_0 = sft.folder(common.with_overrides(config, {'seed': at['seed']}))
     else:
       policy_0 = self.add('sft', at, data_made)
+    made_on = [policy_0] if config.reward_model.init == 'sft' else []
     models = [
         self.add(
             'reward_model',
             at | {'reward_model.reward': r, 'reward_model.role': role},
             data_made,
+            *made_on,
         )
         for role in ('reward_model', *config.judges)
         for r in config.rewards

@@ -12,32 +12,17 @@ import numpy as np
 
 from rlhf_jax import checkpoint
 from rlhf_jax.data import batching, world_rules
-from rlhf_jax.data import tokenizer as tokenizer_lib
-from rlhf_jax.models import transformer
 from rlhf_jax.rewards import links
 from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.rewards import references as references_lib
-from rlhf_jax.stages import common
+from rlhf_jax.stages import common, language_models, texts
 from rlhf_jax.types import Params, SamplingConfig
 
-
-def make_tokenizer(config: ml_collections.ConfigDict):
-  """The tokenizer that data.tokenizer names."""
-  name = config.data.tokenizer
-  if name == 'word':
-    return tokenizer_lib.world_tokenizer()
-  if name == 'byte':
-    return tokenizer_lib.ByteTokenizer()
-  raise common.ConfigError(
-      f'Unknown data.tokenizer {name!r}; known: word, byte.'
-  )
-
-
-def lm_config(
-    section: ml_collections.ConfigDict, tokenizer
-) -> transformer.LMConfig:
-  """The model of a config section, with the tokenizer's vocabulary."""
-  return transformer.LMConfig(vocab_size=tokenizer.vocab_size, **section)
+# What a config names, under the name that stages use.
+make_tokenizer = texts.make_tokenizer
+lm_config = language_models.lm_config
+model_config = language_models.model_config
+load_lm = language_models.load_lm
 
 
 def move_ids(tokenizer) -> tuple[int, ...]:
@@ -51,12 +36,14 @@ def sampling_config(
   """What can be drawn as a response.
 
   In the world: one to max_moves moves, then EOS, and no other token; in text,
-  any byte, until EOS or the array is full.
+  any token that is text, until EOS or the array is full.
   """
   world = config.data.source == 'world'
   if world:
     allowed = {*move_ids(tokenizer), tokenizer.eos_id}
     banned = [i for i in range(tokenizer.vocab_size) if i not in allowed]
+  elif hasattr(tokenizer, 'banned_ids'):
+    banned = tokenizer.banned_ids(model_config(config, 'sft').vocab_size)
   else:
     banned = [tokenizer.pad_id, tokenizer.bos_id]
   return SamplingConfig(
@@ -122,20 +109,61 @@ def readout(config: ml_collections.ConfigDict, role: str) -> str:
   return c.second_readout if role == 'second_evaluator' else c.readout
 
 
+def reward_base(config: ml_collections.ConfigDict, workdir: str) -> Params:
+  """What reward models are made on, {'trunk'}; of a checkpoint, one copy for all."""
+  c = config.reward_model
+  if c.init == 'sft':
+    params = load_sft_params(config, workdir)
+  else:
+    params = language_models.frozen(c.init, param_dtype=c.param_dtype)
+  trunk = params.get('trunk', params)
+  return {'trunk': {k: v for k, v in trunk.items() if k != 'unembed'}}
+
+
 def load_reward_params(
     config: ml_collections.ConfigDict, workdir: str, reward: str, role: str
 ) -> Params:
-  """The trained weights of a reward model or evaluator."""
-  return checkpoint.restore_params(
-      os.path.join(workdir, reward_folder(config, reward, role))
-  )
+  """The trained weights of a reward model or evaluator.
+
+  Raises:
+    WorkdirError: texts become other tokens than it was trained on, or its base
+      was changed.
+  """
+  folder = os.path.join(workdir, reward_folder(config, reward, role))
+  trained = checkpoint.restore_params(folder)
+  language_models.check_origin(config, workdir, folder, 'reward_model')
+  train = config.reward_model.train
+  if train.how == 'full':
+    return trained
+  return language_models.whole(trained, reward_base(config, workdir), train)
 
 
 def load_sft_params(config: ml_collections.ConfigDict, workdir: str) -> Params:
-  """The trained weights of the reference policy, the same in every regime."""
-  return checkpoint.restore_params(
-      os.path.join(workdir, common.study_folder(config), 'sft')
-  )
+  """The weights of the reference policy, all of them, without adapters.
+
+  Raises:
+    WorkdirError: as of load_reward_params.
+  """
+  c, folder = config.sft, language_models.sft_folder(config, workdir)
+  trained = {}
+  if c.train.how != 'none':
+    trained = checkpoint.restore_params(folder)
+  language_models.check_origin(config, workdir, folder, 'sft')
+  if c.train.how == 'full':
+    return trained
+  base = language_models.frozen(c.init, param_dtype=c.param_dtype)
+  return language_models.merged(trained, base, c.train)
+
+
+def load_policy_params(
+    config: ml_collections.ConfigDict, workdir: str, folder: str
+) -> Params:
+  """The weights of the policy trained in `folder`, without adapters."""
+  trained, train = checkpoint.restore_params(folder), config.policy.train
+  if train.how == 'full':
+    return trained
+  base = load_sft_params(config, workdir)
+  return language_models.merged(trained, base, train)
 
 
 def load_references(

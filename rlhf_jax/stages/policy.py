@@ -4,6 +4,14 @@ Three jitted programs make a step: `rollout`, `reward` (one for all reward
 models of a shape) and `update`. What a sweep varies (kl_coef, references,
 reward-model weights, seed) enters them as arrays, so each compiles once; the
 utility between them is a small jitted kernel of its own, one a method.
+
+What is trained is `policy.train`. The reference policy is then the same base with
+its own layers, or with the adapters off: what is frozen has one copy, for it, for
+the policy and for the value function. The value function has a trunk of its own in
+the same sense: adapters or last layers beside the shared base, and a head. A head
+alone would have to read the utility of an unfinished response out of states made
+to predict the next token, and adapters shared with the policy would let vf_coef
+move the policy.
 """
 
 import dataclasses
@@ -21,10 +29,18 @@ from rlhf_jax import checkpoint, optim, train_state
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax import sampling as sampling_lib
 from rlhf_jax.learners import interface
-from rlhf_jax.models import heads, lm
+from rlhf_jax.models import adapters, heads, lm
 from rlhf_jax.rewards import aggregate, penalties
 from rlhf_jax.rewards import objective as objective_lib
-from rlhf_jax.stages import common, inputs, policy_config, scorers
+from rlhf_jax.stages import (
+    common,
+    exports,
+    inputs,
+    language_models,
+    policy_config,
+    scorers,
+)
+from rlhf_jax.types import Params
 
 FIELDS = (
     'seed',
@@ -159,34 +175,79 @@ def compiled_dual_step(objective: objective_lib.Objective):
 
 
 @functools.lru_cache(maxsize=16)
-def compiled_update(learner, lm_cfg, sampling, optim_items, update_cfg):
-  """The jitted update of a learner, and its optimizer."""
+def compiled_update(
+    learner, lm_cfg, sampling, optim_items, update_cfg, chunk_size
+):
+  """The jitted update of a learner, and its optimizer.
+
+  update(state, frozen, ref_params, rollout, utility): state.params and `frozen`
+  are two parts of the parameters of each model, by its name.
+  """
   models = ('policy', 'value') if learner.needs_value else ('policy',)
   # One optimizer a model: each is clipped by its own gradient norm.
   tx = optax.multi_transform(
       {name: optim.make_tx(**dict(optim_items)) for name in models},
       lambda params: {k: k for k in params},
   )
+  how = dict(sampling=sampling, chunk_size=chunk_size)
 
-  def policy_fn(params, rollout):
-    return lm.response_logprobs(
-        params, *scorers.tokens_of(rollout), lm_cfg, sampling=sampling
-    )
+  def update(state, frozen, ref_params, rollout, utility):
+    whole = lambda name, trained: adapters.combine(trained, frozen[name])
 
-  def reference_fn(params, ref_params, rollout):
-    tokens = scorers.tokens_of(rollout)
-    ref_logprobs, _ = lm.response_logprobs(
-        ref_params, *tokens, lm_cfg, sampling=sampling
-    )
-    kl = lm.response_kl(params, ref_params, *tokens, lm_cfg, sampling=sampling)
-    return ref_logprobs, kl
+    def policy_fn(params, rollout):
+      return lm.response_logprobs(
+          whole('policy', params), *scorers.tokens_of(rollout), lm_cfg, **how
+      )
 
-  def values_fn(params, rollout):
-    return heads.values(params, *scorers.tokens_of(rollout), lm_cfg)
+    def reference_fn(params, ref_params, rollout):
+      tokens = scorers.tokens_of(rollout)
+      ref_logprobs, _ = lm.response_logprobs(ref_params, *tokens, lm_cfg, **how)
+      params = whole('policy', params)
+      kl = lm.response_kl(params, ref_params, *tokens, lm_cfg, **how)
+      return ref_logprobs, kl
 
-  fns = interface.ModelFns(policy_fn, reference_fn, values_fn)
-  update = learner.make_update(fns, tx, update_cfg)
+    def values_fn(params, rollout):
+      params = whole('value', params)
+      return heads.values(params, *scorers.tokens_of(rollout), lm_cfg)
+
+    fns = interface.ModelFns(policy_fn, reference_fn, values_fn)
+    take = learner.make_update(fns, tx, update_cfg)
+    return take(state, ref_params, rollout, utility)
+
   return jax.jit(update, donate_argnums=0), tx
+
+
+def initial(config: ml_collections.ConfigDict, base: Params, *, value: bool):
+  """(trained, frozen, reference) at step 0.
+
+  Args:
+    base: the SFT policy.
+    value: whether there is a value function; it starts at 0.
+
+  Returns:
+    Trained and frozen parameters by the name of the model, and those of the
+    reference policy: arrays of `frozen` wherever they stay the same.
+  """
+  train, key = config.policy.train, jax.random.key(config.seed)
+  # One cut for all: the stack of lower layers is a copy of theirs.
+  if train.how == 'last_n':
+    base = language_models.prepared(key, base, train)
+  ready = {'policy': base}
+  if value:
+    ready['value'] = heads.from_trunk(
+        key,
+        base,
+        inputs.model_config(config, 'sft'),
+        zero_head=True,
+        copy=False,
+    )
+  trained, frozen = {}, {}
+  for i, (name, params) in enumerate(ready.items()):
+    if train.how == 'lora':
+      own = jax.random.fold_in(key, i)
+      params = language_models.prepared(own, params, train)
+    trained[name], frozen[name] = language_models.split(params, train)
+  return trained, frozen, base
 
 
 class _Clock:
@@ -210,7 +271,8 @@ def run(
 ) -> None:
   """Trains a policy from pi_0; writes what came of it, and metrics.jsonl.
 
-  The former are params/, weights.json (of the rewards, at the end: constant but
+  The former are params/ (of what was trained; `inputs.load_policy_params` returns
+  all), huggingface/ with policy.export, weights.json (of the rewards, at the end: constant but
   for the multipliers of a Lagrangian) and training.json (the time it took).
 
   A reward or metric that is not finite stops the run, named with its step.
@@ -219,7 +281,10 @@ def run(
   policy_config.check(config, c.property, c.method, c.learner, c.kl_coef)
   out = os.path.join(workdir, folder(config))
   tokenizer = inputs.make_tokenizer(config)
-  lm_cfg = inputs.lm_config(config.sft.lm, tokenizer)
+  lm_cfg = dataclasses.replace(
+      inputs.model_config(config, 'sft'),
+      lora_scale=language_models.scale_of(c.train),
+  )
   sampling = inputs.sampling_config(
       config, tokenizer, temperature=config.sampling.temperature
   )
@@ -236,7 +301,8 @@ def run(
   references = inputs.gathered(
       {name: references[name] for name in objective.rewards}, train
   )
-  ref_params = inputs.load_sft_params(config, workdir)
+  base = inputs.load_sft_params(config, workdir)
+  trained, frozen, ref_params = initial(config, base, value=learner.needs_value)
   reward_fns = {
       name: scorers.load(config, workdir, name) for name in objective.rewards
   }
@@ -258,17 +324,12 @@ def run(
       sampling,
       tuple(sorted({**c.optim, 'num_steps': num_updates}.items())),
       update_cfg,
+      c.chunk_size or None,
   )
 
-  # The learner donates its state; the reference policy must outlive it.
-  params = {'policy': jax.tree.map(jnp.array, ref_params)}
-  if learner.needs_value:
-    params['value'] = heads.from_trunk(
-        jax.random.key(config.seed), ref_params, lm_cfg, zero_head=True
-    )
   mngr = checkpoint.manager(out)
   state = train_state.init_policy_state(
-      params,
+      trained,
       tx,
       kl_coef=c.kl_coef,
       seed=config.seed,
@@ -285,7 +346,7 @@ def run(
     rollout, rows = rollout_fn(
         ref_params
         if learner.samples_from == 'reference'
-        else state.params['policy'],
+        else adapters.combine(state.params['policy'], frozen['policy']),
         prompt_tokens,
         prompt_mask,
         seed,
@@ -304,7 +365,9 @@ def run(
       )
     # Without the weights: one program for all properties, whose rewards differ.
     state = dataclasses.replace(state, weights={})
-    state, update_metrics = update_fn(state, ref_params, rollout, utility)
+    state, update_metrics = update_fn(
+        state, frozen, ref_params, rollout, utility
+    )
     state = dataclasses.replace(state, weights=weights)
     writer.write(step, metrics | update_metrics)
     progress(step + 1, c.num_steps)
@@ -318,3 +381,6 @@ def run(
       os.path.join(out, 'weights.json'), metrics_lib.to_floats(state.weights)
   )
   checkpoint.save_params(out, state.params['policy'])
+  if c.export:
+    params = language_models.merged(state.params['policy'], base, c.train)
+    exports.export(os.path.join(out, 'huggingface'), params, config)

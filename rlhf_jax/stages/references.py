@@ -20,6 +20,7 @@ from rlhf_jax import metrics as metrics_lib
 from rlhf_jax import optim, train_state
 from rlhf_jax import sampling as sampling_lib
 from rlhf_jax.data import batching
+from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.learners import quantile_regression
 from rlhf_jax.models import heads
 from rlhf_jax.rewards import references as references_lib
@@ -86,7 +87,7 @@ def sample_sft(
   tokenizer = inputs.make_tokenizer(config)
   prompts = inputs.load_prompts(config, workdir, tokenizer)
   params = inputs.load_sft_params(config, workdir)
-  lm_cfg = inputs.lm_config(config.sft.lm, tokenizer)
+  lm_cfg = inputs.model_config(config, 'sft')
   sampling = inputs.sampling_config(
       config, tokenizer, temperature=config.sampling.temperature
   )
@@ -224,8 +225,13 @@ def _first_demonstrations(config, workdir, name) -> dict[str, str]:
   found = {}
   for row in inputs.read_rows(path, 'data'):
     if row['prompt'] not in found:
-      num_tokens = len(tokenizer.encode(row['response'])) + 1  # and EOS
-      if num_tokens <= config.data.max_response_tokens:
+      try:
+        ids = batching.response_ids(
+            row['response'], tokenizer, prompt=row['prompt']
+        )
+      except tokenizer_lib.UnusableText:
+        continue
+      if len(ids) <= config.data.max_response_tokens:
         found[row['prompt']] = row['response']
   return found
 
@@ -261,7 +267,7 @@ def fit_quantiles(
   """
   c = config.references.regression
   tokenizer = inputs.make_tokenizer(config)
-  lm_cfg = inputs.lm_config(config.sft.lm, tokenizer)
+  lm_cfg = inputs.model_config(config, 'sft')
   ids = prompts.train_ids
   center, spread = samples[ids].mean(), max(samples[ids].std(), 1e-6)
   rows = quantile_regression.PromptRewards(

@@ -2,7 +2,8 @@
 
 All are this stage: they differ in the part of the data they see, which
 `reward_model.role` names, and the second evaluator in its read-out as well. What
-they are learned from, and by which likelihood, is `reward_model.link`.
+they are learned from, and by which likelihood, is `reward_model.link`; what they
+are made on, and how much of it is trained, `reward_model.init` and `train`.
 """
 
 import functools
@@ -18,12 +19,18 @@ import optax
 from rlhf_jax import checkpoint, optim, train_state
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.data import batching, preferences
-from rlhf_jax.data import ratings as ratings_lib
 from rlhf_jax.learners import reward_model as learner
-from rlhf_jax.models import heads
+from rlhf_jax.models import adapters, heads
 from rlhf_jax.rewards import bradley_terry, calibration, links
-from rlhf_jax.stages import common, inputs
-from rlhf_jax.types import PreferenceBatch, RatingBatch
+from rlhf_jax.stages import (
+    common,
+    inputs,
+    language_models,
+    probes,
+    reward_data,
+    reward_functions,
+)
+from rlhf_jax.types import PreferenceBatch
 
 FIELDS = (
     'seed',
@@ -33,6 +40,7 @@ FIELDS = (
     'data',
     'world',
     'reward_model',
+    'sft',  # where reward_model.init says so
 )
 ROLES = ('reward_model', 'evaluator', 'second_evaluator')
 CALIBRATIONS = ('none', 'temperature', 'isotonic')
@@ -45,6 +53,13 @@ def folder(config: ml_collections.ConfigDict) -> str:
   return inputs.reward_folder(
       config, config.reward_model.reward, config.reward_model.role
   )
+
+
+def narrowed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """`config` without the SFT policy, unless the models are made on it."""
+  if config.reward_model.init == 'sft':
+    return config
+  return ml_collections.ConfigDict(config.to_dict() | {'sft': {}}).lock()
 
 
 def link_of(config: ml_collections.ConfigDict) -> links.Link:
@@ -104,8 +119,8 @@ def make_tx(
 
 
 @functools.lru_cache(maxsize=8)
-def compiled_step(lm_cfg, readout, optim_items, link_name, margin, center_coef):
-  """The jitted step and the jitted scorer of pairs, one for every run."""
+def compiled_step(reward_fn, optim_items, link_name, margin, center_coef):
+  """The jitted `step(state, frozen, batch)` and scorer of pairs, for every run."""
   tx = make_tx(**dict(optim_items))
   link = links.get(link_name)
   link_nll = link.nll
@@ -121,61 +136,15 @@ def compiled_step(lm_cfg, readout, optim_items, link_name, margin, center_coef):
           center_coef=center_coef,
       )
 
-  def reward_fn(params, *tokens):
-    return heads.reward(params, *tokens, lm_cfg, readout=readout)
+  def step(state, frozen, batch):
+    whole = lambda trained, *tokens: reward_fn(
+        adapters.combine(trained, frozen), *tokens
+    )
+    take = learner.make_step(whole, tx, link_nll=link_nll, data=link.data)
+    return take(state, batch)
 
-  step = learner.make_step(reward_fn, tx, link_nll=link_nll, data=link.data)
   score = functools.partial(learner.pair_rewards, reward_fn)
   return jax.jit(step, donate_argnums=0), jax.jit(score), tx
-
-
-def _load(config, workdir, split, *, what, read, encode):
-  """The encoded rows of this reward, role and split in the folder `what`."""
-  c = config.reward_model
-  path = os.path.join(
-      inputs.data_folder(config, workdir),
-      what,
-      f'{c.reward}.{c.role}.{split}.jsonl',
-  )
-  if not os.path.exists(path):
-    raise FileNotFoundError(f'{path} is missing: run the stage data first.')
-  rows, _ = read(path, max_bad_fraction=config.data.max_bad_fraction)
-  arrays, counts = encode(
-      rows,
-      inputs.make_tokenizer(config),
-      max_prompt_tokens=config.data.max_prompt_tokens,
-      max_response_tokens=config.data.max_response_tokens,
-      max_truncated_fraction=config.data.max_dropped_fraction,
-  )
-  return arrays, inputs.summary(counts)
-
-
-def load_pairs(
-    config: ml_collections.ConfigDict, workdir: str, split: str
-) -> tuple[PreferenceBatch, dict]:
-  """The encoded comparisons of this reward and role."""
-  return _load(
-      config,
-      workdir,
-      split,
-      what='comparisons',
-      read=preferences.read_jsonl,
-      encode=batching.encode_comparisons,
-  )
-
-
-def load_ratings(
-    config: ml_collections.ConfigDict, workdir: str, split: str
-) -> tuple[RatingBatch, dict]:
-  """The encoded ratings of this reward and role."""
-  return _load(
-      config,
-      workdir,
-      split,
-      what='ratings',
-      read=ratings_lib.read_jsonl,
-      encode=batching.encode_ratings,
-  )
 
 
 def _margins(score, params, pairs: PreferenceBatch, batch_size: int):
@@ -266,8 +235,70 @@ def _divided(params, temperature: float, where: str):
         where,
         temperature,
     )
-  head = jax.tree.map(lambda x: x / temperature, params['head'])
-  return {**params, 'head': head}
+  # A hidden layer, which a probe may have, stays.
+  scaled = {
+      k: v / temperature for k, v in params['head'].items() if k != 'hidden'
+  }
+  return {**params, 'head': params['head'] | scaled}
+
+
+def initial(config: ml_collections.ConfigDict, workdir: str, key):
+  """(trained, frozen) parameters at step 0, less the link's."""
+  c = config.reward_model
+  lm_cfg = inputs.model_config(config, 'reward_model')
+  if not c.init:
+    params = heads.init_scalar(key, lm_cfg, zero_head=False)
+  else:
+    if c.init == 'sft':
+      found = inputs.load_sft_params(config, workdir)
+    else:
+      found = inputs.load_lm(c)[0]
+    if 'trunk' in found:  # a reward model already
+      params = found | {'head': jax.tree.map(jnp.float32, found['head'])}
+    else:
+      params = heads.from_trunk(key, found, lm_cfg, copy=False)
+  params = language_models.prepared(key, params, c.train)
+  return language_models.split(params, c.train)
+
+
+def _train(config, workdir, out, key, rows, link, progress):
+  """As `probes.train`, of a model whose trunk is trained as well, or a part."""
+  c = config.reward_model
+  num_rows = rows.valid.shape[0]
+  batch_size = min(c.batch_size, num_rows)
+  num_steps = max(c.num_epochs * num_rows // batch_size, 1)
+  batch_at = batching.batch_at(rows, batch_size=batch_size, seed=config.seed)
+  optim_items = {
+      **c.optim,
+      'num_steps': num_steps,
+      'link_lr_factor': c.link_lr_factor,
+  }
+  train_step, score, tx = compiled_step(
+      reward_functions.of(config, c.role),
+      tuple(sorted(optim_items.items())),
+      link.name,
+      c.margin,
+      c.center_coef,
+  )
+  trained, frozen = initial(config, workdir, key)
+  trained['link'] = jax.tree.map(jnp.float32, link.init())
+  mngr = checkpoint.manager(out)
+  state = train_state.init_train_state(trained, tx)
+  state = checkpoint.restore_or(mngr, inputs.committed(state))
+
+  start = int(state.step)
+  writer = metrics_lib.MetricWriter(out, start=start, where=out)
+  for step in range(start, num_steps):
+    state, metrics = train_step(state, frozen, batch_at(step))
+    writer.write(step, metrics)
+    progress(step + 1, num_steps)
+    if (step + 1) % c.checkpoint_every == 0:
+      writer.flush()
+      checkpoint.save(mngr, step + 1, state)
+  writer.close()
+  params = adapters.combine(state.params, frozen)
+  margins = lambda split, pairs: _margins(score, params, pairs, 2 * batch_size)
+  return state.params, margins
 
 
 def run(
@@ -275,64 +306,38 @@ def run(
 ) -> None:
   """Trains r(x, y); writes params/, metrics.jsonl and results.json.
 
-  params/ holds trunk, head and link, the link's own parameters; with
-  calibration=temperature, the head is divided by T. results.json holds `data`
-  (what became of the training rows), `test` (accuracy on held-out comparisons,
-  whatever was learned from; `ece` as calibrated, null where the link's
-  probability is another) and `calibration` (see `calibrate`): of the reward as
-  trained, in units of which knots are given.
+  params/ holds what was trained of trunk, head and link, the link's own
+  parameters (of a probe, see `probes.train`); with calibration=temperature, the
+  head is divided by T. results.json holds `data` (what became of the training
+  rows), `test` (accuracy on held-out comparisons, whatever was learned from; `ece`
+  as calibrated, null where the link's probability is another) and `calibration`
+  (see `calibrate`): of the reward as trained, in units of which knots are given.
   """
   c = config.reward_model
   out = os.path.join(workdir, folder(config))
   link = link_of(config)
-  lm_cfg = inputs.lm_config(c.lm, inputs.make_tokenizer(config))
-  load = load_ratings if link.data == 'ratings' else load_pairs
-  rows, counts = load(config, workdir, 'train')
-  num_rows = rows.valid.shape[0]
-  batch_size = min(c.batch_size, num_rows)
-  num_steps = max(c.num_epochs * num_rows // batch_size, 1)
-  batch_at = batching.batch_at(rows, batch_size=batch_size, seed=config.seed)
-
-  optim_items = {
-      **c.optim,
-      'num_steps': num_steps,
-      'link_lr_factor': c.link_lr_factor,
-  }
-  train_step, score, tx = compiled_step(
-      lm_cfg,
-      inputs.readout(config, c.role),
-      tuple(sorted(optim_items.items())),
-      link.name,
-      c.margin,
-      c.center_coef,
+  language_models.record_origin(config, workdir, out, 'reward_model')
+  load = (
+      reward_data.load_ratings
+      if link.data == 'ratings'
+      else reward_data.load_pairs
   )
+  rows, counts = load(config, workdir, 'train')
   # Every reward and role starts from weights of its own.
   key = jax.random.key(config.seed)
   key = jax.random.fold_in(key, config.rewards.index(c.reward))
   key = jax.random.fold_in(key, ROLES.index(c.role))
-  params = heads.init_scalar(key, lm_cfg, zero_head=False)
-  params['link'] = jax.tree.map(jnp.float32, link.init())
-  mngr = checkpoint.manager(out)
-  state = train_state.init_train_state(params, tx)
-  state = checkpoint.restore_or(mngr, inputs.committed(state))
-
-  start = int(state.step)
-  writer = metrics_lib.MetricWriter(out, start=start, where=out)
-  for step in range(start, num_steps):
-    state, metrics = train_step(state, batch_at(step))
-    writer.write(step, metrics)
-    progress(step + 1, num_steps)
-    if (step + 1) % c.checkpoint_every == 0:
-      writer.flush()
-      checkpoint.save(mngr, step + 1, state)
-  writer.close()
+  if c.train.how == 'probe':
+    params, margins_of = probes.train(config, workdir, out, key, rows, progress)
+  else:
+    params, margins_of = _train(config, workdir, out, key, rows, link, progress)
 
   margins, pairs = {}, None
   for split in ('calibration', 'test'):
-    pairs, _ = load_pairs(config, workdir, split)
+    pairs, _ = reward_data.load_pairs(config, workdir, split)
     if pairs.tied is not None:  # which is the first of them says nothing
       pairs = jax.tree.map(lambda x, kept=~pairs.tied: x[kept], pairs)
-    margins[split] = _margins(score, state.params, pairs, 2 * batch_size)
+    margins[split] = margins_of(split, pairs)
   found = calibrate(margins['calibration'], margins['test'])
   used = 'raw' if c.calibration == 'none' else c.calibration
   # Of other links, sigma(r+ - r-) is not the probability; a curve mends it.
@@ -344,7 +349,6 @@ def run(
       os.path.join(out, 'results.json'),
       {'data': counts, 'test': test, 'calibration': found},
   )
-  params = state.params
   if c.calibration == 'temperature':
     params = _divided(params, found['temperature'], out)
   checkpoint.save_params(out, params)

@@ -17,8 +17,7 @@ import numpy as np
 from rlhf_jax import enumeration
 from rlhf_jax.data import world as world_lib
 from rlhf_jax.data import world_rules
-from rlhf_jax.models import heads
-from rlhf_jax.stages import common, inputs
+from rlhf_jax.stages import common, inputs, reward_functions
 from rlhf_jax.stages import data as data_stage
 from rlhf_jax.types import Rollout
 
@@ -27,17 +26,17 @@ Scorer = Callable[[jax.Array | np.ndarray, Rollout], Array]
 
 
 @functools.lru_cache(maxsize=8)
-def compiled_reward(lm_cfg, readout):
+def compiled_reward(reward_fn):
   """Jitted `reward(params, scale, prompt and response tokens and masks)`."""
 
   def reward(params, scale, *tokens):
-    return scale * heads.reward(params, *tokens, lm_cfg, readout=readout)
+    return scale * reward_fn(params, *tokens)
 
   return jax.jit(reward)
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled_table(lm_cfg, readout, sampling, moves):
+def _compiled_table(reward_fn, sampling, moves):
   """Jitted rewards [x y] of every response, by a learned model."""
 
   def rewards(params, scale, tokens, mask):
@@ -45,8 +44,8 @@ def _compiled_table(lm_cfg, readout, sampling, moves):
         params,
         tokens,
         mask,
-        lm_cfg,
-        readout=readout,
+        reward_fn.lm_cfg,
+        readout=reward_fn.readout,
         sampling=sampling,
         moves=jnp.array(moves),
     )
@@ -99,10 +98,7 @@ def load(
   how, scale = _how(config, reward)
   tokenizer = inputs.make_tokenizer(config)
   if how == 'learned':
-    fn = compiled_reward(
-        inputs.lm_config(config.reward_model.lm, tokenizer),
-        inputs.readout(config, 'reward_model'),
-    )
+    fn = compiled_reward(reward_functions.of(config, 'reward_model'))
     params = inputs.load_reward_params(config, workdir, reward, 'reward_model')
     return lambda rows, rollout: fn(params, scale, *tokens_of(rollout))
   if how == 'gold':
@@ -153,12 +149,7 @@ def table(
   if how == 'gold':
     return scale * _gold_table(config, reward)[ids]
   if how == 'learned':
-    fn = _compiled_table(
-        inputs.lm_config(config.reward_model.lm, tokenizer),
-        inputs.readout(config, role),
-        sampling,
-        moves,
-    )
+    fn = _compiled_table(reward_functions.of(config, role), sampling, moves)
     params = inputs.load_reward_params(config, workdir, reward, role)
     return in_chunks(
         functools.partial(fn, params, np.float32(scale)), tokens, mask, 32

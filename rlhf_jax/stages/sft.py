@@ -1,4 +1,9 @@
-"""Supervised fine-tuning on demonstrations: the reference policy pi_0."""
+"""Supervised fine-tuning on demonstrations: the reference policy pi_0.
+
+It starts from random weights or from a checkpoint (sft.init), of which all or a
+part is trained (sft.train), or nothing: then the checkpoint is pi_0 as it is, and
+the stage records which.
+"""
 
 import functools
 import os
@@ -10,8 +15,8 @@ from rlhf_jax import checkpoint, optim, train_state
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.data import batching
 from rlhf_jax.learners import sft as learner
-from rlhf_jax.models import lm
-from rlhf_jax.stages import common, inputs
+from rlhf_jax.models import adapters, lm
+from rlhf_jax.stages import common, inputs, language_models
 
 FIELDS = ('seed', 'rewards', 'data', 'world', 'sft')
 
@@ -21,25 +26,48 @@ def folder(config: ml_collections.ConfigDict) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def compiled_step(lm_cfg, sampling, optim_items):
-  """The jitted step, one for every run of these shapes."""
+def compiled_step(lm_cfg, sampling, optim_items, num_microbatches, chunk_size):
+  """The jitted `step(state, frozen, batch)`, one for every run of these shapes."""
   tx = optim.make_tx(**dict(optim_items))
 
-  def logprobs_fn(params, *batch):
-    return lm.response_logprobs(params, *batch, lm_cfg, sampling=sampling)[0]
+  def step(state, frozen, batch):
+    def logprobs_fn(trained, *batch):
+      params = adapters.combine(trained, frozen)
+      return lm.response_logprobs(
+          params, *batch, lm_cfg, sampling=sampling, chunk_size=chunk_size
+      )[0]
 
-  return jax.jit(learner.make_step(logprobs_fn, tx), donate_argnums=0), tx
+    take = learner.make_step(logprobs_fn, tx, num_microbatches=num_microbatches)
+    return take(state, batch)
+
+  return jax.jit(step, donate_argnums=0), tx
+
+
+def initial(config: ml_collections.ConfigDict):
+  """(trained, frozen) parameters at step 0, and the model's shape."""
+  c, key = config.sft, jax.random.key(config.seed)
+  lm_cfg = inputs.model_config(config, 'sft')
+  params = inputs.load_lm(c)[0] if c.init else lm.init(key, lm_cfg)
+  params = language_models.prepared(key, params, c.train)
+  return *language_models.split(params, c.train), lm_cfg
 
 
 def run(
     config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
 ) -> None:
-  """Trains pi_0 and writes params/ and metrics.jsonl."""
+  """Trains pi_0 and writes params/ and metrics.jsonl.
+
+  params/ holds what was trained alone; `inputs.load_sft_params` returns all. With
+  train.how=none there are neither, but base.json and text_format.json as always.
+  """
   out = os.path.join(workdir, folder(config))
   tokenizer = inputs.make_tokenizer(config)
-  lm_cfg = inputs.lm_config(config.sft.lm, tokenizer)
+  language_models.record_origin(config, workdir, out, 'sft')
   # Likelihood is at temperature 1, whatever temperature samples are drawn at.
   sampling = inputs.sampling_config(config, tokenizer, temperature=1.0)
+  if config.sft.train.how == 'none':
+    progress(1, 1)
+    return
 
   data = os.path.join(
       inputs.data_folder(config, workdir), 'demonstrations.jsonl'
@@ -52,25 +80,36 @@ def run(
       max_response_tokens=config.data.max_response_tokens,
       max_truncated_fraction=config.data.max_dropped_fraction,
   )
-  common.write_json(os.path.join(out, 'data.json'), inputs.summary(counts))
+  # What the policy cannot say has no likelihood: it says min_tokens, then EOS.
+  said = arrays['response_mask'].sum(-1) > sampling.min_tokens
+  arrays = {name: a[said] for name, a in arrays.items()}
+  common.write_json(
+      os.path.join(out, 'data.json'),
+      inputs.summary(counts) | {'empty': int((~said).sum())},
+  )
   num_rows = arrays['prompt_tokens'].shape[0]
   batch_size = min(config.sft.batch_size, num_rows)
   num_steps = max(config.sft.num_epochs * num_rows // batch_size, 1)
   batch_at = batching.batch_at(arrays, batch_size=batch_size, seed=config.seed)
 
   optim_items = {**config.sft.optim, 'num_steps': num_steps}
+  trained, frozen, lm_cfg = initial(config)
   train_step, tx = compiled_step(
-      lm_cfg, sampling, tuple(sorted(optim_items.items()))
+      lm_cfg,
+      sampling,
+      tuple(sorted(optim_items.items())),
+      config.sft.num_microbatches,
+      config.sft.chunk_size or None,
   )
-  params = lm.init(jax.random.key(config.seed), lm_cfg)
   mngr = checkpoint.manager(out)
-  state = train_state.init_train_state(params, tx)
+  state = train_state.init_train_state(trained, tx)
   state = checkpoint.restore_or(mngr, inputs.committed(state))
 
   start = int(state.step)
   writer = metrics_lib.MetricWriter(out, start=start, where=out)
   for step in range(start, num_steps):
-    state, metrics = train_step(state, learner.Demonstrations(**batch_at(step)))
+    batch = learner.Demonstrations(**batch_at(step))
+    state, metrics = train_step(state, frozen, batch)
     writer.write(step, metrics)
     progress(step + 1, num_steps)
     if (step + 1) % config.sft.checkpoint_every == 0:

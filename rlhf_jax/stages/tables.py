@@ -55,7 +55,7 @@ def policy_logprobs(config, params, tokens, mask, *, chunk: int = 32):
   """
   tokenizer = inputs.make_tokenizer(config)
   fn = compiled_logprobs(
-      inputs.lm_config(config.sft.lm, tokenizer),
+      inputs.model_config(config, 'sft'),
       inputs.sampling_config(
           config, tokenizer, temperature=config.sampling.temperature
       ),

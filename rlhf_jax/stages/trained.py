@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from rlhf_jax import checkpoint
 from rlhf_jax.exact import enumerated, tilted
 from rlhf_jax.learners import registry
-from rlhf_jax.stages import common, policy_config
+from rlhf_jax.stages import common, inputs, policy_config
 from rlhf_jax.stages import policy as policy_stage
 from rlhf_jax.stages import study as study_lib
 from rlhf_jax.stages import tables as tables_stage
@@ -65,7 +64,7 @@ def measured(
       'policy',
       policy_stage.run_name(*what.values()),
   )
-  params = checkpoint.restore_params(folder)
+  params = inputs.load_policy_params(study.config, study.workdir, folder)
   prompts = study.prompts
   logprobs = jnp.asarray(
       tables_stage.policy_logprobs(

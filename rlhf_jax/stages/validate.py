@@ -7,7 +7,13 @@ import ml_collections
 
 from rlhf_jax.models import heads
 from rlhf_jax.rewards import links, references
-from rlhf_jax.stages import common, data, inputs, policy_config
+from rlhf_jax.stages import (
+    common,
+    data,
+    inputs,
+    policy_config,
+    validate_models,
+)
 from rlhf_jax.stages import reward_model as reward_model_stage
 
 
@@ -19,6 +25,7 @@ def _require(holds: bool, message: str) -> None:
 def validate(config: ml_collections.ConfigDict) -> None:
   """Raises ConfigError naming the first field that cannot be what it is."""
   _validate_study(config)
+  validate_models.validate(config)
   _validate_numbers(config)
   _validate_reward_model(config)
   _validate_references(config)
@@ -140,7 +147,6 @@ def _positive(c, path):
 def _validate_numbers(c):
   for path in (
       'sampling.temperature',
-      'sft.num_epochs',
       'sft.batch_size',
       'sft.checkpoint_every',
       'sft.optim.peak_lr',
@@ -183,7 +189,8 @@ def _validate_reward_model(c):
   learned = [r for r in c.rewards if c.scorers.get(r, 'learned') == 'learned']
   if 'reward_model' in c.stages and (learned or c.judges):
     reward_model_stage.link_of(c)
-  for field in ('readout', 'second_readout'):
+  probed = c.reward_model.train.how == 'probe'
+  for field in ('second_readout',) if probed else ('readout', 'second_readout'):
     _require(
         c.reward_model[field] in heads.READOUTS,
         f'reward_model.{field} is {c.reward_model[field]!r}; it must be one of'

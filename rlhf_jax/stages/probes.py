@@ -1,0 +1,125 @@
+"""Learning a reward model that is a probe: features once, then a small head.
+
+features/SPLIT.npz in the stage's folder holds the states of all pairs, so that a
+run that was stopped does not make them again.
+"""
+
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+import ml_collections
+import numpy as np
+
+from rlhf_jax import metrics as metrics_lib
+from rlhf_jax import optim
+from rlhf_jax.models import probe
+from rlhf_jax.stages import common, inputs, reward_functions
+from rlhf_jax.types import Params, PreferenceBatch
+
+
+@functools.lru_cache(maxsize=8)
+def compiled_features(reward_fn: reward_functions.RewardFunction):
+  """The jitted features of a batch of responses."""
+  return jax.jit(reward_fn.features)
+
+
+def pair_features(
+    reward_fn: reward_functions.RewardFunction,
+    base: Params,
+    pairs: PreferenceBatch,
+    path: str,
+    *,
+    batch_size: int,
+    progress: common.Progress = lambda done, total: None,
+) -> dict[str, np.ndarray]:
+  """Features [b d] of chosen and rejected responses, kept in the file `path`."""
+  if os.path.exists(path):
+    with np.load(path) as arrays:
+      return dict(arrays)
+  fn = compiled_features(reward_fn)
+  num, found = pairs.valid.shape[0], {}
+  for side in ('chosen', 'rejected'):
+    parts = []
+    for start in range(0, num, batch_size):
+      # The last batch is filled up with repeats, which are cut off below.
+      rows = np.minimum(np.arange(start, start + batch_size), num - 1)
+      tokens, mask = (
+          getattr(pairs, f'{side}_{what}')[rows] for what in ('tokens', 'mask')
+      )
+      parts.append(
+          np.asarray(
+              fn(
+                  base,
+                  pairs.prompt_tokens[rows],
+                  pairs.prompt_mask[rows],
+                  tokens,
+                  mask,
+              )
+          )
+      )
+      done = (side == 'rejected') * num + min(start + batch_size, num)
+      progress(done, 2 * num)
+    found[side] = np.concatenate(parts)[:num]
+  with common.atomic(path, 'wb') as f:
+    np.savez(f, **found)
+  return found
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    out: str,
+    key: Key[Array, ''],
+    pairs: PreferenceBatch,
+    progress: common.Progress,
+):
+  """Fits the probe; writes metrics.jsonl, a line an epoch.
+
+  Returns:
+    The parameters {'mean', 'scale', 'head', 'link'}, and margins(split, pairs),
+    r(x, y+) - r(x, y-) of the pairs of a split, [b].
+  """
+  c = config.reward_model
+  reward_fn = reward_functions.of(config, c.role)
+  base = inputs.reward_base(config, workdir)
+  features = functools.partial(
+      pair_features, reward_fn, base, batch_size=c.batch_size
+  )
+  path = lambda split: os.path.join(out, 'features', f'{split}.npz')
+  found = features(pairs, path('train'), progress=progress)
+  num_pairs = len(found['chosen'])
+  batch_size = min(c.batch_size, num_pairs)
+  num_steps = c.num_epochs * -(-num_pairs // batch_size)
+  fit = functools.partial(
+      probe.fit,
+      tx=optim.make_tx(**c.optim, num_steps=num_steps),
+      hidden_width=c.train.hidden_width or None,
+      num_epochs=c.num_epochs,
+      batch_size=batch_size,
+  )
+  fitted, metrics = jax.jit(fit)(
+      key, jnp.asarray(found['chosen']), jnp.asarray(found['rejected'])
+  )
+  writer = metrics_lib.MetricWriter(out, start=0, where=out)
+  for epoch in range(c.num_epochs):
+    writer.write(epoch, {name: m[epoch] for name, m in metrics.items()})
+  writer.close()
+
+  def margins(split, pairs):
+    found = features(pairs, path(split))
+    rewards = {
+        side: np.asarray(probe.score(fitted, jnp.asarray(x)))
+        for side, x in found.items()
+    }
+    return rewards['chosen'] - rewards['rejected']
+
+  params = {
+      'mean': fitted.mean,
+      'scale': fitted.scale,
+      'head': fitted.head,
+      'link': {},
+  }
+  return params, margins
