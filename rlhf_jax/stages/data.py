@@ -12,9 +12,11 @@
 
 Roles are reward_model and those of config.judges; splits are train, test and, of
 comparisons, calibration, which no reward is learned from and none is tested on.
-Sources of text are split by a hash of the prompt, never by row; in the world the
-roles own disjoint sets of pairs, those of test and calibration are nobody's, and
-the test pairs are on held-out prompts, the others on training prompts.
+Sources of text are split by a hash of the prompt, never by row: each role trains
+on a part of its own, and is tested on all comparisons whose prompts it never met,
+those of other roles included. In the world the roles own disjoint sets of pairs,
+those of test and calibration are nobody's, and the test pairs are on held-out
+prompts, the others on training prompts.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -320,12 +322,14 @@ def _write_parts(config, out, what, reward, rows, where) -> dict[str, int]:
   """Writes each role's part of the rows, and returns their numbers."""
   parts = {}
   for row in rows:
-    role, split = _place(config, row.prompt)
+    owner, split = _place(config, row.prompt)
     if split == 'test' and 'calibration' in _splits_of(what):
       split = preferences.split_of(
           row.prompt, salt='calibration', fractions=_TEST_HALVES
       )
-    parts.setdefault((role, split), []).append(row)
+    for role in roles_of(config):
+      place = (role, split if role == owner else 'test')
+      parts.setdefault(place, []).append(row)
   report = {}
   for role in roles_of(config):
     for split in _splits_of(what):

@@ -47,7 +47,7 @@ def sampling_config(
   else:
     banned = [tokenizer.pad_id, tokenizer.bos_id]
   return SamplingConfig(
-      num_tokens=config.data.max_response_tokens,
+      num_tokens=config.sampling.max_tokens or config.data.max_response_tokens,
       temperature=temperature,
       eos_id=tokenizer.eos_id,
       pad_id=tokenizer.pad_id,

@@ -342,9 +342,9 @@ def check_train(
   of = {
       'last_n': ('last_n',),
       'lora': ('rank', 'alpha', 'targets'),
-      'probe': ('layer', 'pooling', 'hidden_width'),
+      'probe': ('layer', 'pooling', 'evaluator_layer', 'hidden_width'),
   }
-  optional = ('hidden_width',)  # 0 for none
+  optional = ('evaluator_layer', 'hidden_width')  # 0 for none
   for how, names in of.items():
     for name in names:
       if name not in train:

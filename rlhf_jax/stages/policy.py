@@ -303,9 +303,7 @@ def run(
   )
   base = inputs.load_sft_params(config, workdir)
   trained, frozen, ref_params = initial(config, base, value=learner.needs_value)
-  reward_fns = {
-      name: scorers.load(config, workdir, name) for name in objective.rewards
-  }
+  score = scorers.load_all(config, workdir, objective.rewards)
 
   prompts_per_step = min(c.prompts_per_step, len(train))
   rollout_fn = compiled_rollout(
@@ -353,7 +351,7 @@ def run(
         np.int32(step),
     )
     ids = prompt_ids[rows]
-    rewards = {name: fn(ids, rollout) for name, fn in reward_fns.items()}
+    rewards = score(ids, rollout)
     utility, metrics = utility_fn(
         rewards, references, rows, state.weights, rollout.response_mask, coef
     )

@@ -4,6 +4,7 @@ features/SPLIT.npz in the stage's folder holds the states of all pairs, so that 
 run that was stopped does not make them again.
 """
 
+from collections.abc import Callable
 import functools
 import os
 
@@ -18,6 +19,8 @@ from rlhf_jax import optim
 from rlhf_jax.models import probe
 from rlhf_jax.stages import common, inputs, reward_functions
 from rlhf_jax.types import Params, PreferenceBatch
+
+_WIDTH = 64  # columns of a batch are a multiple of it
 
 
 @functools.lru_cache(maxsize=8)
@@ -39,33 +42,63 @@ def pair_features(
   if os.path.exists(path):
     with np.load(path) as arrays:
       return dict(arrays)
-  fn = compiled_features(reward_fn)
   num, found = pairs.valid.shape[0], {}
-  for side in ('chosen', 'rejected'):
-    parts = []
-    for start in range(0, num, batch_size):
-      # The last batch is filled up with repeats, which are cut off below.
-      rows = np.minimum(np.arange(start, start + batch_size), num - 1)
-      tokens, mask = (
-          getattr(pairs, f'{side}_{what}')[rows] for what in ('tokens', 'mask')
-      )
-      parts.append(
-          np.asarray(
-              fn(
-                  base,
-                  pairs.prompt_tokens[rows],
-                  pairs.prompt_mask[rows],
-                  tokens,
-                  mask,
-              )
-          )
-      )
-      done = (side == 'rejected') * num + min(start + batch_size, num)
-      progress(done, 2 * num)
-    found[side] = np.concatenate(parts)[:num]
+  for i, side in enumerate(('chosen', 'rejected')):
+    found[side] = features_of(
+        reward_fn,
+        base,
+        pairs.prompt_tokens,
+        pairs.prompt_mask,
+        getattr(pairs, f'{side}_tokens'),
+        getattr(pairs, f'{side}_mask'),
+        batch_size=batch_size,
+        progress=lambda done, i=i: progress(i * num + done, 2 * num),
+    )
   with common.atomic(path, 'wb') as f:
     np.savez(f, **found)
   return found
+
+
+def features_of(
+    reward_fn: reward_functions.RewardFunction,
+    base: Params,
+    prompt_tokens: np.ndarray,
+    prompt_mask: np.ndarray,
+    tokens: np.ndarray,
+    mask: np.ndarray,
+    *,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
+  """Features [b d] of responses, in batches of about equal lengths.
+
+  Columns that are padding in all rows of a batch are left out, to a multiple of
+  `_WIDTH`, so that few programs serve all batches. Rows keep their order.
+  """
+  fn = compiled_features(reward_fn)
+  arrays = [np.asarray(a) for a in (prompt_tokens, prompt_mask, tokens, mask)]
+  widths = [_widths(arrays[1]), _widths(arrays[3])]
+  order = np.lexsort((*widths, widths[0] + widths[1]))
+  found, num = None, len(order)
+  for start in range(0, num, batch_size):
+    # The last batch is filled up with repeats.
+    rows = order[np.minimum(np.arange(start, start + batch_size), num - 1)]
+    p, t = (width[rows].max() for width in widths)
+    left, right = np.s_[rows, -p:], np.s_[rows, :t]
+    out = np.asarray(
+        fn(base, arrays[0][left], arrays[1][left], *(a[right] for a in arrays[2:]))
+    )  # fmt: skip
+    if found is None:
+      found = np.zeros((num, out.shape[-1]), out.dtype)
+    found[rows] = out
+    progress(min(start + batch_size, num))
+  return found
+
+
+def _widths(mask: np.ndarray) -> np.ndarray:
+  """Columns that each row needs, at least one `_WIDTH`, at most all."""
+  blocks = np.maximum(-(-mask.sum(-1) // _WIDTH), 1)
+  return np.minimum(blocks * _WIDTH, mask.shape[-1])
 
 
 def train(

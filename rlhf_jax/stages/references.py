@@ -92,7 +92,7 @@ def sample_sft(
       config, tokenizer, temperature=config.sampling.temperature
   )
   sample = compiled_sample(lm_cfg, sampling, num_samples)
-  score = {r: scorers.load(config, workdir, r) for r in config.rewards}
+  score = scorers.load_all(config, workdir, tuple(config.rewards))
   seed = np.uint32((config.seed + stream * 7919) % 2**32)
   size = min(config.references.batch_size, len(prompt_ids))
   for start in range(0, len(prompt_ids), size):
@@ -104,8 +104,8 @@ def sample_sft(
     )
     rows = np.repeat(filled, num_samples)
     scores = {
-        name: fn(rows, rollout).reshape(size, num_samples)[: len(ids)]
-        for name, fn in score.items()
+        name: values.reshape(size, num_samples)[: len(ids)]
+        for name, values in score(rows, rollout).items()
     }
     kept = slice(len(ids) * num_samples)
     yield ids, jax.tree.map(lambda x, kept=kept: x[kept], rollout), scores

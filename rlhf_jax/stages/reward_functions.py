@@ -53,12 +53,15 @@ def of(config: ml_collections.ConfigDict, role: str) -> RewardFunction:
   train = config.reward_model.train
   lm_cfg = inputs.model_config(config, 'reward_model')
   if train.how == 'probe':
-    if train.layer > lm_cfg.num_layers:
+    name = 'layer'
+    if role != 'reward_model' and train.evaluator_layer:
+      name = 'evaluator_layer'
+    if train[name] > lm_cfg.num_layers:
       raise common.ConfigError(
-          f'reward_model.train.layer is {train.layer}; the model has'
+          f'reward_model.train.{name} is {train[name]}; the model has'
           f' {lm_cfg.num_layers} layers.'
       )
     return RewardFunction(
-        lm_cfg=lm_cfg, readout='', layer=train.layer, pooling=train.pooling
+        lm_cfg=lm_cfg, readout='', layer=train[name], pooling=train.pooling
     )
   return RewardFunction(lm_cfg=lm_cfg, readout=inputs.readout(config, role))

@@ -4,7 +4,7 @@ A reward is learned from comparisons, known (gold, in the world), or given by a
 rule. Learners, references and tables see one function of prompts and responses.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 import importlib
 
@@ -17,6 +17,7 @@ import numpy as np
 from rlhf_jax import enumeration
 from rlhf_jax.data import world as world_lib
 from rlhf_jax.data import world_rules
+from rlhf_jax.models import probe
 from rlhf_jax.stages import common, inputs, reward_functions
 from rlhf_jax.stages import data as data_stage
 from rlhf_jax.types import Rollout
@@ -70,8 +71,11 @@ def _rule(name: str):
 
 
 def _how(
-    config: ml_collections.ConfigDict, reward: str
+    config: ml_collections.ConfigDict, reward: str, role: str
 ) -> tuple[str, np.float32]:
+  """What scores a reward, and a factor on it; evaluators are always learned."""
+  if role != 'reward_model':
+    return 'learned', np.float32(1.0)
   how = config.scorers.get(reward, 'learned')
   return how, np.float32(config.reward_scales.get(reward, 1.0))
 
@@ -92,14 +96,17 @@ def response_indices(tokens, mask, tokenizer) -> np.ndarray:
 
 
 def load(
-    config: ml_collections.ConfigDict, workdir: str, reward: str
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    reward: str,
+    role: str = 'reward_model',
 ) -> Scorer:
-  """The scorer of a reward, with its weights read."""
-  how, scale = _how(config, reward)
+  """The scorer of a reward, with its weights read; or an evaluator of it."""
+  how, scale = _how(config, reward, role)
   tokenizer = inputs.make_tokenizer(config)
   if how == 'learned':
-    fn = compiled_reward(reward_functions.of(config, 'reward_model'))
-    params = inputs.load_reward_params(config, workdir, reward, 'reward_model')
+    fn = compiled_reward(reward_functions.of(config, role))
+    params = inputs.load_reward_params(config, workdir, reward, role)
     return lambda rows, rollout: fn(params, scale, *tokens_of(rollout))
   if how == 'gold':
     table = scale * _gold_table(config, reward)
@@ -115,6 +122,48 @@ def load(
     return known
   rule = _rule(how)
   return lambda rows, rollout: rule(scale, *tokens_of(rollout))
+
+
+def load_all(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    rewards: Sequence[str],
+    role: str = 'reward_model',
+) -> Callable[[jax.Array | np.ndarray, Rollout], dict[str, Array]]:
+  """`load` of several rewards at once, as one function.
+
+  Probes on the same states of one trunk share one pass through it.
+  """
+  reward_fn = reward_functions.of(config, role)
+  others, probes, scales, trunk = {}, {}, {}, None
+  for name in rewards:
+    how, scale = _how(config, name, role)
+    if how != 'learned' or not reward_fn.pooling:
+      others[name] = load(config, workdir, name, role)
+      continue
+    params = inputs.load_reward_params(config, workdir, name, role)
+    probes[name] = reward_functions.probe_of(params)
+    trunk, scales[name] = {'trunk': params['trunk']}, scale
+  fn = _compiled_probes(reward_fn)
+
+  def score(rows, rollout):
+    found = {name: other(rows, rollout) for name, other in others.items()}
+    if probes:
+      found |= fn(trunk, probes, scales, *tokens_of(rollout))
+    return {name: found[name] for name in rewards}
+
+  return score
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_probes(reward_fn):
+  """Jitted rewards of probes on one trunk, by name."""
+
+  def rewards(trunk, probes, scales, *tokens):
+    x = reward_fn.features(trunk, *tokens)
+    return {n: scales[n] * probe.score(p, x) for n, p in probes.items()}
+
+  return jax.jit(rewards)
 
 
 def tokens_of(rollout: Rollout):
@@ -139,9 +188,7 @@ def table(
 
   Evaluators are always learned; only the reward models may be something else.
   """
-  how, scale = (
-      _how(config, reward) if role == 'reward_model' else ('learned', 1)
-  )
+  how, scale = _how(config, reward, role)
   tokenizer = inputs.make_tokenizer(config)
   sampling = inputs.sampling_config(config, tokenizer, temperature=1.0)
   moves = inputs.move_ids(tokenizer)

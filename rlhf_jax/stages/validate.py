@@ -145,6 +145,12 @@ def _positive(c, path):
 
 
 def _validate_numbers(c):
+  longest = c.data.max_response_tokens
+  _require(
+      0 <= c.sampling.max_tokens <= longest,
+      f'sampling.max_tokens is {c.sampling.max_tokens}; it must lie in [0,'
+      f' data.max_response_tokens={longest}], 0 for as many.',
+  )
   for path in (
       'sampling.temperature',
       'sft.batch_size',

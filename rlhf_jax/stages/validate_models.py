@@ -172,4 +172,5 @@ def _validate_checkpoints(config):
   if texts.SMOLLM2 not in (c.pretrained, config.sft.init):
     language_models.model_config(config, 'sft')
     if init != texts.SMOLLM2:
-      reward_functions.of(config, 'reward_model')
+      for role in ('reward_model', *config.judges):
+        reward_functions.of(config, role)
