@@ -47,7 +47,7 @@ def sampling_config(
   else:
     banned = [tokenizer.pad_id, tokenizer.bos_id]
   return SamplingConfig(
-      num_tokens=config.sampling.max_tokens or config.data.max_response_tokens,
+      num_tokens=config.data.max_response_tokens,
       temperature=temperature,
       eos_id=tokenizer.eos_id,
       pad_id=tokenizer.pad_id,
@@ -55,6 +55,16 @@ def sampling_config(
       force_eos=world,
       banned_ids=tuple(banned),
   )
+
+
+def policy_sampling(
+    config: ml_collections.ConfigDict, tokenizer
+) -> SamplingConfig:
+  """How policies draw responses: `config.sampling`, which learners share."""
+  c = config.sampling
+  found = sampling_config(config, tokenizer, temperature=c.temperature)
+  length = c.max_tokens or found.num_tokens
+  return dataclasses.replace(found, num_tokens=length)
 
 
 @dataclasses.dataclass(frozen=True)

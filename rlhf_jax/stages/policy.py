@@ -285,9 +285,7 @@ def run(
       inputs.model_config(config, 'sft'),
       lora_scale=language_models.scale_of(c.train),
   )
-  sampling = inputs.sampling_config(
-      config, tokenizer, temperature=config.sampling.temperature
-  )
+  sampling = inputs.policy_sampling(config, tokenizer)
   objective = inputs.make_objective(config, c.property, c.method, workdir)
   learner = policy_config.learner_of(c.learner)
   update_cfg = policy_config.update_config(learner, c)

@@ -88,9 +88,7 @@ def sample_sft(
   prompts = inputs.load_prompts(config, workdir, tokenizer)
   params = inputs.load_sft_params(config, workdir)
   lm_cfg = inputs.model_config(config, 'sft')
-  sampling = inputs.sampling_config(
-      config, tokenizer, temperature=config.sampling.temperature
-  )
+  sampling = inputs.policy_sampling(config, tokenizer)
   sample = compiled_sample(lm_cfg, sampling, num_samples)
   score = scorers.load_all(config, workdir, tuple(config.rewards))
   seed = np.uint32((config.seed + stream * 7919) % 2**32)

@@ -56,9 +56,7 @@ def policy_logprobs(config, params, tokens, mask, *, chunk: int = 32):
   tokenizer = inputs.make_tokenizer(config)
   fn = compiled_logprobs(
       inputs.model_config(config, 'sft'),
-      inputs.sampling_config(
-          config, tokenizer, temperature=config.sampling.temperature
-      ),
+      inputs.policy_sampling(config, tokenizer),
       inputs.move_ids(tokenizer),
   )
   return scorers.in_chunks(functools.partial(fn, params), tokens, mask, chunk)

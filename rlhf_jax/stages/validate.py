@@ -151,6 +151,11 @@ def _validate_numbers(c):
       f'sampling.max_tokens is {c.sampling.max_tokens}; it must lie in [0,'
       f' data.max_response_tokens={longest}], 0 for as many.',
   )
+  _require(
+      c.data.source != 'world' or c.sampling.max_tokens == 0,
+      f'sampling.max_tokens is {c.sampling.max_tokens}; all responses of the'
+      ' world are enumerated: set it to 0.',
+  )
   for path in (
       'sampling.temperature',
       'sft.batch_size',
