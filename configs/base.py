@@ -289,6 +289,24 @@ def get_config() -> ml_collections.ConfigDict:
       methods=(),  # those of `methods` it is measured of; empty: all
   )
 
+  # -- Responses to held-out prompts, where all cannot be listed: text.
+  c.samples = config_dict.create(
+      of='sft',  # or policy; the launcher runs through both
+      num_samples=16,  # of the SFT policy, a prompt: best-of-k, offline frontier
+      num_policy_samples=4,  # of each trained policy
+  )
+
+  # A language model that compares them in pairs, in both orders (stage judge).
+  c.judge = config_dict.create(
+      # sft, the reference policy; or a checkpoint's folder, or smollm2, with the
+      # tokenizer of data.
+      init='sft',
+      lm=checkpoint(),
+      num_pairs=0,  # a prompt, policy and reward; 0: no judge
+      max_tokens=768,  # of a question; pairs with longer ones are left out
+      batch_size=8,
+  )
+
   # -- Evaluation and figures.
   c.evaluate = config_dict.create(
       property='helpful',  # at hand; the launcher runs through `properties`

@@ -34,7 +34,10 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         ' tiny, or none.'
     )
   c = base.get_config()
-  c.stages = ('data', 'sft', 'reward_model', 'references', 'policy')
+  c.stages = (
+      *('data', 'sft', 'reward_model', 'references', 'samples', 'policy'),
+      *('judge', 'evaluate', 'figures'),
+  )
   c.methods.z_sum = base.method('z_score', 'weighted_sum')
   c.methods.min = base.method('centered', 'minimum')
   c.methods.lsc_refusal = base.method(
@@ -94,6 +97,13 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       ),
   )
   c.policy.optim.peak_lr = 4e-4
+  c.judge.lm = base.checkpoint(dtype='bfloat16')
+  c.judge.num_pairs = 1
+  c.best_of_k.ks = (1, 2, 4, 8, 16)
+  # What n samples say of an optimum ends well before a KL of log n.
+  c.evaluate.update(
+      kls=(0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5), matched_kl=1.0
+  )
   if variant == 'full':
     c.data.update(
         hh_split='train',
@@ -134,6 +144,8 @@ def _make_tiny(c: ml_collections.ConfigDict) -> None:
   c.reward_model.lm = base.checkpoint(scan_layers=False)
   c.reward_model.train.update(layer=1, evaluator_layer=2)
   c.references.update(num_samples=4, batch_size=16)
+  c.samples.update(num_samples=8, num_policy_samples=2)
+  c.judge.update(max_tokens=2048, batch_size=4)
   c.policy.update(
       num_steps=4,
       prompts_per_step=8,

@@ -1,6 +1,7 @@
 """From any source to one layout of files, which all later stages read.
 
-  prompts.json                          prompts, and which are held out
+  prompts.json                          prompts, which are held out, and of text the
+                                        reward (kind) whose comparisons have them
   demonstrations.jsonl                  {"prompt", "response"} rows for SFT
   held_out_demonstrations.jsonl         in the world: the writers' response to each
                                         held-out prompt, for references alone
@@ -237,7 +238,7 @@ def _write_text(config, out, progress):
     for row in rows:
       half, split = _place(config, row.prompt)
       if half == 'alignment':
-        prompts[row.prompt] = split == 'test'
+        prompts[row.prompt] = {'held_out': split == 'test', 'kind': reward}
       if split == 'train' and not row.tied:
         demonstrations.append({'prompt': row.prompt, 'response': row.chosen})
     report |= _write_parts(config, out, 'comparisons', reward, rows, where)
@@ -246,14 +247,14 @@ def _write_text(config, out, progress):
       report |= _write_parts(config, out, 'ratings', reward, rows, where)
     progress(i + 1, len(config.rewards))
   if isinstance(tokenizer, tokenizer_lib.PromptTokenizer):
-    usable = {p: h for p, h in prompts.items() if _usable(config, tokenizer, p)}
+    usable = {p: v for p, v in prompts.items() if _usable(config, tokenizer, p)}
     report['unusable_prompts'] = len(prompts) - len(usable)
     prompts = usable
   _write_rows(os.path.join(out, 'demonstrations.jsonl'), demonstrations)
   report['demonstrations'] = len(demonstrations)
   common.write_json(
       os.path.join(out, 'prompts.json'),
-      [{'prompt': p, 'held_out': h} for p, h in sorted(prompts.items())],
+      [{'prompt': p, **known} for p, known in sorted(prompts.items())],
   )
   return report
 

@@ -25,6 +25,8 @@ FIELDS = (
 )
 # The others are of studies that ask for more, see `wanted`.
 _ALWAYS = ('F1', 'F2', 'F4', 'F5', 'F6', 'F7', 'F9')
+# Of text, whose optima are known from samples alone.
+_OF_TEXT = ('F1', 'F4', 'F5', 'F6', 'F7')
 # The regime whose properties are ANDs of more and more rewards.
 _GROWTH = 'growth'
 # What is kept of a regime.
@@ -81,6 +83,8 @@ def transform_table() -> pd.DataFrame:
 
 def wanted(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   """The figures that the study has the numbers for."""
+  if config.data.source != 'world':
+    return _OF_TEXT
   names = list(_ALWAYS)
   names += ['F3'] if len(config.judges) > 1 else []
   names += ['M1'] if len(config.methods) > 4 else []

@@ -13,9 +13,11 @@ from rlhf_jax.stages import (
     data,
     evaluate,
     figures,
+    judging,
     policy,
     references,
     reward_model,
+    samples,
     sft,
     tables,
 )
@@ -27,6 +29,8 @@ STAGES: dict[str, types.ModuleType] = {
     'references': references,
     'tables': tables,
     'policy': policy,
+    'samples': samples,
+    'judge': judging,
     'best_of_k': best_of_k,
     'evaluate': evaluate,
     'analysis': analysis,
@@ -128,21 +132,31 @@ class _Graph:
     # Not by way of the models alone: where rewards are known there are none.
     refs = self.add('references', at, data_made, policy_0, *models)
     exact = self.add('tables', at, data_made, policy_0, *models)
+    drawn = self.add('samples', at, data_made, policy_0, *models)
     last = []
     for name in config.properties:
-      runs = [
-          self.add('policy', at | overrides, refs)
-          for overrides in policy_overrides(config)
-          if overrides['policy.property'] == name
-          and at['seed'] in config.policy_seeds
-      ]
+      runs = []
+      for overrides in policy_overrides(config):
+        if (
+            overrides['policy.property'] == name
+            and at['seed'] in config.policy_seeds
+        ):
+          runs += self._add_policy(at | overrides, refs, drawn)
       judged = at | {'evaluate.property': name}
       if not config.regime:
         last.append(self.add('best_of_k', judged, refs, exact))
-      last.append(self.add('evaluate', judged, refs, exact, *runs))
+      last.append(self.add('evaluate', judged, refs, exact, drawn, *runs))
     if not config.regime:
       last.append(self.add('analysis', at, refs, exact))
     return last
+
+  def _add_policy(
+      self, at: dict[str, Any], refs: str, drawn: str
+  ) -> tuple[str, str, str]:
+    """Adds a policy, its responses, and what a judge says of them."""
+    made = self.add('policy', at, refs)
+    own = self.add('samples', at | {'samples.of': 'policy'}, made)
+    return made, own, self.add('judge', at, drawn, own)
 
 
 def policy_overrides(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:

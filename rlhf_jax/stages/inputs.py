@@ -75,6 +75,7 @@ class Prompts:
   tokens: np.ndarray  # [x p], left-padded
   mask: np.ndarray  # [x p]
   held_out: np.ndarray  # [x] bool
+  kinds: np.ndarray  # [x] reward whose comparisons have it; '' in the world
 
   @property
   def train_ids(self) -> np.ndarray:
@@ -101,7 +102,8 @@ def load_prompts(
       texts, tokenizer, max_prompt_tokens=config.data.max_prompt_tokens
   )[:2]
   held_out = np.array([row['held_out'] for row in rows])
-  return Prompts(texts, tokens, mask, held_out)
+  kinds = np.array([row.get('kind', '') for row in rows])
+  return Prompts(texts, tokens, mask, held_out, kinds)
 
 
 def reward_folder(

@@ -5,7 +5,7 @@ specification they are compared under, so that all are computed here at once, fr
 the same samples.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import os
@@ -25,7 +25,7 @@ from rlhf_jax.learners import quantile_regression
 from rlhf_jax.models import heads
 from rlhf_jax.rewards import references as references_lib
 from rlhf_jax.stages import common, inputs, scorers
-from rlhf_jax.types import Rollout
+from rlhf_jax.types import Params, Rollout
 
 FIELDS = (
     'seed',
@@ -41,8 +41,8 @@ FIELDS = (
     'reward_scales',
     'property_modules',
 )
-# Streams of samples: 1 for the references, 2 for best-of-k, and 3 for prompts
-# without a demonstration.
+# Streams of samples: 1 for the references, 2 for best-of-k and the offline
+# frontier, 3 for prompts without a demonstration, and 4 for trained policies.
 _STREAM, _DATASET_STREAM = 1, 3
 
 
@@ -81,16 +81,43 @@ def sample_sft(
 ) -> Iterator[tuple[np.ndarray, Rollout, dict[str, Array]]]:
   """SFT responses to `prompt_ids`, `num_samples` each, and their rewards.
 
-  Yields (prompt ids, rollout, rewards by name as [x, num_samples]) a batch of
-  prompts at a time.
+  As `sample_policy`, with the rewards of the reward models.
+  """
+  params = inputs.load_sft_params(config, workdir)
+  score = scorers.load_all(config, workdir, tuple(config.rewards))
+  yield from sample_policy(
+      config,
+      workdir,
+      params,
+      prompt_ids,
+      score,
+      num_samples=num_samples,
+      stream=stream,
+      progress=progress,
+  )
+
+
+def sample_policy(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    params: Params,
+    prompt_ids: np.ndarray,
+    score: Callable[[np.ndarray, Rollout], dict[str, Array]],
+    *,
+    num_samples: int,
+    stream: int,
+    progress: common.Progress = lambda done, total: None,
+) -> Iterator[tuple[np.ndarray, Rollout, dict[str, Array]]]:
+  """A policy's responses to `prompt_ids`, `num_samples` each, and their scores.
+
+  Yields (prompt ids, rollout, scores by name as [x, num_samples]) a batch of
+  prompts at a time; `score` gives them of (prompt of each row, rollout).
   """
   tokenizer = inputs.make_tokenizer(config)
   prompts = inputs.load_prompts(config, workdir, tokenizer)
-  params = inputs.load_sft_params(config, workdir)
   lm_cfg = inputs.model_config(config, 'sft')
   sampling = inputs.policy_sampling(config, tokenizer)
   sample = compiled_sample(lm_cfg, sampling, num_samples)
-  score = scorers.load_all(config, workdir, tuple(config.rewards))
   seed = np.uint32((config.seed + stream * 7919) % 2**32)
   size = min(config.references.batch_size, len(prompt_ids))
   for start in range(0, len(prompt_ids), size):

@@ -8,15 +8,13 @@ import jax
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.data import world_rules
-from rlhf_jax.exact import enumerated, tilted
-from rlhf_jax.stages import study as study_lib
+from rlhf_jax.exact import enumerated
 
 METHODS = ('raw', 'lsc')
 COLUMNS = 'property seed prompt method learner kl draw response text'.split()
 
 
-def rows(study: study_lib.Study, matched: dict) -> pd.DataFrame:
+def rows(study, matched: dict) -> pd.DataFrame:
   """A row for each held-out prompt, method (SFT, raw, LSC) and draw.
 
   `evaluate.num_responses` draws a prompt. After COLUMNS, for each reward R of
@@ -24,21 +22,20 @@ def rows(study: study_lib.Study, matched: dict) -> pd.DataFrame:
 
     centered/R    r - r_ref, r_ref the 85% quantile of r; in logits
     utility/R     log sigma(r - r_ref), whatever the method maximised
-    gold/R        gold quality less its own 85% quantile
+    gold/R        gold quality less its own 85% quantile, in the world
     evaluator/R   chance that the evaluator prefers it to an SFT sample; absent
                   when no evaluator was trained
 
   Args:
     study: of one seed and property.
     matched: policies nearest the matched KL, as the evaluate stage keeps them:
-      METHOD or (METHOD, LEARNER) -> (learner, logprobs [x y], ...).
+      METHOD or (METHOD, LEARNER) -> (learner, logprobs [x y], KL).
   """
   scores = _scores(study)
   texts = [study.prompts.texts[i] for i in study.prompts.eval_ids]
   key = jax.random.key(study.config.seed + 1)
   frames = []
-  for method, (learner, logprobs) in _policies(matched).items():
-    kl = tilted.sequence_kl(logprobs, study.ref_logprobs).mean()
+  for method, (learner, logprobs, kl) in _policies(matched).items():
     # One key for all: equal uniforms, so equal policies draw equal responses.
     drawn = np.asarray(
         enumerated.draw(
@@ -46,7 +43,7 @@ def rows(study: study_lib.Study, matched: dict) -> pd.DataFrame:
         )
     )
     num_draws = drawn.shape[1]
-    responses = [study.world.responses[y] for y in drawn.ravel()]
+    responses, shown = study.texts_of(drawn)
     columns = {
         'property': study.property,
         'seed': study.config.seed,
@@ -56,7 +53,7 @@ def rows(study: study_lib.Study, matched: dict) -> pd.DataFrame:
         'kl': float(kl),
         'draw': np.tile(np.arange(num_draws), len(texts)),
         'response': responses,
-        'text': [world_rules.render(response) for response in responses],
+        'text': shown,
     }
     for name, values in scores.items():
       columns[name] = np.take_along_axis(values, drawn, axis=1).ravel()
@@ -74,10 +71,10 @@ def _policies(matched: dict) -> dict:
   shared = [n for n in learners if all((m, n) in matched for m in METHODS)]
   keys = {m: (m, shared[0]) if shared else m for m in METHODS}
   keys = {'sft': 'sft', **keys}
-  return {m: matched[key][:2] for m, key in keys.items() if key in matched}
+  return {m: matched[key] for m, key in keys.items() if key in matched}
 
 
-def _scores(study: study_lib.Study) -> dict[str, np.ndarray]:
+def _scores(study) -> dict[str, np.ndarray]:
   """Column name to what it holds of every response, [x y]."""
   values, features = study.judgements.values, study.judgements.features
   found = {}
@@ -85,7 +82,8 @@ def _scores(study: study_lib.Study) -> dict[str, np.ndarray]:
     centered = values['reward_model', reward]
     found[f'centered/{reward}'] = centered
     found[f'utility/{reward}'] = jax.nn.log_sigmoid(centered)
-    found[f'gold/{reward}'] = values['gold', reward]
+    if ('gold', reward) in values:
+      found[f'gold/{reward}'] = values['gold', reward]
     if ('evaluator', reward) in values:
       # With one reward its percentile is the win rate itself.
       one = features['evaluator', 'win_rate']

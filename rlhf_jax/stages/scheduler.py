@@ -22,6 +22,8 @@ from rlhf_jax.stages import common, graph
 # Seconds that a task of each stage takes until one has been timed, in a study
 # of the world; in a regime, which is exact and has no policies, a third.
 _SECONDS = {
+    'samples': 60,
+    'judge': 60,
     'data': 4,
     'sft': 16,
     'reward_model': 5,

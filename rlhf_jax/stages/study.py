@@ -6,6 +6,7 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax.data import world as world_lib
+from rlhf_jax.data import world_rules
 from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.rewards import penalties
 from rlhf_jax.rewards import references as references_lib
@@ -14,12 +15,76 @@ from rlhf_jax.stages import inputs, tables
 from rlhf_jax.stages import judgements as judgements_lib
 
 
-class Study:
-  """Everything known about every response to the prompts of one seed.
+class Target:
+  """A property of one seed, and the utilities that methods make of its rewards.
 
   Attributes:
     property, rewards: the target, and the rewards that make it up.
-    prompts, world: of this seed.
+    prompts: of this seed.
+  """
+
+  def __init__(
+      self,
+      config: ml_collections.ConfigDict,
+      workdir: str,
+      property_name: str,
+  ):
+    self.config, self.workdir = config, workdir
+    self._references = {}
+    self.property = property_name
+    self.rewards = tuple(config.properties[property_name])
+    tokenizer = inputs.make_tokenizer(config)
+    self.prompts = inputs.load_prompts(config, workdir, tokenizer)
+
+  @property
+  def methods(self) -> tuple[str, ...]:
+    """The methods of the config that apply to this property."""
+    return inputs.methods_of(self.config, self.property)
+
+  def references(self, method: str) -> dict[str, references_lib.Reference]:
+    """r_ref(x) of every prompt, as learners use it under a method."""
+    if method not in self._references:
+      found = inputs.load_references(self.config, self.workdir, method)
+      self._references[method] = {r: found[r] for r in self.rewards}
+    return self._references[method]
+
+  def objective(self, method: str) -> objective_lib.Objective:
+    """The objective of a method, with what its links learned."""
+    return inputs.make_objective(
+        self.config, self.property, method, self.workdir
+    )
+
+  def utility_of(
+      self,
+      method: str,
+      scores: dict[str, jax.Array | np.ndarray],
+      ids: np.ndarray,
+      weights: dict[str, float] | None = None,
+  ) -> jax.Array:
+    """u(x, y) of listed responses to the prompts `ids`, from their rewards.
+
+    Under the method's own weights where none are given.
+    """
+    objective = self.objective(method)
+    references = {
+        name: references_lib.expand(
+            jax.tree.map(lambda leaf: leaf[ids], reference)
+        )
+        for name, reference in self.references(method).items()
+    }
+    rewards = {name: jnp.asarray(value) for name, value in scores.items()}
+    if weights is None:
+      weights = inputs.reward_weights(self.config, self.property, method)
+    return objective_lib.utility(
+        rewards, references, weights, objective=objective
+    )[0]
+
+
+class Study(Target):
+  """Everything known about every response to the prompts of one seed.
+
+  Attributes:
+    world: of this seed.
     tables: policy and rewards on every response, [all prompts, y].
     ref_logprobs: log pi_0(y | x) on the held-out prompts.
     judgements: what is measured of a policy on the held-out prompts.
@@ -31,12 +96,8 @@ class Study:
       workdir: str,
       property_name: str,
   ):
-    self.config, self.workdir = config, workdir
-    self._references, self._utilities = {}, {}
-    self.property = property_name
-    self.rewards = tuple(config.properties[property_name])
-    tokenizer = inputs.make_tokenizer(config)
-    self.prompts = inputs.load_prompts(config, workdir, tokenizer)
+    super().__init__(config, workdir, property_name)
+    self._utilities = {}
     self.world = data_stage.make_world(config)
     self.tables = tables.load(config, workdir)
     held_out = self.prompts.eval_ids
@@ -58,29 +119,11 @@ class Study:
         },
     )
 
-  @property
-  def methods(self) -> tuple[str, ...]:
-    """The methods of the config that apply to this property."""
-    return inputs.methods_of(self.config, self.property)
-
   def scores(self, role: str, ids: np.ndarray) -> dict[str, jax.Array]:
     """A judge's rewards [x y] of every response to the prompts `ids`."""
     return {
         r: jnp.asarray(self.tables[f'{role}/{r}'][ids]) for r in self.rewards
     }
-
-  def references(self, method: str) -> dict[str, references_lib.Reference]:
-    """r_ref(x) of every prompt, as learners use it under a method."""
-    if method not in self._references:
-      found = inputs.load_references(self.config, self.workdir, method)
-      self._references[method] = {r: found[r] for r in self.rewards}
-    return self._references[method]
-
-  def objective(self, method: str) -> objective_lib.Objective:
-    """The objective of a method, with what its links learned."""
-    return inputs.make_objective(
-        self.config, self.property, method, self.workdir
-    )
 
   def utility(
       self,
@@ -123,27 +166,7 @@ class Study:
       self._utilities[key] = value
     return self._utilities[key]
 
-  def utility_of(
-      self,
-      method: str,
-      scores: dict[str, jax.Array | np.ndarray],
-      ids: np.ndarray,
-      weights: dict[str, float] | None = None,
-  ) -> jax.Array:
-    """u(x, y) of listed responses to the prompts `ids`, from their rewards.
-
-    Under the method's own weights where none are given.
-    """
-    objective = self.objective(method)
-    references = {
-        name: references_lib.expand(
-            jax.tree.map(lambda leaf: leaf[ids], reference)
-        )
-        for name, reference in self.references(method).items()
-    }
-    rewards = {name: jnp.asarray(value) for name, value in scores.items()}
-    if weights is None:
-      weights = inputs.reward_weights(self.config, self.property, method)
-    return objective_lib.utility(
-        rewards, references, weights, objective=objective
-    )[0]
+  def texts_of(self, drawn: np.ndarray) -> tuple[list[str], list[str]]:
+    """Responses [x n], by index, as moves and as words, prompt-major."""
+    responses = [self.world.responses[y] for y in drawn.ravel()]
+    return responses, [world_rules.render(r) for r in responses]

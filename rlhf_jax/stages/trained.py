@@ -145,12 +145,3 @@ def optimality(logprobs, ref_logprobs, utility, *, kl_coef) -> dict[str, float]:
       'kl_to_optimum': float(tilted.sequence_kl(logprobs, optimum).mean()),
       'frontier_share': float((mean(logprobs) - start) / attainable),
   }
-
-
-def keep_nearest(matched: dict, what: dict, logprobs, study) -> None:
-  """Keeps, by method and learner, the trained policy nearest the matched KL."""
-  kl = float(tilted.sequence_kl(logprobs, study.ref_logprobs).mean())
-  distance = np.abs(kl - study.config.evaluate.matched_kl)
-  key = (what['method'], what['learner'])
-  if key not in matched or distance < matched[key][2]:
-    matched[key] = (what['learner'], logprobs, distance)

@@ -5,6 +5,7 @@ Every message is one line that names the field and what it may be.
 
 import ml_collections
 
+from rlhf_jax.evaluation import judge
 from rlhf_jax.models import heads
 from rlhf_jax.rewards import links, references
 from rlhf_jax.stages import (
@@ -68,14 +69,17 @@ def _validate_study(c):
     _require(c.data.tokenizer == 'word', 'The world needs data.tokenizer=word.')
     _try_properties(c)
   else:
-    needing = {'tables', 'best_of_k', 'evaluate', 'analysis', 'figures'} & set(
-        c.stages
-    )
+    needing = {'tables', 'best_of_k', 'analysis'} & set(c.stages)
     _require(
         not needing,
         f'stages {sorted(needing)} need data.source=world, whose responses can'
         ' be enumerated.',
     )
+    _require(
+        not c.regimes,
+        f'regimes {tuple(c.regimes)} need data.source=world: they are exact.',
+    )
+    _validate_samples(c)
   known = ('evaluator', 'second_evaluator')
   _require(
       set(c.judges) <= set(known) and len(set(c.judges)) == len(c.judges),
@@ -90,6 +94,36 @@ def _validate_study(c):
     )
   for reward, scale in c.reward_scales.items():
     _require(scale > 0, f'reward_scales.{reward} must be > 0, got {scale}.')
+
+
+def _validate_samples(c):
+  """What only text has: samples, and a judge of them."""
+  if 'evaluate' in c.stages:
+    _require(
+        'samples' in c.stages,
+        'The stage evaluate needs the stage samples before it.',
+    )
+    _require(
+        c.evaluate.matched_kl in c.evaluate.kls,
+        f'evaluate.matched_kl is {c.evaluate.matched_kl}; it must be one of'
+        f' evaluate.kls={tuple(c.evaluate.kls)}.',
+    )
+  _require(
+      ('judge' in c.stages) == (c.judge.num_pairs > 0),
+      f'judge.num_pairs is {c.judge.num_pairs}: it is of the stage judge, which is'
+      + (' there.' if 'judge' in c.stages else ' not in stages.'),
+  )
+  if 'judge' in c.stages:
+    _require(
+        c.data.tokenizer == 'pretrained' or bool(c.data.template),
+        'The stage judge asks in a chat form: set data.template.',
+    )
+    unknown = sorted(set(c.rewards) - set(judge.TEMPLATES))
+    _require(
+        not unknown,
+        f'The stage judge has no question about rewards {unknown}; known:'
+        f' {sorted(judge.TEMPLATES)} in evaluation/judge.py.',
+    )
 
 
 def _try_properties(c):

@@ -1,0 +1,163 @@
+"""Asking a language model whether a policy's responses beat the SFT policy's.
+
+It is asked in both orders, in its own chat form, and answers by the probability of
+the letter of its choice. The k-th sample of the policy meets the k-th of the SFT
+policy; what it is asked is a question a reward: evaluation/judge.py.
+"""
+
+import os
+
+import ml_collections
+import numpy as np
+import pandas as pd
+
+from rlhf_jax.evaluation import judge as judge_lib
+from rlhf_jax.models import judge as judge_model
+from rlhf_jax.stages import common, inputs, judge, language_models, samples
+from rlhf_jax.stages import policy as policy_stage
+
+FIELDS = (*samples.FIELDS, 'judge')
+narrowed = policy_stage.narrowed  # with this run's method and property alone
+COLUMNS = (
+    'prompt',
+    'reward',
+    'probability',
+    'score',
+    'flipped',
+    'shown_first',
+    'length',
+    'other_length',
+)
+
+
+def folder(config: ml_collections.ConfigDict) -> str:
+  name = os.path.basename(policy_stage.folder(config))
+  return os.path.join(common.seed_folder(config), 'judge', name)
+
+
+class _Questions:
+  """A tokenizer of questions in the chat form, and of bare choices."""
+
+  def __init__(self, tokenizer, max_tokens: int):
+    self._tokenizer, self._max_tokens = tokenizer, max_tokens
+    self.pad_id = tokenizer.pad_id
+
+  def encode(self, text: str) -> list[int]:
+    if len(text) == 1:  # a choice
+      return self._tokenizer.encode(text)
+    return self.question(text)
+
+  def question(self, text: str) -> list[int]:
+    turns = [{'role': 'user', 'content': text}]
+    # One token more than is read, so that a longer question can be told.
+    longest = self._max_tokens + 1
+    found = self._tokenizer.encode_turns(turns, max_tokens=longest)
+    return list(found.ids)
+
+  def fits(self, pair: judge_lib.Pair) -> bool:
+    """Whether the judge can read the whole question, in either order."""
+    template = judge_lib.get(pair.template)
+    text = judge_lib.render(template, pair.prompt, pair.first, pair.second)
+    # Order changes tokens at the seams alone: two for safety.
+    return len(self.question(text)) + 2 <= self._max_tokens
+
+
+def _load_judge(config, workdir):
+  """The judge's parameters and shape, and what names it with its weights."""
+  c = config.judge
+  if c.init == 'sft':
+    params = inputs.load_sft_params(config, workdir)
+    cfg = inputs.model_config(config, 'sft')
+    found = language_models.base_digest(
+        common.with_overrides(config, {'reward_model.init': 'sft'}),
+        workdir,
+        'reward_model',
+    )
+  else:
+    cfg, found = language_models.shape_of(c.init), language_models.digest(
+        c.init
+    )
+    params = language_models.frozen(c.init, param_dtype=c.lm.dtype)
+  cfg = language_models.with_numbers(cfg, c)
+  return params, cfg, f'{c.init} {found} {cfg.dtype} chat'
+
+
+def run(
+    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+) -> None:
+  """Writes verdicts.csv: a row a pair, on each reward of the property.
+
+  As evaluation/judge.py's `Verdicts`, of the policy as `first`, with the lengths
+  of both in words. report.json counts what was asked and left out: pairs whose
+  question is longer than judge.max_tokens.
+  """
+  c = config.judge
+  out = os.path.join(workdir, folder(config))
+  tokenizer = inputs.make_tokenizer(config)
+  prompts = inputs.load_prompts(config, workdir, tokenizer)
+  mine, theirs = (
+      samples.texts(common.with_overrides(config, {'samples.of': of}), workdir)
+      for of in ('policy', 'sft')
+  )
+  questions = _Questions(tokenizer, c.max_tokens)
+  pairs, rows, left_out = [], [], 0
+  for reward in config.properties[config.policy.property]:
+    for x, i in enumerate(prompts.eval_ids):
+      for k in range(min(c.num_pairs, mine.shape[1], theirs.shape[1])):
+        pair = judge_lib.Pair(
+            prompt=prompts.texts[i].strip(),
+            first=mine[x, k],
+            second=theirs[x, k],
+            template=reward,
+        )
+        if not questions.fits(pair):
+          left_out += 1
+          continue
+        pairs.append(pair)
+        lengths = [len(t.split()) for t in (pair.first, pair.second)]
+        rows.append((i, reward, *lengths))
+  if not pairs:
+    raise common.ConfigError(
+        f'judge.max_tokens is {c.max_tokens}: none of the {left_out} questions'
+        ' is as short.'
+    )
+  params, cfg, identity = _load_judge(config, workdir)
+  judge_fn = judge_model.make_judge(
+      params,
+      cfg,
+      questions,
+      max_tokens=c.max_tokens,
+      batch_size=c.batch_size,
+  )
+  cache = os.path.join(os.path.dirname(out), 'answers.jsonl')
+  parts, asked = [], 0
+  for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+    part = pairs[start : start + _PAIRS_AT_ONCE]
+    judged = judge.judge_pairs(judge_fn, identity, part, cache, c.batch_size)
+    parts.append(judged.verdicts)
+    asked += judged.num_asked
+    progress(start + len(part), len(pairs))
+  found = {
+      name: np.concatenate([getattr(part, name) for part in parts])
+      for name in parts[0]._fields
+  }
+  frame = pd.DataFrame(
+      rows, columns=['prompt', 'reward', 'length', 'other_length']
+  ).assign(**found)
+  with common.atomic(os.path.join(out, 'verdicts.csv')) as f:
+    frame[list(COLUMNS)].to_csv(f, index=False)
+  common.write_json(
+      os.path.join(out, 'report.json'),
+      {'pairs': len(pairs), 'left_out': left_out, 'asked': asked},
+  )
+
+
+_PAIRS_AT_ONCE = 64
+
+
+def load(config: ml_collections.ConfigDict, workdir: str) -> pd.DataFrame:
+  """The rows of verdicts.csv of this policy."""
+  path = os.path.join(workdir, folder(config), 'verdicts.csv')
+  if not os.path.exists(path):
+    raise FileNotFoundError(f'{path} is missing: run the stage judge first.')
+  return pd.read_csv(path)

@@ -1,0 +1,161 @@
+"""Responses of a policy to held-out prompts, and what every scorer makes of them.
+
+Where responses cannot be listed, these are what policies are measured on: those
+of the SFT policy stand for all responses, and each trained policy has its own.
+"""
+
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from rlhf_jax.models import lm
+from rlhf_jax.stages import common, inputs, scorers
+from rlhf_jax.stages import policy as policy_stage
+from rlhf_jax.stages import references as references_stage
+
+FIELDS = (*policy_stage.FIELDS, 'samples')
+_SFT_STREAM, _POLICY_STREAM = 2, 4
+
+
+def folder(config: ml_collections.ConfigDict) -> str:
+  name = 'sft'
+  if config.samples.of == 'policy':
+    name = os.path.basename(policy_stage.folder(config))
+  return os.path.join(common.seed_folder(config), 'samples', name)
+
+
+def narrowed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """`config` with the one policy; of the SFT policy, without any."""
+  if config.samples.of == 'policy':
+    judges = config.judges
+    config = policy_stage.narrowed(config)
+    plain = config.to_dict() | {'judges': judges}
+    plain['samples'].pop('num_samples', None)  # may be narrowed already
+  else:
+    plain = config.to_dict()
+    for name in ('policy', 'methods', 'references', 'properties'):
+      plain[name] = {}
+    plain['references'] = {'batch_size': config.references.batch_size}
+    plain['samples'].pop('num_policy_samples', None)
+  return ml_collections.ConfigDict(plain).lock()
+
+
+@functools.lru_cache(maxsize=2)
+def compiled_kl(lm_cfg, sampling, chunk_size):
+  """Jitted KL [b] of each response: the sum of the exact KL at its tokens."""
+
+  def kl(params, ref_params, rollout):
+    per_token = lm.response_kl(
+        params,
+        ref_params,
+        *scorers.tokens_of(rollout),
+        lm_cfg,
+        sampling=sampling,
+        chunk_size=chunk_size,
+    )
+    return per_token.sum(-1)
+
+  return jax.jit(kl)
+
+
+def run(
+    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+) -> None:
+  """Writes samples.npz, of x held-out prompts and n responses to each.
+
+  tokens, mask  [x n t]
+  kl            [x n]: sum_t KL(pi(. | y_<t) || pi_0(. | y_<t)), whose mean
+                estimates the KL of the policy; 0 of the SFT policy
+  ROLE/REWARD   [x n]: of the reward models and every evaluator
+  """
+  c, trained = config.samples, config.samples.of == 'policy'
+  if c.of not in ('sft', 'policy'):
+    raise common.ConfigError(
+        f'samples.of is {c.of!r}; it must be sft or policy.'
+    )
+  tokenizer = inputs.make_tokenizer(config)
+  prompts = inputs.load_prompts(config, workdir, tokenizer)
+  reference = inputs.load_sft_params(config, workdir)
+  params = reference
+  if trained:
+    made = os.path.join(workdir, policy_stage.folder(config))
+    params = inputs.load_policy_params(config, workdir, made)
+  scores = {
+      role: scorers.load_all(config, workdir, tuple(config.rewards), role)
+      for role in ('reward_model', *config.judges)
+  }
+  kl_of = compiled_kl(
+      inputs.model_config(config, 'sft'),
+      inputs.policy_sampling(config, tokenizer),
+      config.sft.chunk_size or _CHUNK_SIZE,
+  )
+
+  def score(rows, rollout):
+    found = {
+        f'{role}/{name}': values
+        for role, fn in scores.items()
+        for name, values in fn(rows, rollout).items()
+    }
+    size = rollout.response_tokens.shape[0]
+    found['kl'] = (
+        kl_of(params, reference, rollout) if trained else jnp.zeros(size)
+    )
+    return found
+
+  batches = references_stage.sample_policy(
+      config,
+      workdir,
+      params,
+      prompts.eval_ids,
+      score,
+      num_samples=c.num_policy_samples if trained else c.num_samples,
+      stream=_POLICY_STREAM if trained else _SFT_STREAM,
+      progress=progress,
+  )
+  parts = []
+  for ids, rollout, found in batches:
+    num = len(ids)
+    by_prompt = lambda a, num=num: np.asarray(a).reshape(num, -1, a.shape[-1])
+    parts.append(
+        {
+            'tokens': by_prompt(rollout.response_tokens),
+            'mask': by_prompt(rollout.response_mask),
+        }
+        | {name: np.asarray(values) for name, values in found.items()}
+    )
+  arrays = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+  path = os.path.join(workdir, folder(config), 'samples.npz')
+  with common.atomic(path, 'wb') as f:
+    np.savez(f, **arrays)
+
+
+_CHUNK_SIZE = 512  # tokens whose scores exist at a time
+
+
+def texts(config: ml_collections.ConfigDict, workdir: str) -> np.ndarray:
+  """The texts [x n] of the responses of config.samples.of."""
+  return texts_of(load(config, workdir), inputs.make_tokenizer(config))
+
+
+def texts_of(arrays: dict[str, np.ndarray], tokenizer) -> np.ndarray:
+  """The texts [x n] of the arrays of samples.npz."""
+  tokens, mask = arrays['tokens'], arrays['mask']
+  found = np.empty(mask.shape[:2], object)
+  for at in np.ndindex(found.shape):
+    found[at] = tokenizer.decode(tokens[at][mask[at]]).strip()
+  return found
+
+
+def load(
+    config: ml_collections.ConfigDict, workdir: str
+) -> dict[str, np.ndarray]:
+  """The arrays of samples.npz of config.samples.of."""
+  path = os.path.join(workdir, folder(config), 'samples.npz')
+  if not os.path.exists(path):
+    raise FileNotFoundError(f'{path} is missing: run the stage samples first.')
+  with np.load(path) as arrays:
+    return dict(arrays)
