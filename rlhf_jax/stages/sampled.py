@@ -109,12 +109,20 @@ class SampledStudy(study.Target):
 
   def texts_of(self, drawn: np.ndarray) -> tuple[list[str], list[str]]:
     """Texts of responses [x n], by index, prompt-major; twice the same."""
-    found = np.take_along_axis(self.texts, drawn, axis=1).ravel().tolist()
+    found = np.take_along_axis(self.texts, drawn, axis=1).ravel()
+    found = [printable(text) for text in found]
     return found, found
 
 
 def _load(config, workdir, overrides):
   return samples.load(common.with_overrides(config, overrides), workdir)
+
+
+def printable(text: str) -> str:
+  """`text` for a table: control characters would end its rows."""
+  return ''.join(
+      c if c.isprintable() or c in '\n\t' else '\ufffd' for c in text
+  )
 
 
 class _Rows:
