@@ -73,7 +73,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c.reward_model.train = base.train_reward(
       how='probe', layer=14, evaluator_layer=22, pooling='mean'
   )
-  c.reward_model.optim.weight_decay = 10.0
+  # The best of 10, 30, 100 and 300 by three-fold cross-validation.
+  c.reward_model.optim.weight_decay = 30.0
   c.references.update(num_samples=16, batch_size=4)
   c.references.specs.refusal = base.reference(
       canned=dict(harmless=_REFUSAL),
