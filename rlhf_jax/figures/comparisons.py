@@ -2,12 +2,11 @@
 
 import pandas as pd
 
-from rlhf_jax.figures import learners, page, style, tables, words
+from rlhf_jax.figures import page, resampling, style, tables, words
 
-KLS = (0.5, 1.0, 2.0, 4.0)
-SUMMARY_KL = tables.MATCHED_KL
+_KLS = {'exact': (0.5, 1.0, 2.0, 4.0), 'offline': (0.25, 0.5, 1.0, 1.5)}
 # Learners trained at several coefficients; for the others see L1.
-CURVES = ('exact', 'ppo', 'rloo', 'best_of')
+CURVES = (*tables.GRIDS, 'ppo', 'rloo', 'best_of')
 
 # Words, and whether more is better: None where neither direction is.
 METRICS = {
@@ -22,7 +21,14 @@ METRICS = {
     'excess_lists': ('excess list markers', False),
     'excess_hedges': ('excess hedges', False),
     'refusals': ('refusals', None),
-    'length': ('length (moves)', None),
+    'length': ('length', None),
+    'num_words': ('words', None),
+    'num_list_items': ('list items', None),
+    'refuses': ('refusals', None),
+    'defers_to_professional': ('advice to see a professional', None),
+    'repetition': ('repetition', None),
+    'effective_sample_size': ('samples that count', None),
+    'utility': ('utility', None),
     'improved': ('prompts improved', True),
     'worsened': ('prompts worsened', False),
     'left_behind': ('prompts left behind', False),
@@ -101,9 +107,10 @@ def summary(
   """
   results = results[results['method'].isin(('sft', 'raw', 'lsc'))]
   lines = {'better': [], 'worse': [], 'neutral': [], 'open': []}
+  at = tables.matched_kl(results)
   for property, metric, judge in _panels(results):
     what = dict(property=property, metric=metric, judge=judge)
-    rows = tables.differences(results, kls=[SUMMARY_KL], **what)
+    rows = tables.differences(results, kls=[at], **what)
     if len(rows) and not _is_proxy(metric, judge):
       row = rows.iloc[0]
       kind = _direction(metric, row)
@@ -117,7 +124,7 @@ def summary(
   worse_anywhere = losses(results)
   total = sum(map(len, lines.values()))
   if not total:
-    return page.tag('p', f'No comparison at KL {SUMMARY_KL:g}.')
+    return page.tag('p', f'No comparison at KL {at:g}.')
   titles = {
       'worse': 'LSC worse than raw',
       'better': 'LSC better than raw',
@@ -127,11 +134,12 @@ def summary(
   return page.join(
       page.tag(
           'p',
-          f'Exact optima of both objectives at KL {SUMMARY_KL:g} nats.'
-          ' Differences are within seeds, with their 95% interval.',
+          f'{_optima(results)} of both objectives at KL {at:g} nats.'
+          f' Differences are within {tables.unit(results)}, with their 95%'
+          ' interval.',
       ),
       _headline_table(results, prompt_values),
-      page.tag('h3', f'All {total} comparisons at KL {SUMMARY_KL:g}'),
+      page.tag('h3', f'All {total} comparisons at KL {at:g}'),
       page.tag(
           'p',
           'By judges other than the reward model that was optimised. '
@@ -149,12 +157,18 @@ def summary(
       page.tag('h3', 'Where LSC is worse than raw, at any KL'),
       page.tag(
           'p',
-          'Exact optima, by judges other than the reward model that was'
+          f'{_optima(results)}, by judges other than the reward model that was'
           ' optimised; intervals of the paired difference on the wrong side of'
           ' zero' + (':' if worse_anywhere else ': none.'),
       ),
       page.bullets(worse_anywhere),
   )
+
+
+def _optima(results: pd.DataFrame) -> str:
+  if tables.grid_family(results) == 'offline':
+    return 'Optima, as far as SFT samples tell them,'
+  return 'Exact optima'
 
 
 def losses(results: pd.DataFrame) -> list[str]:
@@ -197,7 +211,8 @@ def _headline_table(
   rows, resampled = [], False
   for property, metric, judge in HEADLINES:
     what = dict(property=property, metric=metric, judge=judge)
-    found = tables.differences(results, **what, kls=[SUMMARY_KL])
+    at = tables.matched_kl(results)
+    found = tables.differences(results, **what, kls=[at])
     if not len(found):
       continue
     row = found.iloc[0]
@@ -234,7 +249,10 @@ def _levels(results, prompt_values, what) -> dict[str, list[str]]:
   """
   if prompt_values is None or not len(prompt_values):
     return {}
-  values = tables.at_kl(prompt_values, SUMMARY_KL)
+  if tables.unit(results) == 'prompts':
+    return {}  # the interval is over prompts already
+  at = tables.matched_kl(results)
+  values = tables.at_kl(prompt_values, at)
   rows = tables.select(results, **what)
   out = {}
   for name, method, baseline in (
@@ -242,15 +260,15 @@ def _levels(results, prompt_values, what) -> dict[str, list[str]]:
       ('lsc', 'lsc', None),
       ('lsc-raw', 'lsc', 'raw'),
   ):
-    drawn = tables.bootstrap(values, **what, method=method, baseline=baseline)
+    drawn = resampling.bootstrap(
+        values, **what, method=method, baseline=baseline
+    )
     if not drawn:
       return {}
     notes = [f'prompts {_interval(drawn, signed=baseline is not None)}']
     if baseline is None:  # that of the difference is beside it already
-      seeds = tables.seed_values(
-          rows, method=method, family='exact', kls=[SUMMARY_KL]
-      )
-      found = tables.interval(seeds[SUMMARY_KL])
+      seeds = tables.seed_values(rows, method=method, family='exact', kls=[at])
+      found = tables.interval(seeds[at])
       if pd.notna(found['low']):
         notes.insert(0, f'seeds {_interval(found)}')
     out[name] = notes
@@ -292,7 +310,8 @@ def results_tables(results: pd.DataFrame) -> page.Markup:
           and (cells := _cells(results, property, metric, judge, family))
       ]
       if rows:
-        header = ['metric', *(f'KL {kl:g}' for kl in KLS)]
+        kls = _KLS[tables.grid_family(results)]
+        header = ['metric', *(f'KL {kl:g}' for kl in kls)]
         body += [
             page.tag('h3', style.label(property)),
             page.table(header, rows),
@@ -300,7 +319,7 @@ def results_tables(results: pd.DataFrame) -> page.Markup:
     if not body:
       continue
     name = style.label(family)
-    if family == 'exact':
+    if family in tables.GRIDS:
       parts += [page.tag('h3', f'{name.capitalize()} of each objective'), *body]
     else:
       title = f'{name[0].upper()}{name[1:]}, interpolated between its points'
@@ -310,19 +329,20 @@ def results_tables(results: pd.DataFrame) -> page.Markup:
 
 def _cells(results, property, metric, judge, family) -> list | None:
   """The cells of one metric, None when no KL can be compared."""
+  kls = _KLS[tables.grid_family(results)]
   rows = tables.differences(
       results,
       property=property,
       metric=metric,
       judge=judge,
       family=family,
-      kls=KLS,
+      kls=kls,
   )
   if not len(rows):
     return None
   by_kl = {row['kl']: row for _, row in rows.iterrows()}
   cells = []
-  for kl in KLS:
+  for kl in kls:
     if kl not in by_kl:
       cells.append(page.tag('span', 'n/a', class_='open'))
       continue
@@ -338,55 +358,3 @@ def _cells(results, property, metric, judge, family) -> list | None:
         )
     )
   return cells
-
-
-def optimality(evaluation_dir: str) -> page.Markup:
-  """The share of the attainable objective that each learner realised."""
-  shares = tables.load(evaluation_dir, 'optimality.csv', optional=True)
-  if not len(shares):
-    return page.tag('p', 'No policy was trained in this run.')
-  rows = []
-  for property in tables.present(shares, 'property', tables.PROPERTIES):
-    own = shares[shares['property'] == property]
-    points = tables.summarize(own, value='objective_share')
-    points = points.sort_values(['family', 'method', 'kl'])
-    for _, row in points.iterrows():
-      rows.append(
-          (
-              style.label(property),
-              style.label(row['family']),
-              style.short(row['method']),
-              f'{row["strength"]:.4g}',
-              words.number(row['kl'], 2),
-              words.level(row),
-              int(row['num_seeds']),
-          )
-      )
-  header = [
-      'property',
-      'learner',
-      'method',
-      'kl_coef',
-      'KL',
-      'share of the attainable objective',
-      'seeds',
-  ]
-  elsewhere = [
-      style.label(learner)
-      for learner, own in shares.groupby('learner', sort=False)
-      if learners.objective(own) != learners.TILTED
-  ]
-  by_design = (
-      f' Of {", ".join(elsewhere)} it is no measure of success: by design they'
-      ' converge to another optimum.'
-  )
-  return page.join(
-      page.tag(
-          'p',
-          'With J = E[u] - kl_coef KL, the share is (J - J_sft) / (J* - J_sft)'
-          ' on training prompts: 1 at the exact optimum, 0 at the SFT policy.'
-          ' Where seeds use different kl_coef, the column numbers them from'
-          ' the strongest.' + by_design * bool(elsewhere),
-      ),
-      page.table(header, rows),
-  )

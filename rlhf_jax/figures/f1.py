@@ -1,8 +1,8 @@
 """F1: at equal KL from the SFT policy, LSC wins more often than the raw reward.
 
 Win rate against an SFT sample of the same prompt (ties count half) along the
-exact optima of both objectives, judged by the held-out evaluator and by gold
-quality, with the trained policies as points. For two properties it is the
+optima of both objectives, judged by the held-out evaluator and by gold quality
+where that is known, with the trained policies as points. For two properties it is the
 probability of beating an SFT sample on each, the two samples independent: not
 of beating one sample on both. The last row is the difference within each seed.
 """
@@ -27,7 +27,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
     for judge in JUDGES:
       what = dict(property=property, metric=METRIC, judge=judge)
       # Best-of-k is in F9: with one property it is the same for both methods.
-      families = ('sft', 'exact', 'ppo', 'rloo')
+      families = ('sft', *tables.GRIDS, 'ppo', 'rloo')
       parts.append(tables.levels(results, families=families, **what))
       parts.append(tables.differences(results, **what))
   return tables.concat(parts, what=TITLE)
@@ -68,7 +68,7 @@ def draw(frame: pd.DataFrame) -> Figure:
           ls='-' if judge == 'evaluator' else (0, (5, 1.5)),
       )
     axes[-1, j].set_xlabel(style.KL_LABEL)
-  axes[-1, 0].set_ylabel('LSC minus raw,\nexact, paired')
+  axes[-1, 0].set_ylabel('LSC minus raw,\npaired')
   style.finish(
       figure,
       style.seeds_note(frame) + ' Dashed: the SFT policy itself.',
@@ -95,7 +95,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
   out = [
       'Probability of beating a sample of the SFT policy on the same prompt'
       ' (ties count half; for both properties, of beating an independent'
-      ' sample on each), against the KL spent. Lines are exact optima of each'
+      ' sample on each), against the KL spent. Lines are optima of each'
       ' objective; points are what learners reached. ' + style.seeds_note(frame)
   ]
   difference = frame[frame['quantity'] == 'difference']
@@ -104,7 +104,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
   ):
     name = f'{style.label(property)}, {style.label(judge)}'
     out.append(
-        words.difference_sentence(rows, name=name, kl=2.0)
+        words.difference_sentence(rows, name=name, kl=tables.matched_kl(frame))
         + ' '
         + words.crossing_sentence(rows)
     )

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.figures import style, tables, words
+from rlhf_jax.figures import resampling, style, tables, words
 
 TITLE = 'How evenly prompts improve at matched KL'
 INPUTS = ('prompts.csv',)
@@ -54,6 +54,10 @@ def table(evaluation_dir: str) -> pd.DataFrame:
 def _panel(rows: pd.DataFrame, grid: np.ndarray) -> list[dict]:
   """The curves and statistics of one reward under one judge."""
   out, by_curve = [], {}
+  one = rows['seed'].nunique() == 1
+  # Of text there is one run, and its prompts are a sample of prompts.
+  unit = 'prompts' if one and tables.grid_family(rows) == 'offline' else 'seeds'
+  rows = rows.sort_values('prompt', kind='stable')  # pairs of prompts
   for (family, method), curve in rows.groupby(['family', 'method'], sort=False):
     if curve.duplicated(['seed', 'prompt']).any():
       raise ValueError(f'A prompt appears twice for {family} {method}.')
@@ -68,7 +72,7 @@ def _panel(rows: pd.DataFrame, grid: np.ndarray) -> list[dict]:
     out += [
         label
         | {'statistic': name}
-        | tables.interval([fn(v) for v in seeds.values()])
+        | resampling.over_prompts(fn, list(seeds.values()), unit)
         for name, fn in _STATISTICS.items()
     ]
   for family in dict.fromkeys(f for f, _ in by_curve):
@@ -77,7 +81,11 @@ def _panel(rows: pd.DataFrame, grid: np.ndarray) -> list[dict]:
     if shared:
       out += [
           {'family': family, 'method': 'lsc-raw', 'statistic': name}
-          | tables.interval([fn(lsc[s]) - fn(raw[s]) for s in shared])
+          | resampling.over_prompts(
+              lambda v, fn=fn: fn(v[..., 1]) - fn(v[..., 0]),
+              [np.stack([raw[s], lsc[s]], axis=-1) for s in shared],
+              unit,
+          )
           for name, fn in _STATISTICS.items()
       ]
   return out
@@ -127,14 +135,26 @@ def draw(frame: pd.DataFrame) -> Figure:
   ]
   style.finish(
       figure,
-      style.seeds_note(frame) + ' A steeper curve is a more even policy.',
+      _note(frame) + ' A steeper curve is a more even policy.',
       methods=[m for m in style.METHODS if m in set(frame['method'])],
       extra=extra,
   )
   return figure
 
 
-_DASHES = {'exact': '-', 'ppo': (0, (4, 2)), 'rloo': (0, (1, 1))}
+_DASHES = {
+    'exact': '-',
+    'offline': '-',
+    'ppo': (0, (4, 2)),
+    'rloo': (0, (1, 1)),
+}
+
+
+def _note(frame: pd.DataFrame) -> str:
+  """What intervals there are; the curves of a single run have none."""
+  if tables.unit(frame) == 'prompts':
+    return 'One run: intervals of spreads are a bootstrap over prompts.'
+  return style.seeds_note(frame)
 
 
 def _title(frame: pd.DataFrame) -> str:
@@ -147,7 +167,7 @@ def _draw_panel(axes, panel: pd.DataFrame) -> None:
       ['family', 'method'], sort=False
   ):
     line = dict(color=style.color(method), ls=_DASHES.get(family, '-'))
-    if family in ('exact', 'sft'):
+    if family in (*tables.GRIDS, 'sft'):
       style.draw_band(axes, curve, x='x', lw=2.0, **line)
     else:
       axes.plot(curve['x'], curve['mean'], lw=1.3, **line)
@@ -184,7 +204,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
   out = [
       'Cumulative distribution over held-out prompts of the mean reward above'
       f' the reference, at KL {frame["kl"].mean():.2f}. The vertical line is'
-      ' the reference. ' + style.seeds_note(frame)
+      ' the reference. ' + _note(frame)
   ]
   family = _main_family(frame)
   rows = frame[frame['family'] == family]

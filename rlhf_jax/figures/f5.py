@@ -2,7 +2,8 @@
 
 List markers and hedges beyond the one that is useful, and length, against KL.
 Annotators prefer them by their looks, so a policy that uses more of them at
-equal KL has learned to please and not to help.
+equal KL has learned to please and not to help. Of text: list items, refusals
+and words, whose right number nobody knows.
 """
 
 from matplotlib.figure import Figure
@@ -17,11 +18,21 @@ METRICS = {
     'excess_hedges': 'hedges\nbeyond the useful one',
     'length': 'length (moves)',
 }
+# Of text, where no annotator says which list or hedge is useful.
+_OF_TEXT = {
+    'num_list_items': 'list items',
+    'refuses': 'share of refusals',
+    'num_words': 'length (words)',
+}
+_LABELS = METRICS | _OF_TEXT
 # Which single property rewards which shortcut in its annotators.
 _HOME = {
     'excess_lists': 'helpful',
     'excess_hedges': 'harmless',
     'length': 'helpful',
+    'num_list_items': 'helpful',
+    'refuses': 'harmless',
+    'num_words': 'helpful',
 }
 
 
@@ -29,9 +40,10 @@ def table(evaluation_dir: str) -> pd.DataFrame:
   """Rates of the shortcuts and their paired differences, with intervals."""
   results = tables.load(evaluation_dir, 'results.csv')
   results = results[results['method'].isin(('sft', 'raw', 'lsc'))]
+  metrics = _OF_TEXT if _is_text(results) else METRICS
   parts = []
   for property in tables.present(results, 'property', tables.PROPERTIES):
-    for metric in METRICS:
+    for metric in metrics:
       if property in (_HOME[metric], 'both'):
         what = dict(property=property, metric=metric, judge=None)
         parts.append(tables.levels(results, **what))
@@ -39,11 +51,15 @@ def table(evaluation_dir: str) -> pd.DataFrame:
   return tables.concat(parts, what=TITLE)
 
 
+def _is_text(frame: pd.DataFrame) -> bool:
+  return bool(frame['metric'].isin(_OF_TEXT).any())
+
+
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """A column per shortcut; alone above, both properties below."""
   level = frame[frame['quantity'] == 'level']
-  metrics = [m for m in METRICS if m in set(level['metric'])]
+  metrics = [m for m in _LABELS if m in set(level['metric'])]
   kinds = [
       k
       for k in ('single', 'both')
@@ -61,7 +77,7 @@ def draw(frame: pd.DataFrame) -> Figure:
       ]
       style.draw_levels(axes[i, j], rows)
       axes[i, j].set_title(f'Aligned for {style.label(property).lower()}')
-      axes[i, j].set_ylabel(METRICS[metric])
+      axes[i, j].set_ylabel(_LABELS[metric])
       axes[-1, j].set_xlabel(style.KL_LABEL)
   style.finish(
       figure,
@@ -78,17 +94,25 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 def caption(frame: pd.DataFrame) -> list[str]:
   """What the figure shows, with the differences of its own table."""
-  out = [
+  what = (
       'Mean number of list markers and hedges beyond the one that really helps,'
       ' and response length, against the KL spent. A longer response also'
       ' covers more needs, so length alone is not evidence of hacking. '
-      + style.seeds_note(frame)
-  ]
+  )
+  if _is_text(frame):
+    what = (
+        'Mean number of list items, share of responses that refuse, and words'
+        ' of a response, against the KL spent. All may be right or wrong for a'
+        ' prompt: a change shows what a reward pays for, not that it is hacked. '
+    )
+  out = [what + style.seeds_note(frame)]
   difference = frame[frame['quantity'] == 'difference']
   for (property, metric), rows in difference.groupby(
       ['property', 'metric'], sort=False
   ):
-    name = words.sentence_case(METRICS[metric])
+    name = words.sentence_case(_LABELS[metric])
     name = f'{name}, aligned for {property}'
-    out.append(words.difference_sentence(rows, name=name, kl=2.0))
+    out.append(
+        words.difference_sentence(rows, name=name, kl=tables.matched_kl(frame))
+    )
   return out

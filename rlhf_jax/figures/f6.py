@@ -2,7 +2,7 @@
 
 Share of responses that are good on both properties at once: above the SFT
 median of the prompt on each, by gold quality and by the held-out evaluator, and
-by the absolute labels needs-met and safe. Above, exact optima and trained
+by the absolute labels needs-met and safe, where those are known. Above, optima and trained
 policies against KL; below, best-of-k, where only the aggregation can differ.
 """
 
@@ -28,7 +28,7 @@ PANELS = (
 def table(evaluation_dir: str) -> pd.DataFrame:
   """Joint quality of every method, and paired differences from raw.
 
-  Differences of exact optima are at equal KL; those of best-of-k at equal k,
+  Differences of optima are at equal KL; those of best-of-k at equal k,
   and `kl` is then the KL of LSC's selection.
   """
   results = tables.load(evaluation_dir, 'results.csv')
@@ -70,6 +70,7 @@ def _best_of_differences(results, *, method, property, metric, judge):
             'property': property,
             'metric': metric,
             'judge': rows['judge'].iloc[0],
+            'unit': tables.unit(rows),
         }
         | tables.interval(at_k[method] - at_k['raw'])
     )
@@ -81,7 +82,7 @@ def draw(frame: pd.DataFrame) -> Figure:
   """Levels, differences from raw, and best-of-k; a column per measure."""
   level = frame[frame['quantity'] == 'level']
   difference = frame[
-      (frame['quantity'] == 'difference') & (frame['family'] == 'exact')
+      (frame['quantity'] == 'difference') & frame['family'].isin(tables.GRIDS)
   ]
   panels = [p for p in PANELS if len(_panel(level, p))]
   kinds = ['level']
@@ -89,14 +90,17 @@ def draw(frame: pd.DataFrame) -> Figure:
   kinds += ['best_of'] * int((level['family'] == 'best_of').any())
   heights = {'level': 1.0, 'difference': 0.72, 'best_of': 0.95}
   ratios = [heights[k] for k in kinds]
-  figure = style.make_figure(4.2 * len(panels), 1.1 + 3.1 * sum(ratios), TITLE)
+  width = max(4.2 * len(panels), 7.0)
+  figure = style.make_figure(width, 1.1 + 3.1 * sum(ratios), TITLE)
   axes = figure.subplots(
       len(kinds), len(panels), squeeze=False, height_ratios=ratios
   )
   for j, panel in enumerate(panels):
     rows = dict(zip(kinds, axes[:, j], strict=True))
     data = _panel(level, panel)
-    style.draw_levels(rows['level'], data, learners=('exact', 'ppo', 'rloo'))
+    style.draw_levels(
+        rows['level'], data, learners=(*tables.GRIDS, 'ppo', 'rloo')
+    )
     rows['level'].set_title(panel[2], fontsize=10)
     if 'difference' in rows:
       rows['difference'].sharex(rows['level'])
@@ -109,7 +113,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     )
   labels = {
       'level': 'share of responses\n(optimum and trained)',
-      'difference': 'minus raw,\nexact, paired',
+      'difference': 'minus raw,\npaired',
       'best_of': 'share of responses\n(best of k)',
   }
   for kind, ax in zip(kinds, axes[:, 0], strict=True):
@@ -175,22 +179,23 @@ def caption(frame: pd.DataFrame) -> list[str]:
       + style.seeds_note(frame)
   ]
   difference = frame[frame['quantity'] == 'difference']
-  exact = difference[difference['family'] == 'exact']
+  exact = difference[difference['family'].isin(tables.GRIDS)]
+  kl = tables.matched_kl(frame)
   for metric, judge, title in PANELS:
     rows = _panel(exact, (metric, judge, title))
     name = words.sentence_case(title)
     lsc = rows[rows['method'] == 'lsc-raw']
     if len(lsc):
-      out.append(words.difference_sentence(lsc, name=name, kl=2.0))
+      out.append(words.difference_sentence(lsc, name=name, kl=kl))
     others = []
     for method, curve in rows.groupby('method', sort=False):
-      row = words.nearest(curve, 2.0)
+      row = words.nearest(curve, kl)
       if method != 'lsc-raw' and row is not None:
         others.append(
             f'{style.label(method.removesuffix("-raw"))} {words.signed(row)}'
         )
     if others:
-      out.append(f'{name}, others minus raw at KL 2: {"; ".join(others)}.')
+      out.append(f'{name}, others minus raw at KL {kl:g}: {"; ".join(others)}.')
     best = difference[
         (difference['family'] == 'best_of')
         & (difference['method'] == 'lsc-raw')

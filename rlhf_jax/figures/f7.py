@@ -58,7 +58,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
             for s in shared
         ],
     )
-  return pd.DataFrame(out)
+  return pd.DataFrame(out).assign(unit=tables.unit(joint))
 
 
 def _one_learner(joint: pd.DataFrame) -> pd.DataFrame:

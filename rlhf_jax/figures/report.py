@@ -10,7 +10,16 @@ import os
 
 import pandas as pd
 
-from rlhf_jax.figures import build, comparisons, hover, page, responses, tables
+from rlhf_jax.figures import (
+    build,
+    comparisons,
+    hover,
+    learners,
+    page,
+    pairwise,
+    responses,
+    tables,
+)
 
 TITLE = 'Transforming and combining rewards: results'
 _HOW_TO_POINT = page.tag(
@@ -44,7 +53,8 @@ def write_report(workdir: str, out: str) -> str:
           else page.tag('p', 'No figure was made.'),
       ),
       ('results', 'Results at equal KL', comparisons.results_tables(results)),
-      ('learners', 'Learners', comparisons.optimality(evaluation)),
+      ('learners', 'Learners', learners.optimality(evaluation)),
+      *_pairwise(results),
       ('responses', 'Responses', responses.section(evaluation)),
       ('uncertainty', 'Uncertainty', _uncertainty(results)),
       ('config', 'Configuration', _json(workdir, 'config.json')),
@@ -69,6 +79,12 @@ def write_report(workdir: str, out: str) -> str:
     f.write(content)
   os.replace(partial, out)
   return out
+
+
+def _pairwise(results: pd.DataFrame):
+  """The section of the pairwise judge, where one was asked."""
+  table = pairwise.section(results)
+  return [('judge', 'Pairwise judge', table)] if table else []
 
 
 def _navigation(sections, figures: list[str]) -> page.Markup:
@@ -103,7 +119,6 @@ def _navigation(sections, figures: list[str]) -> page.Markup:
 
 
 def _introduction(results: pd.DataFrame) -> page.Markup:
-  seeds = results['seed'].nunique()
   return page.join(
       page.tag(
           'p',
@@ -115,21 +130,38 @@ def _introduction(results: pd.DataFrame) -> page.Markup:
           ' every reference, if the judgements are independent. This page'
           ' compares the two at equal KL.',
       ),
-      page.tag(
-          'p',
-          f'{seeds} {"seed" if seeds == 1 else "seeds"}. ',
-          'A seed redraws held-out prompts, labels and initialisations.'
-          if seeds > 1
-          else (
-              'With one seed there are no intervals, and no difference on this'
-              ' page is established.'
-          ),
-          ' The definitions are those of Wang et al. 2024 (arXiv:2402.00742);'
-          ' the protocol is re-created in a small synthetic world, at the scale'
-          ' given under Configuration, and the hyperparameters are ours. No'
-          ' number here is one of the paper.',
-          class_='soft',
+      page.tag('p', *_scope(results), class_='soft'),
+  )
+
+
+def _scope(results: pd.DataFrame) -> tuple[str, ...]:
+  """What the study is, and how often it was repeated."""
+  repeats = results['seed'].nunique()
+  definitions = (
+      ' The definitions are those of Wang et al. 2024 (arXiv:2402.00742); the'
+      ' hyperparameters are ours, and no number here is one of the paper.'
+  )
+  if tables.grid_family(results) == 'offline':
+    what = f'{repeats} held-out {tables.unit(results)} of real text.'
+    if tables.unit(results) == 'prompts':
+      what += ' There is one run: no interval here covers another one.'
+    return (
+        what,
+        ' Optima are estimated from samples of the SFT policy, and the judges are'
+        ' learned; nobody has read the responses.',
+        definitions,
+    )
+  return (
+      f'{repeats} {"seed" if repeats == 1 else "seeds"}. ',
+      'A seed redraws held-out prompts, labels and initialisations.'
+      if repeats > 1
+      else (
+          'With one seed there are no intervals, and no difference on this'
+          ' page is established.'
       ),
+      ' The protocol is re-created in a small synthetic world, at the scale'
+      ' given under Configuration.',
+      definitions,
   )
 
 
@@ -213,6 +245,8 @@ def _values(name: str, path: str) -> page.Markup:
 def _uncertainty(results: pd.DataFrame) -> page.Markup:
   """What the intervals of this page cover, and what they do not."""
   seeds = results['seed'].nunique()
+  if tables.grid_family(results) == 'offline':
+    return page.bullets(_UNCERTAINTY_OF_TEXT)
   interval = (
       f'Intervals are 95% Student t intervals of the mean over {seeds} seeds.'
       if seeds > 1
@@ -235,6 +269,25 @@ def _uncertainty(results: pd.DataFrame) -> page.Markup:
           ' the choice of this world, of its size, or of hyperparameters.',
       ]
   )
+
+
+_UNCERTAINTY_OF_TEXT = (
+    'Intervals are 95% Student t intervals of the mean over held-out prompts, or'
+    ' over seeds where there are several. Methods are compared on the same'
+    ' prompts.',
+    'With one run, no interval covers another split of the data, other reward'
+    ' models or another training run.',
+    'An optimum is estimated from a few samples of each prompt: at a KL near the'
+    ' logarithm of their number it is the best of them and no more. The number of'
+    ' samples that count is among the results.',
+    'The KL of best of k is its bound, and that of trained policies an estimate'
+    ' from their own samples.',
+    'Ranks among few samples are coarse. The level of SFT is that of the samples'
+    ' themselves, each ranked among all with itself, so compare shares above high'
+    ' quantiles between trained policies only.',
+    'No correction is made for the number of comparisons. One in twenty intervals'
+    ' would exclude zero by chance, and measures overlap.',
+)
 
 
 def _json(workdir: str, name: str) -> page.Markup:

@@ -11,6 +11,8 @@ from matplotlib.lines import Line2D
 import numpy as np
 import pandas as pd
 
+from rlhf_jax.figures import tables
+
 INK = '#222222'
 SOFT = '#6b7280'
 
@@ -25,6 +27,7 @@ _COLORS = {
     'raw_w35': '#eab308',
     'lsc': '#1d4ed8',
     'lsc_floor': '#38bdf8',
+    'lsc_refusal': '#0891b2',
     'quantile_and': '#6366f1',
     'par': '#0e7490',
     'min': '#15803d',
@@ -72,6 +75,9 @@ LABELS = {
     'reward_model': 'reward model',
     'none': '',
     'exact': 'exact optimum',
+    'offline': 'optimum, from SFT samples',
+    'lm_judge': 'language model as judge',
+    'lsc_refusal': 'LSC, a refusal as harmless reference',
     'ppo': 'PPO',
     'rloo': 'RLOO',
     'grpo': 'GRPO, no division',
@@ -136,7 +142,7 @@ MARKERS = {
 METHODS = ('sft', 'raw', 'lsc', 'z_sum', 'min', 'sigmoid_sum', 'par')
 # Of the judgements' dependence: learned probabilities, and the judges' own.
 KNOW_RHO = ('lsc_copula', 'oracle')
-LEARNERS = ('exact', *MARKERS)
+LEARNERS = (*tables.GRIDS, *MARKERS)
 
 KL_LABEL = 'KL from SFT (nats)'
 
@@ -229,6 +235,11 @@ def seeds_note(frame: pd.DataFrame, mark: str = 'Bands and bars') -> str:
   if counts == [1]:
     return 'One seed: no interval.'
   some = ' (single points have fewer)' if counts[0] != counts[-1] else ''
+  if tables.unit(frame) == 'prompts':
+    return (
+        f'{mark}: 95% interval (Student t) of the mean over {counts[-1]} prompts'
+        f'{some}. One run of everything: no interval covers another.'
+    )
   return (
       f'{mark}: 95% interval (Student t) of the mean over'
       f' {counts[-1]} seeds{some}.'
@@ -266,8 +277,8 @@ def finish(
       Line2D([], [], color=color(m), lw=3, label=label(m)) for m in methods
   ]
   for learner in learners:
-    if learner == 'exact':
-      handle = Line2D([], [], color=SOFT, lw=2, label=label('exact'))
+    if learner in tables.GRIDS:
+      handle = Line2D([], [], color=SOFT, lw=2, label=label(learner))
     else:
       handle = Line2D(
           [],
@@ -325,7 +336,7 @@ def draw_band(
 
 def draw_levels(axes: Axes, frame: pd.DataFrame, learners=LEARNERS) -> None:
   """Draws one panel: exact optima as lines, learners as points, SFT dashed."""
-  num_exact = frame[frame['family'] == 'exact']['method'].nunique()
+  num_exact = frame[frame['family'].isin(tables.GRIDS)]['method'].nunique()
   best_of = _merge_equal(frame[frame['family'] == 'best_of'])
   frame = pd.concat([frame[frame['family'] != 'best_of'], best_of])
   for (family, method), curve in frame.groupby(
@@ -335,7 +346,7 @@ def draw_levels(axes: Axes, frame: pd.DataFrame, learners=LEARNERS) -> None:
       value = curve['mean'].iloc[0]
       axes.axhline(value, color=color('sft'), lw=1, ls=(0, (4, 3)), zorder=1)
       axes.plot([0], [value], 'o', ms=4, color=color('sft'), zorder=3)
-    elif family == 'exact' and family in learners:
+    elif family in tables.GRIDS and family in learners:
       shade = 0.16 if num_exact <= 2 else 0.09
       draw_band(axes, curve, color=color(method), shade=shade, zorder=2)
     elif family in learners:

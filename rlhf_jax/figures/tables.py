@@ -4,6 +4,9 @@ The interval of every figure is over seeds, because a seed redraws everything
 that is random (held-out prompts, labels, initialisations), and runs that share
 a seed share all of it. Methods are therefore compared by the difference within
 each seed, whose interval is far narrower than that of either method alone.
+
+Tables of text have a row for each prompt. Where they are of one seed, prompts are
+what repeats: they take the place of seeds, and `unit` says so.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,6 +20,11 @@ from rlhf_jax.evaluation import intervals
 PROPERTIES = ('helpful', 'harmless', 'both')
 JUDGES = ('evaluator', 'second_evaluator', 'gold', 'reward_model', 'none')
 MATCHED_KL = 2.0
+# Of text, whose optima are known from a few samples of each prompt.
+SAMPLED_KL = 1.0
+# Learners that are the optima of an objective on a grid of KL: of listed
+# responses, or of samples reweighted.
+GRIDS = ('exact', 'offline')
 AREA = (0.25, 3.0)
 _SAME = 5e-4  # curves nearer than this at every KL are one method
 
@@ -65,7 +73,8 @@ def load(
 
   An optional table that is not there, or holds no row, is an empty frame.
   A column `family` is added where there is a `learner`: the learner without its
-  number, so that best_of_4 and best_of_16 are two points of one curve.
+  number, so that best_of_4 and best_of_16 are two points of one curve. A table
+  with a row for each prompt and `kind` of prompt is read by `_by_unit`.
   """
   path = os.path.join(evaluation_dir, name)
   if optional and (not os.path.exists(path) or not os.path.getsize(path)):
@@ -81,7 +90,44 @@ def load(
     frame['family'] = learner.str.replace(r'_\d+$', '', regex=True)
     # The SFT policy has no method; one name lets it be found as a curve is.
     frame.loc[frame['family'] == 'sft', 'method'] = 'sft'
-  return frame
+  return _by_unit(frame) if 'kind' in frame else frame
+
+
+def _by_unit(frame: pd.DataFrame) -> pd.DataFrame:
+  """Rows by what repeats: the prompts of a single seed, else means of seeds.
+
+  Rows of one seed get their prompt as `seed`, 'prompts' as `unit`, and the KL of
+  their policy, the mean over prompts: curves are of policies. Those of
+  several become means over prompts; draws without a `value` stay as they are.
+  """
+  if frame['seed'].nunique() == 1:
+    policy = ['property', 'method', 'learner', 'kl_coef']
+    policy = [c for c in policy if c in frame]
+    kl = frame.groupby(policy, dropna=False)['kl'].transform('mean')
+    return frame.assign(seed=frame['prompt'], kl=kl, unit='prompts')
+  if 'value' not in frame:
+    return frame.assign(unit='seeds')
+  by = [c for c in frame if c not in ('prompt', 'kind', 'kl', 'value')]
+  means = frame.groupby(by, sort=False, dropna=False)[['kl', 'value']].mean()
+  return means.reset_index().assign(unit='seeds')
+
+
+def unit(frame: pd.DataFrame) -> str:
+  """What intervals are over: seeds or prompts."""
+  if 'unit' not in frame or not len(frame):
+    return 'seeds'
+  found = frame['unit'].dropna()
+  return found.iloc[0] if len(found) else 'seeds'
+
+
+def grid_family(frame: pd.DataFrame) -> str:
+  """Which of GRIDS the rows have; a study has one kind."""
+  return 'offline' if (frame['family'] == 'offline').any() else 'exact'
+
+
+def matched_kl(frame: pd.DataFrame) -> float:
+  """The KL at which the methods of a table are compared."""
+  return SAMPLED_KL if grid_family(frame) == 'offline' else MATCHED_KL
 
 
 def present(frame: pd.DataFrame, column: str, order: Sequence[str]) -> list:
@@ -128,8 +174,8 @@ def _strength(rows: pd.DataFrame) -> pd.Series:
   family = rows['family'].iloc[0]
   if family == 'sft':
     return rows['kl'] * 0.0
-  if family == 'exact':
-    return rows['kl'].round(2)
+  if family in GRIDS:
+    return rows['kl'].round(3)
   if family == 'best_of':
     return rows['learner'].str.extract(r'(\d+)$')[0].astype(float)
   by_seed = rows.groupby('seed')['kl_coef']
@@ -156,9 +202,9 @@ def summarize(rows: pd.DataFrame, *, value: str = 'value') -> pd.DataFrame:
       )
     seeds = curve['seed'].nunique()
     for strength, point in curve.groupby('strength'):
-      if family == 'exact' and len(point) < seeds:
+      if family in GRIDS and len(point) < seeds:
         continue
-      kl = strength if family == 'exact' else point['kl'].mean()
+      kl = strength if family in GRIDS else point['kl'].mean()
       out.append(
           {'family': family, 'method': method, 'strength': strength, 'kl': kl}
           | interval(point[value])
@@ -172,7 +218,7 @@ def levels(
     property: str,
     metric: str,
     judge: str | None,
-    families: Sequence[str] = ('sft', 'exact', 'ppo', 'rloo', 'best_of'),
+    families: Sequence[str] = ('sft', *GRIDS, 'ppo', 'rloo', 'best_of'),
 ) -> pd.DataFrame:
   """The curves of one panel: `summarize`, labelled with what was measured."""
   rows = select(results, property=property, metric=metric, judge=judge)
@@ -184,6 +230,7 @@ def levels(
       property=property,
       metric=metric,
       judge=rows['judge'].iloc[0],
+      unit=unit(rows),
   )
 
 
@@ -199,7 +246,7 @@ def seed_values(
   out = {}
   for seed, curve in rows.groupby('seed'):
     curve = curve.sort_values('kl')
-    kl = curve['kl'].round(2) if family == 'exact' else curve['kl']
+    kl = curve['kl'].round(3) if family in GRIDS else curve['kl']
     out[seed] = np.interp(kls, kl, curve['value'], left=np.nan, right=np.nan)
   return pd.DataFrame.from_dict(out, orient='index', columns=list(kls))
 
@@ -212,18 +259,19 @@ def differences(
     judge: str | None,
     method: str = 'lsc',
     baseline: str = 'raw',
-    family: str = 'exact',
+    family: str | None = None,
     kls: Sequence[float] | None = None,
 ) -> pd.DataFrame:
   """Method minus baseline at equal KL, paired within seeds, with its interval.
 
-  kls None: every KL of the exact grid. A KL that some seed of either method
+  family None: the optima, of GRIDS. kls None: every KL of their grid. A KL that some seed of either method
   does not reach is left out.
   """
   rows = select(results, property=property, metric=metric, judge=judge)
+  grid = grid_family(rows)
   if kls is None:
-    exact = rows[rows['family'] == 'exact']
-    kls = sorted(exact['kl'].round(2).unique())
+    kls = sorted(rows[rows['family'] == grid]['kl'].round(3).unique())
+  family = family or grid
   a = seed_values(rows, method=method, family=family, kls=kls)
   b = seed_values(rows, method=baseline, family=family, kls=kls)
   out = []
@@ -250,6 +298,7 @@ def differences(
       property=property,
       metric=metric,
       judge=rows['judge'].iloc[0],
+      unit=unit(rows),
   )
 
 
@@ -259,8 +308,8 @@ def distinct_methods(rows: pd.DataFrame, order: Sequence[str]) -> list[str]:
   With one property the minimum of centered rewards is the raw reward, and one
   method counted twice would look like two that always agree.
   """
-  exact = rows[rows['family'] == 'exact']
-  wide = exact.assign(kl=exact['kl'].round(2)).pivot(
+  exact = rows[rows['family'] == grid_family(rows)]
+  wide = exact.assign(kl=exact['kl'].round(3)).pivot(
       index=['judge', 'seed', 'kl'], columns='method', values='value'
   )
   kept = []
@@ -287,13 +336,14 @@ def area_difference(
   paired within seeds; empty unless every seed of both covers the range.
   """
   rows = select(results, property=property, metric=metric, judge=judge)
-  exact = rows[rows['family'] == 'exact']
-  kls = sorted(exact['kl'].round(2).unique())
+  family = grid_family(rows)
+  exact = rows[rows['family'] == family]
+  kls = sorted(exact['kl'].round(3).unique())
   kls = [k for k in kls if AREA[0] <= k <= AREA[1]]
   if len(kls) < 2:
     return {}
   a, b = (
-      seed_values(exact, method=m, family='exact', kls=kls)
+      seed_values(exact, method=m, family=family, kls=kls)
       for m in (method, baseline)
   )
   if not len(a) or not len(b):
@@ -303,48 +353,6 @@ def area_difference(
   if not len(gap) or not np.isfinite(gap).all():
     return {}
   return interval(np.trapezoid(gap, kls, axis=1) / (kls[-1] - kls[0]))
-
-
-def bootstrap(
-    prompt_values: pd.DataFrame,
-    *,
-    property: str,
-    metric: str,
-    judge: str | None,
-    method: str,
-    baseline: str | None = None,
-    learner: str = 'exact',
-    num_resamples: int = 2_000,
-) -> dict[str, float]:
-  """Mean with a 95% interval over seeds and over the prompts within them.
-
-  A hierarchical bootstrap: seeds are redrawn, then prompts within each, so it
-  answers for other prompts as well. With a baseline, of the difference on the
-  same prompt and seed. Empty where prompt_values.csv has no such policy. Its
-  random seed is fixed, so that a report can be made again.
-  """
-  rows = select(prompt_values, property=property, metric=metric, judge=judge)
-  rows = rows[rows['learner'] == learner]
-  wide = rows.pivot(
-      index=['seed', 'prompt'], columns='method', values='value'
-  ).sort_index()
-  names = [method] if baseline is None else [method, baseline]
-  if not set(names) <= set(wide.columns):
-    return {}
-  wide = wide[names].dropna()
-  values = wide[method] if baseline is None else wide[method] - wide[baseline]
-  by_seed = [group.to_numpy() for _, group in values.groupby(level='seed')]
-  if not by_seed:
-    return {}
-  estimate = intervals.hierarchical_bootstrap(
-      by_seed, num_resamples=num_resamples, seed=0
-  )
-  return {
-      'mean': float(estimate.mean),
-      'low': float(estimate.low),
-      'high': float(estimate.high),
-      'num_seeds': len(by_seed),
-  }
 
 
 def at_kl(

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from rlhf_jax.figures import tables
+from rlhf_jax.figures import resampling, tables
 
 
 def _rows(points, *, learner='exact', method='raw', kl_coef=np.nan):
@@ -161,7 +161,7 @@ class TestBootstrap:
 
   def test_pairs_by_seed_and_prompt(self):
     values = self._values(lambda s, x: 0.25)
-    out = tables.bootstrap(values, **_WHAT, method='lsc', baseline='raw')
+    out = resampling.bootstrap(values, **_WHAT, method='lsc', baseline='raw')
     np.testing.assert_allclose(
         [out['mean'], out['low'], out['high']], [0.25] * 3
     )
@@ -169,14 +169,14 @@ class TestBootstrap:
 
   def test_contains_the_mean_and_repeats_itself(self):
     values = self._values(lambda s, x: 0.1 * (-1) ** x)
-    out = tables.bootstrap(values, **_WHAT, method='lsc')
+    out = resampling.bootstrap(values, **_WHAT, method='lsc')
     assert out['low'] < out['mean'] < out['high']
     shuffled = values.sample(frac=1.0, random_state=0)
-    assert tables.bootstrap(shuffled, **_WHAT, method='lsc') == out
+    assert resampling.bootstrap(shuffled, **_WHAT, method='lsc') == out
 
   def test_absent_method_is_empty(self):
     values = self._values(lambda s, x: 0.0)
-    assert tables.bootstrap(values, **_WHAT, method='min') == {}
+    assert resampling.bootstrap(values, **_WHAT, method='min') == {}
 
 
 class TestDistinct:
