@@ -31,7 +31,6 @@ TINY = {
     'sft.num_microbatches': 2,
     'sft.chunk_size': 24,
     'references.num_samples': 4,
-    'references.batch_size': 16,
     'policy.chunk_size': 24,
     'policy.num_steps': 2,
     'policy.prompts_per_step': 8,
