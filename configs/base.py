@@ -131,7 +131,9 @@ def get_config() -> ml_collections.ConfigDict:
 
   # -- Data.
   c.data = config_dict.create(
-      source='world',  # world (embedded), hh (Anthropic's files) or jsonl
+      # world (embedded), hh (Anthropic's files), hub (the same, downloaded to
+      # path where they are missing; the extra [hub]) or jsonl
+      source='world',
       # Folder of the files; see the README's "Your own comparisons".
       path='',
       # hh: subset folder of each reward; jsonl: file name of each reward.

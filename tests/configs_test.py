@@ -9,6 +9,7 @@ import re
 import pytest
 
 from rlhf_jax.stages import common, graph, validate
+from tests.stages import toy
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(
@@ -44,8 +45,14 @@ def test_there_are_configs():
 
 
 @pytest.mark.parametrize(('path', 'variant'), _CASES, ids=_IDS)
-def test_validates_and_has_tasks(path, variant):
+def test_validates_and_has_tasks(path, variant, tmp_path):
   config = _config(path, variant).lock()
+  if config.data.tokenizer == 'pretrained' and not config.data.pretrained:
+    # The folder is the user's to name.
+    with pytest.raises(common.ConfigError, match='needs data.pretrained') as e:
+      validate.validate(config)
+    assert '\n' not in str(e.value)
+    config.data.pretrained = toy.write(tmp_path / 'checkpoint')
   validate.validate(config)
   tasks = graph.tasks(config)
   assert {task.stage for task in tasks} <= set(config.stages)

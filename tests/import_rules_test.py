@@ -39,6 +39,7 @@ ONLY_IMPORTER = {
     'orbax': 'checkpoint',
     'tensorflow_datasets': 'data',
     'grain': 'data',
+    'datasets': 'data',
     'tokenizers': 'data',
     'jinja2': 'data',
     'matplotlib': 'figures',

@@ -33,8 +33,19 @@ _INSTRUCTIONS = (
 )
 
 
-def _file(path: str | os.PathLike, subset: str, split: str) -> pathlib.Path:
+def source_file(
+    path: str | os.PathLike, subset: str, split: str
+) -> pathlib.Path:
+  """Where the public release has a split of a subset."""
   return pathlib.Path(path) / subset / f'{split}.jsonl.gz'
+
+
+def check_subset(subset: str) -> None:
+  """Raises ValueError unless the release has the subset."""
+  if subset not in SUBSETS:
+    raise ValueError(
+        f'Unknown subset {subset!r} of HH; known: {", ".join(SUBSETS)}.'
+    )
 
 
 class AnthropicHH(tfds.core.GeneratorBasedBuilder):
@@ -67,7 +78,7 @@ class AnthropicHH(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager):
     subset = self.builder_config.name
-    files = {s: _file(dl_manager.manual_dir, subset, s) for s in SPLITS}
+    files = {s: source_file(dl_manager.manual_dir, subset, s) for s in SPLITS}
     return {
         s: self._generate_examples(f) for s, f in files.items() if f.exists()
     }
@@ -104,14 +115,11 @@ def prepare(
   The place depends on the contents of the source files: changed files are
   prepared anew, and never mistaken for the old ones.
   """
-  if subset not in SUBSETS:
-    raise ValueError(
-        f'Unknown subset {subset!r} of HH; known: {", ".join(SUBSETS)}.'
-    )
-  files = [f for s in SPLITS if (f := _file(path, subset, s)).is_file()]
+  check_subset(subset)
+  files = [f for s in SPLITS if (f := source_file(path, subset, s)).is_file()]
   if not files:
     raise preferences.DataError(
-        f'Expected {_file(path, subset, "test")} or train.jsonl.gz beside it,'
+        f'Expected {source_file(path, subset, "test")} or train.jsonl.gz beside it,'
         f' found neither. {_INSTRUCTIONS}'
     )
   digest = hashlib.sha256()
@@ -154,13 +162,13 @@ def load_hh(
   name = split.partition('[')[0]
   if name not in builder.info.splits:
     raise preferences.DataError(
-        f'Expected {_file(path, subset, name)} for split {split!r}, found'
+        f'Expected {source_file(path, subset, name)} for split {split!r}, found'
         f' {", ".join(sorted(builder.info.splits))}.'
     )
   rows = grain.MapDataset.source(builder.as_data_source(split=split)).map(_row)
   return preferences.parse_rows(
       sorted((rows[i] for i in range(len(rows))), key=lambda row: row[0]),
-      path=_file(path, subset, name),
+      path=source_file(path, subset, name),
       property=subset.partition('-')[0],
       max_bad_fraction=max_bad_fraction,
   )

@@ -29,7 +29,7 @@ import os
 
 import ml_collections
 
-from rlhf_jax.data import hh, preferences, world_samples
+from rlhf_jax.data import hh, hh_hub, preferences, world_samples
 from rlhf_jax.data import ratings as ratings_lib
 from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.data import world as world_lib
@@ -46,6 +46,7 @@ FIELDS = (
     'reward_model',
 )
 
+SOURCES = ('world', 'hh', 'hub', 'jsonl')  # values of data.source
 _ALIGNMENT_SHARE = 0.1  # of the prompts of a text source; roles share the rest
 # Of a role's prompts held out in a text source.
 _TEST_HALVES = {'test': 0.5, 'calibration': 0.5}
@@ -105,11 +106,12 @@ def run(
   out = os.path.join(workdir, folder(config))
   if config.data.source == 'world':
     report = _write_world(config, out, progress)
-  elif config.data.source in ('hh', 'jsonl'):
+  elif config.data.source in SOURCES:
     report = _write_text(config, out, progress)
   else:
     raise common.ConfigError(
-        f'Unknown data.source {config.data.source!r}; known: world, hh, jsonl.'
+        f'Unknown data.source {config.data.source!r}; known:'
+        f' {", ".join(SOURCES)}.'
     )
   common.write_json(os.path.join(out, 'report.json'), report)
 
@@ -272,7 +274,9 @@ def _read_comparisons(config, reward, out):
   """Comparisons of a reward, what became of its rows, and the file's name."""
   c = config.data
   where = os.path.join(c.path, c.files[reward])
-  if c.source == 'hh':
+  if c.source == 'hub':
+    hh_hub.fetch(c.path, c.files[reward], split=c.hh_split)
+  if c.source in ('hh', 'hub'):
     rows, counts = hh.load_hh(
         c.path,
         c.files[reward],

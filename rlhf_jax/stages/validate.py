@@ -57,8 +57,13 @@ def _validate_study(c):
         f' {tuple(c.rewards)}.',
     )
   _require(
-      c.data.source in ('world', 'hh', 'jsonl'),
-      f'Unknown data.source {c.data.source!r}; known: world, hh, jsonl.',
+      c.data.source in data.SOURCES,
+      f'Unknown data.source {c.data.source!r}; known:'
+      f' {", ".join(data.SOURCES)}.',
+  )
+  _require(
+      c.data.source != 'hub' or bool(c.data.path),
+      'data.source=hub needs data.path: the folder to keep the files in.',
   )
   if c.data.source == 'world':
     _require(

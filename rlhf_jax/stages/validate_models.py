@@ -98,8 +98,8 @@ def _validate_reward_model(config):
   )
   _require(
       config.data.source != 'world',
-      f'{why} needs data.source=hh or jsonl: the rewards of all responses of the'
-      ' world are not enumerated by it.',
+      f'{why} needs data.source=hh, hub or jsonl: the rewards of all responses of'
+      ' the world are not enumerated by it.',
   )
 
 

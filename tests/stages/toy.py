@@ -33,11 +33,10 @@ def params(seed=0):
   return lm.init(jax.random.key(seed), CFG)
 
 
-def write(folder: pathlib.Path, seed: int = 0) -> str:
+def write(folder: pathlib.Path, seed: int = 0, cfg: LMConfig = CFG) -> str:
   """Writes the checkpoint; returns its folder."""
-  pretrained.export(
-      str(folder), params(seed), CFG, config={'eos_token_id': 259}
-  )
+  own = params(seed) if cfg == CFG else lm.init(jax.random.key(seed), cfg)
+  pretrained.export(str(folder), own, cfg, config={'eos_token_id': 259})
   tiny_bpe.write(
       folder,
       {

@@ -1,0 +1,37 @@
+r"""All of Anthropic HH with Qwen3 of 8B: the paper's protocol, beyond its scale.
+
+python experiments/launch.py --config=configs/paper/hh_qwen3.py \
+  --config.data.pretrained=FOLDER --workdir=runs/hh_qwen3
+python experiments/launch.py --config=configs/paper/hh_qwen3.py:tiny \
+  --config.data.pretrained=FOLDER --workdir=runs/tiny
+
+FOLDER is that of a Hugging Face checkpoint such as Qwen/Qwen3-8B-Base. The train
+files of helpful-base and harmless-base are in `data.path`, or are downloaded there
+(the extra [hub]). All that is trained are adapters on the bfloat16 checkpoint. r_ref
+is the 85% quantile of 64 SFT samples. configs/paper/_hh.py has the rest, and says
+what is known of its sizes. `:tiny` is a rehearsal with less of everything, for a
+FOLDER of a narrow model.
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import _hh  # pylint: disable=wrong-import-position
+import ml_collections
+
+
+def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
+  """The study, or its rehearsal."""
+  c = _hh.get_config(__file__, variant)
+  if (
+      variant == 'base'
+  ):  # 32 heads: half the sequences at once of a narrow model
+    c.policy.prompts_per_step = 16
+    c.policy.num_steps = 1_000
+  return c
+
+
+def sweep(variant: str = 'base') -> list[dict]:
+  """The policies that `:variant` trains."""
+  return _hh.base.policy_runs(get_config(variant))
