@@ -31,6 +31,8 @@ TINY = {
     'sft.num_microbatches': 2,
     'sft.chunk_size': 24,
     'references.num_samples': 4,
+    'samples.num_samples': 8,
+    'samples.num_policy_samples': 2,
     'policy.chunk_size': 24,
     'policy.num_steps': 2,
     'policy.prompts_per_step': 8,
@@ -62,7 +64,10 @@ def get_config(file: str, variant: str) -> ml_collections.ConfigDict:
         f'{os.path.basename(file)}; known: base, tiny.'
     )
   c = base.get_config()
-  c.stages = ('data', 'sft', 'reward_model', 'references', 'policy')
+  c.stages = (
+      *('data', 'sft', 'reward_model', 'references', 'samples', 'policy'),
+      *('evaluate', 'figures'),
+  )
   c.methods.z_sum = base.method('z_score', 'weighted_sum')
   c.methods.min = base.method('centered', 'minimum')
   c.data.update(
@@ -118,6 +123,12 @@ def _sizes(c) -> None:
   c.reward_model.update(num_epochs=1, batch_size=16, checkpoint_every=200)
   c.reward_model.optim.peak_lr = 1e-4
   c.references.update(num_samples=64, batch_size=2)
+  c.samples.update(num_samples=64, num_policy_samples=4)
+  c.best_of_k.ks = (1, 2, 4, 8, 16, 32, 64)
+  # What n samples say of an optimum ends well before a KL of log n.
+  c.evaluate.update(
+      kls=(0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5), matched_kl=1.0
+  )
   c.policy.update(
       learner='rloo',
       kl_coef=0.1,

@@ -24,9 +24,7 @@ import ml_collections
 def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
   """The study, or its rehearsal."""
   c = _hh.get_config(__file__, variant)
-  if (
-      variant == 'base'
-  ):  # 32 heads: half the sequences at once of a narrow model
+  if variant == 'base':  # half the sequences at once of a narrow model
     c.policy.prompts_per_step = 16
     c.policy.num_steps = 1_000
   return c

@@ -78,6 +78,7 @@ def sample_sft(
     num_samples: int,
     stream: int,
     progress: common.Progress = lambda done, total: None,
+    kept: str = '',
 ) -> Iterator[tuple[np.ndarray, Rollout, dict[str, Array]]]:
   """SFT responses to `prompt_ids`, `num_samples` each, and their rewards.
 
@@ -94,6 +95,7 @@ def sample_sft(
       num_samples=num_samples,
       stream=stream,
       progress=progress,
+      kept=kept,
   )
 
 
@@ -107,11 +109,14 @@ def sample_policy(
     num_samples: int,
     stream: int,
     progress: common.Progress = lambda done, total: None,
+    kept: str = '',
 ) -> Iterator[tuple[np.ndarray, Rollout, dict[str, Array]]]:
   """A policy's responses to `prompt_ids`, `num_samples` each, and their scores.
 
   Yields (prompt ids, rollout, scores by name as [x, num_samples]) a batch of
-  prompts at a time; `score` gives them of (prompt of each row, rollout).
+  prompts at a time; `score` gives them of (prompt of each row, rollout). Batches
+  are kept in the folder `kept`, if there is one: those of a run that was stopped
+  are not made again.
   """
   tokenizer = inputs.make_tokenizer(config)
   prompts = inputs.load_prompts(config, workdir, tokenizer)
@@ -123,6 +128,10 @@ def sample_policy(
   for start in range(0, len(prompt_ids), size):
     # The last batch is filled with its last prompt, to keep one shape.
     ids = prompt_ids[start : start + size]
+    path = os.path.join(kept, f'{start}.npz') if kept else ''
+    if path and os.path.exists(path):
+      yield ids, *_read_batch(path)
+      continue
     filled = np.pad(ids, (0, size - len(ids)), mode='edge')
     rollout = sample(
         params, prompts.tokens[filled], prompts.mask[filled], filled, seed
@@ -132,9 +141,29 @@ def sample_policy(
         name: values.reshape(size, num_samples)[: len(ids)]
         for name, values in score(rows, rollout).items()
     }
-    kept = slice(len(ids) * num_samples)
-    yield ids, jax.tree.map(lambda x, kept=kept: x[kept], rollout), scores
+    own = slice(len(ids) * num_samples)
+    rollout = jax.tree.map(lambda x, own=own: x[own], rollout)
+    if path:
+      _keep_batch(path, rollout, scores)
+    yield ids, rollout, scores
     progress(min(start + size, len(prompt_ids)), len(prompt_ids))
+
+
+def _keep_batch(path, rollout: Rollout, scores: dict[str, Array]) -> None:
+  arrays = {f.name: getattr(rollout, f.name) for f in _ROLLOUT}
+  with common.atomic(path, 'wb') as f:
+    np.savez(f, **arrays, **{f'score/{k}': v for k, v in scores.items()})
+
+
+def _read_batch(path) -> tuple[Rollout, dict[str, Array]]:
+  with np.load(path) as found:
+    arrays = {name: jnp.asarray(values) for name, values in found.items()}
+  scores = {k: v for k, v in arrays.items() if k.startswith('score/')}
+  rollout = Rollout(**{f.name: arrays[f.name] for f in _ROLLOUT})
+  return rollout, {k.removeprefix('score/'): v for k, v in scores.items()}
+
+
+_ROLLOUT = dataclasses.fields(Rollout)
 
 
 def response_rewards(
@@ -371,6 +400,7 @@ def run(
       num_samples=num_samples,
       stream=_STREAM,
       progress=progress,
+      kept=_kept(config, out),
   )
   for rows, _, scores in batches:
     for name, score in scores.items():
@@ -405,6 +435,11 @@ def run(
           **prepared.record,
       },
   )
+
+
+def _kept(config, out: str) -> str:
+  """Where batches are kept: of text, whose sampling takes minutes."""
+  return '' if config.data.source == 'world' else os.path.join(out, 'batches')
 
 
 def _estimate(

@@ -115,6 +115,7 @@ def run(
       num_samples=c.num_policy_samples if trained else c.num_samples,
       stream=_POLICY_STREAM if trained else _SFT_STREAM,
       progress=progress,
+      kept=os.path.join(workdir, folder(config), 'batches'),
   )
   parts = []
   for ids, rollout, found in batches:

@@ -64,7 +64,7 @@ def test_tiny_is_the_study_with_less_of_everything(name):
   differing = {field for field in full if full[field] != tiny[field]}
   assert differing == set(module._hh.TINY)
   for field in differing - {'policy.sweep'}:
-    assert 0 < tiny[field] < full[field]
+    assert 0 < tiny[field] < full[field], field
 
 
 @pytest.mark.parametrize('name', FAMILIES)
@@ -103,6 +103,7 @@ def test_every_stage(name, tmp_path):
   scheduler.run(
       config, graph.tasks(config), workdir, workers=0, cache='', overwrite=False
   )
+  assert os.path.exists(os.path.join(workdir, 'figures', 'F6.png'))
   for overrides in load(name).sweep('tiny'):
     run = common.with_overrides(config, overrides)
     out = os.path.join(workdir, policy.folder(run))

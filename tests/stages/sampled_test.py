@@ -11,6 +11,7 @@ from rlhf_jax.stages import (
     graph,
     inputs,
     judging,
+    references,
     sampled,
     samples,
     scheduler,
@@ -262,6 +263,28 @@ def test_responses_are_the_samples_themselves(made):
   texts = samples.texts(common.with_overrides(config, at), workdir)
   drawn = rows[rows['method'] == 'lsc']['text'].fillna('')
   assert set(drawn) <= {sampled.printable(t) for t in texts.ravel()}
+
+
+def test_samples_go_on_where_they_were_stopped(made, monkeypatch):
+  config, workdir = made
+  before = _samples(made)
+  folder = os.path.join(workdir, 'seed_0/samples/sft')
+  names = sorted(os.listdir(os.path.join(folder, 'batches')))
+  assert len(names) > 1
+  os.remove(os.path.join(folder, 'batches', names[-1]))
+  for name in ('samples.npz', 'done.json'):
+    os.remove(os.path.join(folder, name))
+  calls, compiled = [], references.compiled_sample
+
+  def counted(*static):
+    return lambda *args: calls.append(args[3]) or compiled(*static)(*args)
+
+  monkeypatch.setattr(references, 'compiled_sample', counted)
+  common.execute(graph.STAGES['samples'], config, workdir)
+  after = _samples(made)
+  assert len(calls) == 1  # the one batch that was lost
+  for name, values in before.items():
+    np.testing.assert_array_equal(values, after[name])
 
 
 def test_an_evaluation_made_again_is_the_same(made):
