@@ -90,7 +90,7 @@ def load(
     frame['family'] = learner.str.replace(r'_\d+$', '', regex=True)
     # The SFT policy has no method; one name lets it be found as a curve is.
     frame.loc[frame['family'] == 'sft', 'method'] = 'sft'
-  return _by_unit(frame) if 'kind' in frame else frame
+  return _by_unit(frame) if {'prompt', 'kind'} <= set(frame) else frame
 
 
 def _by_unit(frame: pd.DataFrame) -> pd.DataFrame:

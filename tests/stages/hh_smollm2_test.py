@@ -31,7 +31,7 @@ def made(tmp_path_factory):
   module = configs_test.load(configs_test.ROOT / 'configs' / 'hh_smollm2.py')
   config = common.with_overrides(
       module.get_config('tiny'),
-      {'data.path': str(root / 'hh'), 'judges': ()},
+      {'data.path': str(root / 'hh')},
   )
   workdir = str(root / 'study')
   scheduler.run(
