@@ -14,9 +14,8 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax.exact import best_of_k, tilted
-from rlhf_jax.stages import common, evaluate, inputs, scorers
+from rlhf_jax.stages import common, drawing, evaluate, inputs, scorers
 from rlhf_jax.stages import judgements as judgements_lib
-from rlhf_jax.stages import references as references_stage
 from rlhf_jax.stages import study as study_lib
 
 FIELDS = (*evaluate.FIELDS, 'best_of_k')
@@ -43,7 +42,7 @@ def run(
   drawn = np.zeros((len(held_out), c.num_samples), np.int64)
   scores = {r: np.zeros(drawn.shape, np.float32) for r in study.rewards}
   start = 0
-  batches = references_stage.sample_sft(
+  batches = drawing.sample_sft(
       config,
       workdir,
       held_out,

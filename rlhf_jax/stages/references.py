@@ -5,27 +5,26 @@ specification they are compared under, so that all are computed here at once, fr
 the same samples.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 import os
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 import ml_collections
 import numpy as np
 
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax import optim, train_state
-from rlhf_jax import sampling as sampling_lib
 from rlhf_jax.data import batching
 from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.learners import quantile_regression
 from rlhf_jax.models import heads
 from rlhf_jax.rewards import references as references_lib
-from rlhf_jax.stages import common, inputs, scorers
-from rlhf_jax.types import Params, Rollout
+from rlhf_jax.stages import common, drawing, inputs, scorers
+from rlhf_jax.types import Rollout
 
 FIELDS = (
     'seed',
@@ -48,122 +47,6 @@ _STREAM, _DATASET_STREAM = 1, 3
 
 def folder(config: ml_collections.ConfigDict) -> str:
   return os.path.join(common.seed_folder(config), 'references')
-
-
-@functools.lru_cache(maxsize=8)
-def compiled_sample(lm_cfg, sampling, num_samples):
-  """Jitted `sample(params, prompt_tokens, prompt_mask, prompt_ids, seed)`."""
-
-  def sample(params, tokens, mask, prompt_ids, seed):
-    # Step 0 of a stream of its own: no sample is shared with the policies'.
-    keys = sampling_lib.sample_keys(seed, 0, prompt_ids, num_samples)
-    return sampling_lib.sample(
-        params,
-        tokens,
-        mask,
-        keys,
-        lm_cfg,
-        sampling=sampling,
-        num_samples=num_samples,
-    )
-
-  return jax.jit(sample)
-
-
-def sample_sft(
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    prompt_ids: np.ndarray,
-    *,
-    num_samples: int,
-    stream: int,
-    progress: common.Progress = lambda done, total: None,
-    kept: str = '',
-) -> Iterator[tuple[np.ndarray, Rollout, dict[str, Array]]]:
-  """SFT responses to `prompt_ids`, `num_samples` each, and their rewards.
-
-  As `sample_policy`, with the rewards of the reward models.
-  """
-  params = inputs.load_sft_params(config, workdir)
-  score = scorers.load_all(config, workdir, tuple(config.rewards))
-  yield from sample_policy(
-      config,
-      workdir,
-      params,
-      prompt_ids,
-      score,
-      num_samples=num_samples,
-      stream=stream,
-      progress=progress,
-      kept=kept,
-  )
-
-
-def sample_policy(
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    params: Params,
-    prompt_ids: np.ndarray,
-    score: Callable[[np.ndarray, Rollout], dict[str, Array]],
-    *,
-    num_samples: int,
-    stream: int,
-    progress: common.Progress = lambda done, total: None,
-    kept: str = '',
-) -> Iterator[tuple[np.ndarray, Rollout, dict[str, Array]]]:
-  """A policy's responses to `prompt_ids`, `num_samples` each, and their scores.
-
-  Yields (prompt ids, rollout, scores by name as [x, num_samples]) a batch of
-  prompts at a time; `score` gives them of (prompt of each row, rollout). Batches
-  are kept in the folder `kept`, if there is one: those of a run that was stopped
-  are not made again.
-  """
-  tokenizer = inputs.make_tokenizer(config)
-  prompts = inputs.load_prompts(config, workdir, tokenizer)
-  lm_cfg = inputs.model_config(config, 'sft')
-  sampling = inputs.policy_sampling(config, tokenizer)
-  sample = compiled_sample(lm_cfg, sampling, num_samples)
-  seed = np.uint32((config.seed + stream * 7919) % 2**32)
-  size = min(config.references.batch_size, len(prompt_ids))
-  for start in range(0, len(prompt_ids), size):
-    # The last batch is filled with its last prompt, to keep one shape.
-    ids = prompt_ids[start : start + size]
-    path = os.path.join(kept, f'{start}.npz') if kept else ''
-    if path and os.path.exists(path):
-      yield ids, *_read_batch(path)
-      continue
-    filled = np.pad(ids, (0, size - len(ids)), mode='edge')
-    rollout = sample(
-        params, prompts.tokens[filled], prompts.mask[filled], filled, seed
-    )
-    rows = np.repeat(filled, num_samples)
-    scores = {
-        name: values.reshape(size, num_samples)[: len(ids)]
-        for name, values in score(rows, rollout).items()
-    }
-    own = slice(len(ids) * num_samples)
-    rollout = jax.tree.map(lambda x, own=own: x[own], rollout)
-    if path:
-      _keep_batch(path, rollout, scores)
-    yield ids, rollout, scores
-    progress(min(start + size, len(prompt_ids)), len(prompt_ids))
-
-
-def _keep_batch(path, rollout: Rollout, scores: dict[str, Array]) -> None:
-  arrays = {f.name: getattr(rollout, f.name) for f in _ROLLOUT}
-  with common.atomic(path, 'wb') as f:
-    np.savez(f, **arrays, **{f'score/{k}': v for k, v in scores.items()})
-
-
-def _read_batch(path) -> tuple[Rollout, dict[str, Array]]:
-  with np.load(path) as found:
-    arrays = {name: jnp.asarray(values) for name, values in found.items()}
-  scores = {k: v for k, v in arrays.items() if k.startswith('score/')}
-  rollout = Rollout(**{f.name: arrays[f.name] for f in _ROLLOUT})
-  return rollout, {k.removeprefix('score/'): v for k, v in scores.items()}
-
-
-_ROLLOUT = dataclasses.fields(Rollout)
 
 
 def response_rewards(
@@ -251,7 +134,7 @@ class Prepared:
             config, workdir, reward, have, responses
         )
     if len(lack):
-      drawn = sample_sft(
+      drawn = drawing.sample_sft(
           config, workdir, lack, num_samples=1, stream=_DATASET_STREAM
       )
       for ids, _, scores in drawn:
@@ -393,7 +276,7 @@ def run(
   samples = {
       r: np.zeros((len(ids), num_samples), np.float32) for r in config.rewards
   }
-  batches = sample_sft(
+  batches = drawing.sample_sft(
       config,
       workdir,
       ids,

@@ -13,9 +13,8 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax.models import lm
-from rlhf_jax.stages import common, inputs, scorers
+from rlhf_jax.stages import common, drawing, inputs, scorers
 from rlhf_jax.stages import policy as policy_stage
-from rlhf_jax.stages import references as references_stage
 
 FIELDS = (*policy_stage.FIELDS, 'samples')
 _SFT_STREAM, _POLICY_STREAM = 2, 4
@@ -106,7 +105,7 @@ def run(
     )
     return found
 
-  batches = references_stage.sample_policy(
+  batches = drawing.sample_policy(
       config,
       workdir,
       params,

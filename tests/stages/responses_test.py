@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.data import world_rules
+from rlhf_jax.exact import tilted
 from rlhf_jax.rewards import references
 from rlhf_jax.stages import judgements, responses
 from rlhf_jax.stages import study as study_lib
@@ -41,17 +43,24 @@ def _study(rewards=('helpful', 'harmless'), judges=('evaluator',)):
       prompts=types.SimpleNamespace(
           texts=['seen', 'one', 'two'], eval_ids=np.array([1, 2])
       ),
-      world=types.SimpleNamespace(responses=_RESPONSES),
+      texts_of=lambda drawn: (
+          [_RESPONSES[y] for y in drawn.ravel()],
+          [world_rules.render(_RESPONSES[y]) for y in drawn.ravel()],
+      ),
       ref_logprobs=_SFT,
       judgements=judgements.make(_SFT, scores, {}),
   )
   return study
 
 
+def _kl(logprobs):
+  return float(tilted.sequence_kl(logprobs, _SFT).mean())
+
+
 _EXACT = {
-    'sft': ('sft', _SFT),
-    'raw': ('exact', _FIRST),
-    'lsc': ('exact', _LAST),
+    'sft': ('sft', _SFT, 0.0),
+    'raw': ('exact', _FIRST, _kl(_FIRST)),
+    'lsc': ('exact', _LAST, _kl(_LAST)),
 }
 
 

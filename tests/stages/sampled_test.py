@@ -8,10 +8,10 @@ import pytest
 
 from rlhf_jax.stages import (
     common,
+    drawing,
     graph,
     inputs,
     judging,
-    references,
     sampled,
     samples,
     scheduler,
@@ -274,12 +274,12 @@ def test_samples_go_on_where_they_were_stopped(made, monkeypatch):
   os.remove(os.path.join(folder, 'batches', names[-1]))
   for name in ('samples.npz', 'done.json'):
     os.remove(os.path.join(folder, name))
-  calls, compiled = [], references.compiled_sample
+  calls, compiled = [], drawing.compiled_sample
 
   def counted(*static):
     return lambda *args: calls.append(args[3]) or compiled(*static)(*args)
 
-  monkeypatch.setattr(references, 'compiled_sample', counted)
+  monkeypatch.setattr(drawing, 'compiled_sample', counted)
   common.execute(graph.STAGES['samples'], config, workdir)
   after = _samples(made)
   assert len(calls) == 1  # the one batch that was lost
