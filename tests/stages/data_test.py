@@ -215,10 +215,17 @@ class StageTest(parameterized.TestCase):
           self.assertEqual(row.annotator, 'ab'[i % 2])
           self.assertEqual(row.tied, i % 5 == 0)
           self.assertEqual(row.property, 'helpful')
-    everyone = list(prompts.values())
-    self.assertLen(set.union(*everyone), sum(map(len, everyone)))
-    # Three tenths of the prompts for each role, the last tenth to align with.
-    self.assertBetween(sum(map(len, everyone)), 250, 290)
+    every = set().union(*prompts.values())
+    self.assertLen(every, 300)
+    learned = [p for (_, split), p in prompts.items() if split != 'test']
+    # No prompt is learned from, or calibrated on, twice.
+    self.assertLen(set().union(*learned), sum(map(len, learned)))
+    for role in _ALL:
+      own = prompts[role, 'train'] | prompts[role, 'calibration']
+      # Tested on all that it never met, those of other roles included.
+      self.assertEqual(prompts[role, 'test'], every - own)
+      # Three tenths of the prompts are its own, less those held out.
+      self.assertBetween(len(own), 60, 100)
     with open(os.path.join(out, 'demonstrations.jsonl')) as f:
       ids = [int(json.loads(line)['prompt'].split()[1]) for line in f]
     self.assertNotEmpty(ids)
