@@ -2,8 +2,9 @@
 
 Share of responses that are good on both properties at once: above the SFT
 median of the prompt on each, by gold quality and by the held-out evaluator, and
-by the absolute labels needs-met and safe, where those are known. Above, optima and trained
-policies against KL; below, best-of-k, where only the aggregation can differ.
+by the absolute labels needs-met and safe, where those are known. Above, optima
+and trained policies against KL; below, best-of-k, where only the aggregation can
+differ.
 """
 
 from matplotlib.figure import Figure

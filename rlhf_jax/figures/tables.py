@@ -264,8 +264,8 @@ def differences(
 ) -> pd.DataFrame:
   """Method minus baseline at equal KL, paired within seeds, with its interval.
 
-  family None: the optima, of GRIDS. kls None: every KL of their grid. A KL that some seed of either method
-  does not reach is left out.
+  family None: the optima, of GRIDS. kls None: every KL of their grid. A KL that
+  some seed of either method does not reach is left out.
   """
   rows = select(results, property=property, metric=metric, judge=judge)
   grid = grid_family(rows)

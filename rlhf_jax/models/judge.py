@@ -46,6 +46,7 @@ def make_judge(
     *,
     max_tokens: int,
     batch_size: int,
+    encode: Callable[[str], list[int]] | None = None,
 ) -> Callable[[Sequence[str]], Float[np.ndarray, ' b']]:
   """Returns `judge(texts)`, the P(first) of `evaluation.judge.JudgeFn`.
 
@@ -55,6 +56,8 @@ def make_judge(
 
   Args:
     tokenizer: encodes each choice as one token of its own.
+    encode: the ids of a text, where it is asked in the form of a chat; by default
+      the tokenizer's.
     max_tokens: a longer text is an error, since a judge that has not read all of
       it would judge something else.
   """
@@ -63,6 +66,7 @@ def make_judge(
     raise ValueError(
         f'Choices must be two different tokens; {choices} are {encoded}.'
     )
+  encode = encode or tokenizer.encode
   choice_ids = tuple(ids[0] for ids in encoded)
   score = jax.jit(
       functools.partial(choice_logprobs, cfg=cfg, choice_ids=choice_ids)
@@ -72,7 +76,7 @@ def make_judge(
     tokens = np.full((len(texts), max_tokens), tokenizer.pad_id, np.int32)
     mask = np.zeros(tokens.shape, bool)
     for row, text in enumerate(texts):
-      ids = tokenizer.encode(text)
+      ids = encode(text)
       if not 0 < len(ids) <= max_tokens:
         raise ValueError(
             f'Text {row} has {len(ids)} tokens; a judge of max_tokens ='

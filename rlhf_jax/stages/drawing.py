@@ -1,7 +1,6 @@
 """Drawing and scoring responses to many prompts, a batch of prompts at a time."""
 
 from collections.abc import Callable, Iterator
-import dataclasses
 import functools
 import os
 
@@ -96,7 +95,9 @@ def sample_policy(
     ids = prompt_ids[start : start + size]
     path = os.path.join(kept, f'{start}.npz') if kept else ''
     if path and os.path.exists(path):
-      yield ids, *_read_batch(path)
+      rows = np.repeat(ids, num_samples)
+      yield ids, *_read_batch(path, prompts.tokens[rows], prompts.mask[rows])
+      progress(start + len(ids), len(prompt_ids))
       continue
     filled = np.pad(ids, (0, size - len(ids)), mode='edge')
     rollout = sample(
@@ -112,21 +113,25 @@ def sample_policy(
     if path:
       _keep_batch(path, rollout, scores)
     yield ids, rollout, scores
-    progress(min(start + size, len(prompt_ids)), len(prompt_ids))
+    progress(start + len(ids), len(prompt_ids))
+
+
+# Of a rollout: its prompts are known, and as long as its responses or longer.
+_KEPT = ('response_tokens', 'response_mask', 'logprobs')
 
 
 def _keep_batch(path, rollout: Rollout, scores: dict[str, Array]) -> None:
-  arrays = {f.name: getattr(rollout, f.name) for f in _ROLLOUT}
+  arrays = {name: getattr(rollout, name) for name in _KEPT}
   with common.atomic(path, 'wb') as f:
     np.savez(f, **arrays, **{f'score/{k}': v for k, v in scores.items()})
 
 
-def _read_batch(path) -> tuple[Rollout, dict[str, Array]]:
+def _read_batch(path, tokens, mask) -> tuple[Rollout, dict[str, Array]]:
   with np.load(path) as found:
     arrays = {name: jnp.asarray(values) for name, values in found.items()}
-  scores = {k: v for k, v in arrays.items() if k.startswith('score/')}
-  rollout = Rollout(**{f.name: arrays[f.name] for f in _ROLLOUT})
-  return rollout, {k.removeprefix('score/'): v for k, v in scores.items()}
-
-
-_ROLLOUT = dataclasses.fields(Rollout)
+  rollout = Rollout(
+      prompt_tokens=jnp.asarray(tokens),
+      prompt_mask=jnp.asarray(mask),
+      **{name: arrays.pop(name) for name in _KEPT},
+  )
+  return rollout, {k.removeprefix('score/'): v for k, v in arrays.items()}

@@ -5,6 +5,7 @@ the letter of its choice. The k-th sample of the policy meets the k-th of the SF
 policy; what it is asked is a question a reward: evaluation/judge.py.
 """
 
+import functools
 import os
 
 import ml_collections
@@ -35,31 +36,21 @@ def folder(config: ml_collections.ConfigDict) -> str:
   return os.path.join(common.seed_folder(config), 'judge', name)
 
 
-class _Questions:
-  """A tokenizer of questions in the chat form, and of bare choices."""
+def _question_ids(tokenizer, max_tokens: int, text: str) -> list[int]:
+  """The ids of a question, as what a user says.
 
-  def __init__(self, tokenizer, max_tokens: int):
-    self._tokenizer, self._max_tokens = tokenizer, max_tokens
-    self.pad_id = tokenizer.pad_id
+  One token more than the judge reads are kept, so that a longer one can be told.
+  """
+  turns = [{'role': 'user', 'content': text}]
+  return list(tokenizer.encode_turns(turns, max_tokens=max_tokens + 1).ids)
 
-  def encode(self, text: str) -> list[int]:
-    if len(text) == 1:  # a choice
-      return self._tokenizer.encode(text)
-    return self.question(text)
 
-  def question(self, text: str) -> list[int]:
-    turns = [{'role': 'user', 'content': text}]
-    # One token more than is read, so that a longer question can be told.
-    longest = self._max_tokens + 1
-    found = self._tokenizer.encode_turns(turns, max_tokens=longest)
-    return list(found.ids)
-
-  def fits(self, pair: judge_lib.Pair) -> bool:
-    """Whether the judge can read the whole question, in either order."""
-    template = judge_lib.get(pair.template)
-    text = judge_lib.render(template, pair.prompt, pair.first, pair.second)
-    # Order changes tokens at the seams alone: two for safety.
-    return len(self.question(text)) + 2 <= self._max_tokens
+def _fits(encode, max_tokens: int, pair: judge_lib.Pair) -> bool:
+  """Whether the judge can read the whole question, in either order."""
+  template = judge_lib.get(pair.template)
+  orders = (pair.first, pair.second), (pair.second, pair.first)
+  texts = [judge_lib.render(template, pair.prompt, *shown) for shown in orders]
+  return max(len(encode(text)) for text in texts) <= max_tokens
 
 
 def _load_judge(config, workdir):
@@ -68,11 +59,7 @@ def _load_judge(config, workdir):
   if c.init == 'sft':
     params = inputs.load_sft_params(config, workdir)
     cfg = inputs.model_config(config, 'sft')
-    found = language_models.base_digest(
-        common.with_overrides(config, {'reward_model.init': 'sft'}),
-        workdir,
-        'reward_model',
-    )
+    found = language_models.sft_digest(config, workdir)
   else:
     cfg, found = language_models.shape_of(c.init), language_models.digest(
         c.init
@@ -99,7 +86,7 @@ def run(
       samples.texts(common.with_overrides(config, {'samples.of': of}), workdir)
       for of in ('policy', 'sft')
   )
-  questions = _Questions(tokenizer, c.max_tokens)
+  encode = functools.partial(_question_ids, tokenizer, c.max_tokens)
   pairs, rows, left_out = [], [], 0
   for reward in config.properties[config.policy.property]:
     for x, i in enumerate(prompts.eval_ids):
@@ -110,7 +97,7 @@ def run(
             second=theirs[x, k],
             template=reward,
         )
-        if not questions.fits(pair):
+        if not _fits(encode, c.max_tokens, pair):
           left_out += 1
           continue
         pairs.append(pair)
@@ -125,9 +112,10 @@ def run(
   judge_fn = judge_model.make_judge(
       params,
       cfg,
-      questions,
+      tokenizer,
       max_tokens=c.max_tokens,
       batch_size=c.batch_size,
+      encode=encode,
   )
   cache = os.path.join(os.path.dirname(out), 'answers.jsonl')
   parts, asked = [], 0

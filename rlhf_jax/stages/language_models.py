@@ -222,20 +222,21 @@ def sft_folder(config: ml_collections.ConfigDict, workdir: str) -> str:
   return os.path.join(workdir, common.study_folder(config), 'sft')
 
 
+def sft_digest(config: ml_collections.ConfigDict, workdir: str) -> str:
+  """What decides the parameters of the reference policy."""
+  none = config.sft.train.how == 'none'
+  file = 'base.json' if none else 'params.digest.json'
+  path = os.path.join(sft_folder(config, workdir), file)
+  text = json.dumps(common.read_json(path, 'sft'), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
 def base_digest(config: ml_collections.ConfigDict, workdir: str, name: str):
   """What decides the base of sft or reward_model; '' for random weights."""
   init = config[name].init
-  if init in ('', 'sft'):
-    if not init:
-      return ''
-    folder = sft_folder(config, workdir)
-    file = (
-        'base.json' if config.sft.train.how == 'none' else 'params.digest.json'
-    )
-    found = common.read_json(os.path.join(folder, file), 'sft')
-    text = json.dumps(found, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-  return digest(init)
+  if init == 'sft':
+    return sft_digest(config, workdir)
+  return digest(init) if init else ''
 
 
 def record_origin(

@@ -30,9 +30,7 @@ def folder(config: ml_collections.ConfigDict) -> str:
 def narrowed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """`config` with the one policy; of the SFT policy, without any."""
   if config.samples.of == 'policy':
-    judges = config.judges
-    config = policy_stage.narrowed(config)
-    plain = config.to_dict() | {'judges': judges}
+    plain = policy_stage.narrowed(config).to_dict()
     plain['samples'].pop('num_samples', None)  # may be narrowed already
   else:
     plain = config.to_dict()

@@ -72,6 +72,12 @@ def _validate_study(c):
         f' EOS), got {c.data.max_response_tokens} and {c.world.max_moves}.',
     )
     _require(c.data.tokenizer == 'word', 'The world needs data.tokenizer=word.')
+    of_text = {'samples', 'judge'} & set(c.stages)
+    _require(
+        not of_text,
+        f'stages {sorted(of_text)} need text: all responses of data.source=world'
+        ' are known.',
+    )
     _try_properties(c)
   else:
     needing = {'tables', 'best_of_k', 'analysis'} & set(c.stages)

@@ -1,4 +1,4 @@
-"""configs/hh_smollm2.py on rows of HH, from the files to a policy."""
+"""configs/hh_smollm2.py on rows of HH, from the files to the figures."""
 
 import gzip
 import json

@@ -17,7 +17,7 @@ from rlhf_jax.stages import (
     scheduler,
     validate,
 )
-from tests.stages import toy
+from tests.stages import tiny, toy
 
 N, M = 6, 3
 
@@ -312,3 +312,10 @@ def test_what_text_cannot_be_measured_by_is_refused(made, overrides, words):
   config, _ = made
   with pytest.raises(common.ConfigError, match=words):
     validate.validate(common.with_overrides(config, overrides))
+
+
+def test_the_world_has_no_samples_of_text():
+  config = tiny.get_config()
+  config.stages += ('samples',)
+  with pytest.raises(common.ConfigError, match="'samples'.*need text"):
+    validate.validate(config.lock())
