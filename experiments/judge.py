@@ -2,12 +2,12 @@
 
   python experiments/judge.py --config=configs/hh_smollm2.py --workdir=runs/hh
 
-All logic lives in rlhf_jax.stages.judging.
+All logic lives in rlhf_jax.stages.judge.
 """
 
 import stage_main
 
-from rlhf_jax.stages import judging
+from rlhf_jax.stages import judge
 
 if __name__ == '__main__':
-  stage_main.run(judging)
+  stage_main.run(judge)

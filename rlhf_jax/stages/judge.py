@@ -1,126 +1,162 @@
-"""Asking a judge about pairs of responses, each query once and for all.
+"""Asking a language model whether a policy's responses beat the SFT policy's.
 
-Verdicts are kept in a file of lines, one appended for each answer, so that
-nothing is asked again: not by a run that was killed, not by another run, not
-with the two responses exchanged.
+It is asked in both orders, in its own chat form, and answers by the probability of
+the letter of its choice. The k-th sample of the policy meets the k-th of the SFT
+policy; what it is asked is a question a reward: evaluation/judge.py.
 """
 
-from collections.abc import Sequence
-import fcntl
-import json
+import functools
 import os
-import typing
 
+import ml_collections
 import numpy as np
+import pandas as pd
 
 from rlhf_jax.evaluation import judge as judge_lib
+from rlhf_jax.models import judge as judge_model
+from rlhf_jax.stages import (
+    common,
+    inputs,
+    language_models,
+    samples,
+    verdicts,
+)
+from rlhf_jax.stages import policy as policy_stage
+
+FIELDS = (*samples.FIELDS, 'judge')
+narrowed = policy_stage.narrowed  # with this run's method and property alone
+COLUMNS = (
+    'prompt',
+    'reward',
+    'probability',
+    'score',
+    'flipped',
+    'shown_first',
+    'length',
+    'other_length',
+)
 
 
-class Judged(typing.NamedTuple):
-  """Verdicts on the pairs, and how many queries they took."""
-
-  verdicts: judge_lib.Verdicts
-  num_asked: int
-  num_cached: int
+def folder(config: ml_collections.ConfigDict) -> str:
+  name = os.path.basename(policy_stage.folder(config))
+  return os.path.join(common.seed_folder(config), 'judge', name)
 
 
-class VerdictCache:
-  """Answers by query key, in a JSONL file that is only ever appended to.
+def _question_ids(tokenizer, max_tokens: int, text: str) -> list[int]:
+  """The ids of a question, as what a user says.
 
-  A line torn by a kill is cut off when the file is opened next. The file is
-  locked while open: a second process waits, and then finds the answers.
+  One token more than the judge reads are kept, so that a longer one can be told.
   """
-
-  def __init__(self, path: str):
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    self._answers: dict[str, float] = {}
-    self._file = open(path, 'a+b')
-    try:
-      fcntl.flock(self._file, fcntl.LOCK_EX)
-      self._load(path)
-    except BaseException:
-      self._file.close()
-      raise
-
-  def _load(self, path: str) -> None:
-    self._file.seek(0)
-    content = self._file.read()
-    whole = content.rfind(b'\n') + 1
-    for number, line in enumerate(content[:whole].splitlines(), 1):
-      try:
-        row = json.loads(line)
-        self._answers[row['key']] = float(row['p_first'])
-      except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f'{path}:{number} is not a verdict: {e!r}.') from e
-    self._file.truncate(whole)
-
-  def __enter__(self) -> 'VerdictCache':
-    return self
-
-  def __exit__(self, *unused) -> None:
-    self._file.close()
-
-  def __contains__(self, key: str) -> bool:
-    return key in self._answers
-
-  def __getitem__(self, key: str) -> float:
-    return self._answers[key]
-
-  def add(self, answers: dict[str, float]) -> None:
-    """Keeps the answers; they are on disk when this returns."""
-    for key, p in answers.items():
-      line = json.dumps({'key': key, 'p_first': p})
-      self._file.write(line.encode() + b'\n')
-    self._file.flush()
-    os.fsync(self._file.fileno())
-    self._answers |= answers
+  turns = [{'role': 'user', 'content': text}]
+  return list(tokenizer.encode_turns(turns, max_tokens=max_tokens + 1).ids)
 
 
-def judge_pairs(
-    judge_fn: judge_lib.JudgeFn,
-    judge_id: str,
-    rows: Sequence[judge_lib.Pair],
-    cache_path: str,
-    batch_size: int,
-) -> Judged:
-  """The judge's verdicts on the pairs, asked for where the cache has none.
+def _fits(encode, max_tokens: int, pair: judge_lib.Pair) -> bool:
+  """Whether the judge can read the whole question, in either order."""
+  template = judge_lib.get(pair.template)
+  orders = (pair.first, pair.second), (pair.second, pair.first)
+  texts = [judge_lib.render(template, pair.prompt, *shown) for shown in orders]
+  return max(len(encode(text)) for text in texts) <= max_tokens
 
-  Args:
-    judge_fn: prompt texts -> P(the response shown first is better).
-    judge_id: names the judge and everything that its answers depend on, such as
-      its weights and choices: what answers differently needs another id.
-    rows: the pairs; one that occurs twice is asked about once.
-    cache_path: the file of answers; it may hold those of other judges.
-    batch_size: texts in a call; a kill loses no more than one call.
 
-  Raises:
-    ValueError: an answer is missing, or is not a probability.
+def _load_judge(config, workdir):
+  """The judge's parameters and shape, and what names it with its weights."""
+  c = config.judge
+  if c.init == 'sft':
+    params = inputs.load_sft_params(config, workdir)
+    cfg = inputs.model_config(config, 'sft')
+    found = language_models.sft_digest(config, workdir)
+  else:
+    cfg, found = language_models.shape_of(c.init), language_models.digest(
+        c.init
+    )
+    params = language_models.frozen(c.init, param_dtype=c.lm.dtype)
+  cfg = language_models.with_numbers(cfg, c)
+  return params, cfg, f'{c.init} {found} {cfg.dtype} chat'
+
+
+def run(
+    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+) -> None:
+  """Writes verdicts.csv: a row a pair, on each reward of the property.
+
+  As evaluation/judge.py's `Verdicts`, of the policy as `first`, with the lengths
+  of both in words. report.json counts what was asked and left out: pairs whose
+  question is longer than judge.max_tokens.
   """
-  if batch_size < 1:
-    raise ValueError(f'batch_size must be >= 1, got {batch_size}.')
-  keys, texts = [], {}
-  for row in rows:
-    template = judge_lib.get(row.template)
-    for shown in ((row.first, row.second), (row.second, row.first)):
-      key = judge_lib.query_key(judge_id, template, row.prompt, *shown)
-      keys.append(key)
-      texts[key] = judge_lib.render(template, row.prompt, *shown)
-  with VerdictCache(cache_path) as cache:
-    missing = [key for key in texts if key not in cache]
-    for start in range(0, len(missing), batch_size):
-      batch = missing[start : start + batch_size]
-      answers = np.asarray(judge_fn([texts[key] for key in batch]), np.float64)
-      if answers.shape != (len(batch),):
-        raise ValueError(
-            f'{judge_id} was asked {len(batch)} questions and gave answers of'
-            f' shape {answers.shape}.'
-        )
-      if not np.all((answers >= 0) & (answers <= 1)):  # False for NaN
-        raise ValueError(f'{judge_id} answered with what is no probability.')
-      cache.add(dict(zip(batch, answers.tolist(), strict=True)))
-    p = np.array([cache[key] for key in keys]).reshape(-1, 2)
-  return Judged(
-      verdicts=judge_lib.verdict(p[:, 0], p[:, 1]),
-      num_asked=len(missing),
-      num_cached=len(texts) - len(missing),
+  c = config.judge
+  if config.data.source == 'world':
+    raise common.ConfigError(
+        'The stage judge asks about text: data.source=world has none, and its'
+        ' judges are known.'
+    )
+  out = os.path.join(workdir, folder(config))
+  tokenizer = inputs.make_tokenizer(config)
+  prompts = inputs.load_prompts(config, workdir, tokenizer)
+  mine, theirs = (
+      samples.texts(common.with_overrides(config, {'samples.of': of}), workdir)
+      for of in ('policy', 'sft')
   )
+  encode = functools.partial(_question_ids, tokenizer, c.max_tokens)
+  pairs, rows, left_out = [], [], 0
+  for reward in config.properties[config.policy.property]:
+    for x, i in enumerate(prompts.eval_ids):
+      for k in range(min(c.num_pairs, mine.shape[1], theirs.shape[1])):
+        pair = judge_lib.Pair(
+            prompt=prompts.texts[i].strip(),
+            first=mine[x, k],
+            second=theirs[x, k],
+            template=reward,
+        )
+        if not _fits(encode, c.max_tokens, pair):
+          left_out += 1
+          continue
+        pairs.append(pair)
+        lengths = [len(t.split()) for t in (pair.first, pair.second)]
+        rows.append((i, reward, *lengths))
+  if not pairs:
+    raise common.ConfigError(
+        f'judge.max_tokens is {c.max_tokens}: none of the {left_out} questions'
+        ' is as short.'
+    )
+  params, cfg, identity = _load_judge(config, workdir)
+  judge_fn = judge_model.make_judge(
+      params,
+      cfg,
+      tokenizer,
+      max_tokens=c.max_tokens,
+      batch_size=c.batch_size,
+      encode=encode,
+  )
+  cache = os.path.join(os.path.dirname(out), 'answers.jsonl')
+  parts, asked = [], 0
+  for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+    part = pairs[start : start + _PAIRS_AT_ONCE]
+    judged = verdicts.judge_pairs(judge_fn, identity, part, cache, c.batch_size)
+    parts.append(judged.verdicts)
+    asked += judged.num_asked
+    progress(start + len(part), len(pairs))
+  found = {
+      name: np.concatenate([getattr(part, name) for part in parts])
+      for name in parts[0]._fields
+  }
+  frame = pd.DataFrame(
+      rows, columns=['prompt', 'reward', 'length', 'other_length']
+  ).assign(**found)
+  with common.atomic(os.path.join(out, 'verdicts.csv')) as f:
+    frame[list(COLUMNS)].to_csv(f, index=False)
+  common.write_json(
+      os.path.join(out, 'report.json'),
+      {'pairs': len(pairs), 'left_out': left_out, 'asked': asked},
+  )
+
+
+_PAIRS_AT_ONCE = 64
+
+
+def load(config: ml_collections.ConfigDict, workdir: str) -> pd.DataFrame:
+  """The rows of verdicts.csv of this policy."""
+  path = os.path.join(workdir, folder(config), 'verdicts.csv')
+  if not os.path.exists(path):
+    raise FileNotFoundError(f'{path} is missing: run the stage judge first.')
+  return pd.read_csv(path)

@@ -26,7 +26,7 @@ from rlhf_jax.exact import best_of_k, enumerated, offline
 from rlhf_jax.stages import (
     common,
     inputs,
-    judging,
+    judge,
     responses,
     samples,
     study,
@@ -139,7 +139,7 @@ class _Rows:
     for name, values in (
         {k: v[0] for k, v in means.items()} | (extra or {})
     ).items():
-      judge, _, metric = name.partition('/')
+      owner, _, metric = name.partition('/')
       self._frames.append(
           pd.DataFrame(
               dict(
@@ -149,7 +149,7 @@ class _Rows:
                   kl_coef=kl_coef,
                   seed=s.config.seed,
                   kl=kl,
-                  judge=judge,
+                  judge=owner,
                   metric=metric,
                   value=np.asarray(values),
                   prompt=s.prompts.eval_ids,
@@ -241,7 +241,7 @@ def _judged(config, workdir, known, what) -> dict[str, np.ndarray]:
     return {}
   names = ('method', 'learner', 'kl_coef', 'property')
   at = {f'policy.{name}': what[name] for name in names}
-  verdicts = judging.load(common.with_overrides(config, at), workdir)
+  verdicts = judge.load(common.with_overrides(config, at), workdir)
   found = {}
   for reward, own in verdicts.groupby('reward'):
     by_prompt = own.groupby('prompt')[

@@ -74,6 +74,11 @@ def run(
     raise common.ConfigError(
         f'samples.of is {c.of!r}; it must be sft or policy.'
     )
+  if config.data.source == 'world':
+    raise common.ConfigError(
+        'The stage samples is of text: with data.source=world the stage tables has'
+        ' all responses.'
+    )
   tokenizer = inputs.make_tokenizer(config)
   prompts = inputs.load_prompts(config, workdir, tokenizer)
   reference = inputs.load_sft_params(config, workdir)

@@ -232,7 +232,18 @@ def test_nan_in_a_worker_names_metric_step_and_stage(
   assert not (workdir / 'seed_0/sft/done.json').exists()
 
 
-@pytest.mark.parametrize('stage', list(graph.STAGES))
+OF_TEXT = ('samples', 'judge')
+
+
+@pytest.mark.parametrize('stage', OF_TEXT)
+def test_script_of_text_refuses_the_world(zygote, finished, stage):
+  code, program = _run(zygote, stage, finished)
+  assert code == 1
+  assert f'The stage {stage} ' in program.err.splitlines()[-1]
+  assert 'Traceback' not in program.err
+
+
+@pytest.mark.parametrize('stage', [s for s in graph.STAGES if s not in OF_TEXT])
 def test_script_of_one_stage(zygote, finished, stage):
   args = {
       'policy': (

@@ -9,7 +9,7 @@ from rlhf_jax.data.tokenizer import ByteTokenizer
 from rlhf_jax.evaluation import judge as judge_lib
 from rlhf_jax.models import judge, lm
 from rlhf_jax.models.transformer import LMConfig
-from rlhf_jax.stages import judge as judge_stage
+from rlhf_jax.stages import verdicts
 
 CFG = LMConfig(
     vocab_size=ByteTokenizer.vocab_size,
@@ -91,9 +91,9 @@ def test_behind_the_interface(params, tmp_path):
       for i in range(3)
   ]
   path = str(tmp_path / 'verdicts.jsonl')
-  got = judge_stage.judge_pairs(fn, 'tiny', rows, path, 4)
+  got = verdicts.judge_pairs(fn, 'tiny', rows, path, 4)
   assert got.num_asked == 6
-  again = judge_stage.judge_pairs(fn, 'tiny', rows, path, 4)
+  again = verdicts.judge_pairs(fn, 'tiny', rows, path, 4)
   assert again.num_asked == 0
   np.testing.assert_array_equal(again.verdicts, got.verdicts)
   assert np.isfinite(got.verdicts.probability).all()

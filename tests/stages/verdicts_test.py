@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.evaluation import judge as judge_lib
-from rlhf_jax.stages import judge
+from rlhf_jax.stages import verdicts
 
 
 class Stub:
@@ -48,7 +48,7 @@ def _path(tmp_path):
 
 
 def _judge(stub, rows, path, batch_size=4, judge_id='stub'):
-  return judge.judge_pairs(stub, judge_id, rows, path, batch_size)
+  return verdicts.judge_pairs(stub, judge_id, rows, path, batch_size)
 
 
 @pytest.mark.parametrize('position', (-2.0, 0.0, 2.0))
