@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rlhf_jax.models import attention, heads, lm
 from rlhf_jax.models import cache as cache_lib
-from rlhf_jax.models import heads, lm
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.ops import logprobs as logprobs_ops
 from rlhf_jax.types import Params, SamplingConfig
@@ -131,7 +131,9 @@ def _unrolled(cfg):
 
 
 def _per_prompt(cache):
-  return cache.layers, cache.mask, cache.positions
+  """Of each prompt: keys and values [p m h] a layer, mask, and next position."""
+  layers = jax.tree.map(attention.by_head, cache.layers)
+  return layers, cache.mask, cache.positions
 
 
 @dataclasses.dataclass(frozen=True)

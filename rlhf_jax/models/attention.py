@@ -1,5 +1,6 @@
 """Attention to visible slots, and which slots are visible in which layer."""
 
+import functools
 import typing
 
 import jax
@@ -51,28 +52,70 @@ def by_layer(
 
 def attention(
     q: Float[Array, 'b i n h'],
-    k: Float[Array, 'b j m h'],
-    v: Float[Array, 'b j m h'],
+    k: Float[Array, 'b m j h'],
+    v: Float[Array, 'b m j h'],
     visible: Bool[Array, 'b i j'],
-    *,
-    softcap: float | None = None,
+    cfg: LMConfig,
 ) -> Float[Array, 'b i n h']:
   """softmax(q k^T / sqrt(h)) v over the visible slots; float32 softmax.
 
-  A query that sees nothing (padding) averages everything: finite and unused.
+  With cfg.attn_softcap c, each score s is c tanh(s / c) before the softmax. A
+  query that sees nothing (padding) averages everything: finite and unused.
 
   Args:
-    softcap: c, each score becomes c tanh(score / c) before the softmax.
+    k: keys, by head (see by_head): rows of a head are adjacent in memory, so
+      that a step of decoding reads the cache once, as it lies.
+    v: values, by head.
   """
-  if softcap is None:
-    return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None])
   b, i, n, h = q.shape
-  q = q.reshape(b, i, k.shape[2], -1, h) * h**-0.5
-  scores = jnp.einsum(
-      'bimgh,bjmh->bmgij', q, k, preferred_element_type=jnp.float32
-  )
-  scores = softcap * jnp.tanh(scores / softcap)
+  # Heads of a group, which share their keys, side by side.
+  q = (q * h**-0.5).reshape(b, i, k.shape[1], -1, h)
+  q = q.transpose(0, 2, 3, 1, 4)
+  scores = product('bmgih,bmjh->bmgij', q, k, cfg.dtype)
+  if cfg.attn_softcap is not None:
+    scores = cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
   least = jnp.finfo(scores.dtype).min
   scores = jnp.where(visible[:, None, None], scores, least)
-  probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  return jnp.einsum('bmgij,bjmh->bimgh', probs, v).reshape(b, i, n, h)
+  probs = jax.nn.softmax(scores, axis=-1)
+  out = product('bmgij,bmjh->bmgih', probs, v, cfg.dtype)
+  return out.transpose(0, 3, 1, 2, 4).reshape(b, i, n, h)
+
+
+def by_head(a: Float[Array, 'b j m h']) -> Float[Array, 'b m j h']:
+  """Keys or values in the order in which `attention` and the cache hold them."""
+  return jnp.swapaxes(a, 1, 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def product(
+    axes: str, a: Float[Array, '...'], b: Float[Array, '...'], dtype: str
+) -> Float[Array, '...']:
+  """jnp.einsum(axes, a, b) in float32, from inputs rounded to `dtype`.
+
+  The cotangent is rounded too, as in transformer.dot. Every axis of `axes` must
+  stand in two or three of its terms.
+  """
+  return _einsum(axes, a.astype(dtype), b.astype(dtype))
+
+
+def _einsum(axes, a, b):
+  return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)
+
+
+def _product_forward(axes, a, b, dtype):
+  a, b = a.astype(dtype), b.astype(dtype)
+  return _einsum(axes, a, b), (a, b)
+
+
+def _product_backward(axes, dtype, residuals, cotangent):
+  a, b = residuals
+  inputs, output = axes.split('->')
+  of_a, of_b = inputs.split(',')
+  cotangent = cotangent.astype(dtype)
+  return (
+      _einsum(f'{output},{of_b}->{of_a}', cotangent, b),
+      _einsum(f'{of_a},{output}->{of_b}', a, cotangent),
+  )
+
+
+product.defvjp(_product_forward, _product_backward)

@@ -16,7 +16,7 @@ from rlhf_jax.types import Params
 class Cache:
   """Keys and values of the tokens seen so far.
 
-  `layers` holds (keys, values), each [b s m h]: a tuple of such pairs when the
+  `layers` holds (keys, values), each [b m s h]: a tuple of such pairs when the
   layers are unrolled, one pair with a leading layer axis when they are scanned.
   """
 
@@ -28,7 +28,7 @@ class Cache:
 
 def init_cache(batch_size: int, cfg: LMConfig, *, num_slots: int) -> Cache:
   """An empty cache for `num_slots` tokens a row."""
-  shape = (batch_size, num_slots, cfg.num_kv_heads, cfg.head_dim)
+  shape = (batch_size, cfg.num_kv_heads, num_slots, cfg.head_dim)
   if cfg.scan_layers:
     empty = jnp.zeros((cfg.num_layers, *shape), cfg.dtype)
     layers = (empty, empty)
@@ -63,11 +63,12 @@ def prefill(
   full = attention.causal(mask, cfg)
   positions = lm.positions_of(mask)
   visible = full, attention.within_window(full, positions, positions, cfg)
-  room = ((0, 0), (0, num_slots - length), (0, 0), (0, 0))
+  room = ((0, 0), (0, 0), (0, num_slots - length), (0, 0))
 
   def attend(q, k, v, _, is_local):
     seen = attention.by_layer(is_local, *visible)
-    out = attention.attention(q, k, v, seen, softcap=cfg.attn_softcap)
+    k, v = attention.by_head(k), attention.by_head(v)
+    out = attention.attention(q, k, v, seen, cfg)
     stored = jax.tree.map(lambda a: jnp.pad(a.astype(cfg.dtype), room), (k, v))
     return out, stored
 
@@ -106,13 +107,11 @@ def decode(
 
   def attend(q, k, v, stored, is_local):
     write = lambda a, new: jax.lax.dynamic_update_slice_in_dim(
-        a, new.astype(a.dtype), cache.index, axis=1
+        a, attention.by_head(new).astype(a.dtype), cache.index, axis=2
     )
     stored = jax.tree.map(write, stored, (k, v))
-    keys, values = jax.tree.map(lambda a: a.astype(q.dtype), stored)
     seen = attention.by_layer(is_local, *visible)
-    out = attention.attention(q, keys, values, seen, softcap=cfg.attn_softcap)
-    return out, stored
+    return attention.attention(q, *stored, seen, cfg), stored
 
   x, layers = lm.run_layers(
       params, tokens, positions, cfg, attend, cache.layers, per_layer=True
@@ -131,7 +130,7 @@ def repeat_cache(cache: Cache, num_samples: int) -> Cache:
 
   A prompt is prefilled once, whatever the number of its samples.
   """
-  # Scanned layers carry one more leading axis than [b s m h].
+  # Scanned layers carry one more leading axis than [b m s h].
   repeat = lambda a: jnp.repeat(a, num_samples, axis=a.ndim - 4)
   return Cache(
       layers=jax.tree.map(repeat, cache.layers),

@@ -89,8 +89,8 @@ def hidden_states(
 
   def attend(q, k, v, _, is_local):
     seen = attention.by_layer(is_local, *visible)
-    out = attention.attention(q, k, v, seen, softcap=cfg.attn_softcap)
-    return out, None
+    k, v = attention.by_head(k), attention.by_head(v)
+    return attention.attention(q, k, v, seen, cfg), None
 
   x, _ = run_layers(
       params, tokens, positions, cfg, attend, None, per_layer=True

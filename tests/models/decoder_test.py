@@ -113,8 +113,10 @@ def test_attention_matches_loops(softcap):
   k, v = rng.normal(size=(2, 2, 5, 2, 6)).astype(np.float32)
   visible = rng.random((2, 3, 5)) < 0.6
   visible[:, :, 0] = True
+  cfg = dataclasses.replace(CFG, attn_softcap=softcap)
+  by_head = lambda a: attention.by_head(jnp.asarray(a))
   got = attention.attention(
-      *map(jnp.asarray, (q, k, v, visible)), softcap=softcap
+      jnp.asarray(q), by_head(k), by_head(v), jnp.asarray(visible), cfg
   )
   for b, i, n in np.ndindex(2, 3, 4):
     scores = k[b, :, n // 2] @ q[b, i, n] / np.sqrt(6)
@@ -126,11 +128,54 @@ def test_attention_matches_loops(softcap):
 
 
 def test_capped_attention_of_a_query_that_sees_nothing_is_finite():
-  q, k = jnp.ones((1, 2, 2, 4)), jnp.ones((1, 3, 1, 4))
+  q, k = jnp.ones((1, 2, 2, 4)), jnp.ones((1, 1, 3, 4))
   nothing = jnp.zeros((1, 2, 3), bool)
-  out = lambda q: attention.attention(q, k, k, nothing, softcap=2.0)
+  cfg = dataclasses.replace(CFG, attn_softcap=2.0)
+  out = lambda q: attention.attention(q, k, k, nothing, cfg)
   np.testing.assert_allclose(out(q), 1.0, rtol=1e-6)
   assert np.isfinite(jax.grad(lambda q: out(q).sum())(q)).all()
+
+
+@pytest.mark.parametrize('batch, queries', [(1, 1), (1, 5), (3, 1), (3, 5)])
+def test_bfloat16_attention_and_its_gradient(batch, queries):
+  """Near those of float32, for every shape that decoding and training use."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  q = jax.random.normal(keys[0], (batch, queries, 4, 6))
+  k, v = (jax.random.normal(key, (batch, 2, 5, 6)) for key in keys[1:])
+  visible = jnp.ones((batch, queries, 5), bool).at[:, :, 4].set(False)
+
+  def value_and_grads(dtype):
+    cfg = dataclasses.replace(CFG, dtype=dtype)
+
+    def total(q, k, v):
+      out = attention.attention(q, k, v, visible, cfg)
+      assert out.dtype == jnp.float32
+      return jnp.sum(jnp.sin(out))
+
+    return jax.jit(jax.value_and_grad(total, (0, 1, 2)))(q, k, v)
+
+  want, got = (value_and_grads(dtype) for dtype in ('float32', 'bfloat16'))
+  for w, g in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+    np.testing.assert_allclose(g, w, atol=0.03 * np.abs(w).max())
+  assert not want[1][1][:, :, 4].any() and not got[1][2][:, :, 4].any()
+
+
+@pytest.mark.parametrize('axes', ['bmgih,bmjh->bmgij', 'bmgij,bmjh->bmgih'])
+def test_gradient_of_product_matches_einsum(axes):
+  sizes = dict(b=2, m=2, g=3, i=4, j=5, h=6)
+  of_a, of_b, of_out = axes.replace('->', ',').split(',')
+  rng = np.random.default_rng(0)
+  a, b, weight = (
+      jnp.asarray(rng.normal(size=[sizes[x] for x in term]), jnp.float32)
+      for term in (of_a, of_b, of_out)
+  )
+  grads = lambda fn: jax.grad(lambda *ab: jnp.sum(fn(*ab) * weight), (0, 1))(
+      a, b
+  )
+  want = grads(lambda *ab: jnp.einsum(axes, *ab))
+  got = grads(lambda *ab: attention.product(axes, *ab, 'float32'))
+  for g, w in zip(got, want, strict=True):
+    np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('scan_layers', [False, True])
