@@ -68,7 +68,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       num_epochs=20,
       batch_size=32,
   )
-  c.reward_model.lm = base.checkpoint(dtype='bfloat16')
+  c.reward_model.lm = base.checkpoint(dtype='bfloat16', scan_layers=False)
   # Evaluators read other states, and learn from other comparisons.
   c.reward_model.train = base.train_reward(
       how='probe', layer=14, evaluator_layer=22, pooling='mean'
