@@ -103,10 +103,10 @@ def logits(
 ) -> Float[Array, '*b v']:
   """Float32 scores of the next token, before temperature and bans."""
   if cfg.tied_embeddings:
-    kernel = params['embed']['embedding'].T
+    table = params['embed']['embedding']
+    scores = transformer.dot(hidden, table, cfg.dtype, 1)
   else:
-    kernel = params['unembed']['kernel']
-  scores = transformer.dot(hidden, kernel, cfg.dtype)
+    scores = transformer.dot(hidden, params['unembed']['kernel'], cfg.dtype)
   if cfg.logit_softcap is not None:
     scores = cfg.logit_softcap * jnp.tanh(scores / cfg.logit_softcap)
   return scores

@@ -30,18 +30,24 @@ ACTIVATIONS = {
 }
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def dot(
-    x: Float[Array, '*l d'], kernel: Float[Array, 'd f'], dtype: str
+    x: Float[Array, '*l d'],
+    kernel: Float[Array, '...'],
+    dtype: str,
+    axis: int = 0,
 ) -> Float[Array, '*l f']:
   """x @ kernel in float32, from inputs rounded to `dtype`.
 
-  The backward pass is written out for speed on CPU, where it is measured. XLA
-  would transpose the cotangent in memory to form the kernel's gradient (twice
-  the time of a small model's step); and autodiff would multiply a float32
+  The backward pass is written out for speed. Autodiff would multiply a float32
   cotangent by bfloat16 inputs, which no matrix unit does, so it is rounded.
+
+  Args:
+    kernel: [d f], or [f d] with axis=1: the product is then x @ kernel.T, with
+      no transposed array in the graph.
+    axis: of the kernel, which is summed over.
   """
-  return _contract(x.astype(dtype), kernel.astype(dtype), x.ndim - 1, 0)
+  return _contract(x.astype(dtype), kernel.astype(dtype), x.ndim - 1, axis)
 
 
 def _contract(a, b, axis_a, axis_b):
@@ -49,18 +55,41 @@ def _contract(a, b, axis_a, axis_b):
   return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
 
 
-def _dot_forward(x, kernel, dtype):
+def _dot_forward(x, kernel, dtype, axis):
   # Rounded copies: half the memory, and no second rounding.
   x, kernel = x.astype(dtype), kernel.astype(dtype)
-  return _contract(x, kernel, x.ndim - 1, 0), (x, kernel)
+  return _contract(x, kernel, x.ndim - 1, axis), (x, kernel)
 
 
-def _dot_backward(dtype, residuals, cotangent):
+def _dot_backward(dtype, axis, residuals, cotangent):
   x, kernel = residuals
-  cotangent = cotangent.astype(dtype).reshape(-1, kernel.shape[1])
-  x_grad = _contract(cotangent, kernel, 1, 1).reshape(x.shape)
-  kernel_grad = _contract(x.reshape(-1, kernel.shape[0]), cotangent, 0, 0)
+  rows = x.reshape(-1, kernel.shape[axis])
+  cotangent = cotangent.astype(dtype).reshape(-1, kernel.shape[1 - axis])
+  x_grad = _contract(cotangent, kernel, 1, 1 - axis).reshape(x.shape)
+  both = (cotangent, rows) if axis else (rows, cotangent)
+  kernel_grad = jax.lax.platform_dependent(
+      *both, cpu=_outer_sum_on_cpu, default=_outer_sum
+  )
   return x_grad, kernel_grad
+
+
+def _outer_sum(a, b):
+  """sum_r a_r b_r^T, of rows."""
+  return _contract(a, b, 0, 0)
+
+
+def _outer_sum_on_cpu(a, b):
+  """The same, with `a` transposed in memory first.
+
+  XLA's fast products on CPU want the summed axis last on the left. It folds a
+  plain transpose back into the product, and then takes two to three times as
+  long; one that passes through a third axis is left alone.
+  """
+  rows, width = a.shape
+  if rows % 2:
+    return _outer_sum(a, b)
+  a = a.reshape(2, rows // 2, width).transpose(2, 0, 1).reshape(width, rows)
+  return _contract(a, b, 1, 0)
 
 
 dot.defvjp(_dot_forward, _dot_backward)
