@@ -55,7 +55,8 @@ def make_update(
         logprobs, rollout.logprobs, advantages, mask, clip_eps=cfg.clip_eps
     )
     entropy = masked.mean(entropy, mask)
-    return loss - cfg.entropy_coef * entropy, metrics | {
+    total = policy_gradient.less_entropy(loss, entropy, coef=cfg.entropy_coef)
+    return total, metrics | {
         'policy_loss': loss,
         'entropy': entropy,
     }

@@ -59,7 +59,9 @@ def make_update(
         values, old_values, returns, mask, value_clip_eps=cfg.value_clip_eps
     )
     entropy = masked.mean(entropy, mask)
-    total = loss + cfg.vf_coef * value_loss - cfg.entropy_coef * entropy
+    total = policy_gradient.less_entropy(
+        loss + cfg.vf_coef * value_loss, entropy, coef=cfg.entropy_coef
+    )
     return total, metrics | value_metrics | {
         'policy_loss': loss,
         'value_loss': value_loss,

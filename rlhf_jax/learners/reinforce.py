@@ -51,7 +51,8 @@ def make_update(
     logprobs, entropy = fns.policy(params['policy'], rollout)
     loss, metrics = policy_gradient.reinforce_loss(logprobs, advantages, mask)
     entropy = masked.mean(entropy, mask)
-    return loss - cfg.entropy_coef * entropy, metrics | {
+    total = policy_gradient.less_entropy(loss, entropy, coef=cfg.entropy_coef)
+    return total, metrics | {
         'policy_loss': loss,
         'entropy': entropy,
     }

@@ -301,8 +301,7 @@ def response_logprobs(
 
   def head(params, hidden, tokens, t):
     log_p = _log_softmax(params, hidden, t, cfg, sampling)
-    logprobs = jnp.take_along_axis(log_p, tokens[:, None], axis=-1)[:, 0]
-    return logprobs, logprobs_ops.entropy(log_p)
+    return _drawn(log_p, tokens), logprobs_ops.entropy(log_p)
 
   logprobs, entropy = _by_chunks(
       head, params, (hidden, response_tokens), chunk_size
@@ -311,7 +310,7 @@ def response_logprobs(
   return zero(logprobs), zero(entropy)
 
 
-def response_kl(
+def reference_logprobs_and_kl(
     params: Params,
     ref_params: Params,
     prompt_tokens: Int[Array, 'b p'],
@@ -322,12 +321,12 @@ def response_kl(
     *,
     sampling: SamplingConfig,
     chunk_size: int | None = None,
-) -> Float[Array, 'b t']:
-  """KL(pi(. | x, y_<t) || ref(. | x, y_<t)) exactly, from both distributions.
+) -> tuple[Float[Array, 'b t'], Float[Array, 'b t']]:
+  """log ref(y_t | x, y_<t), and KL(pi(. | x, y_<t) || ref(. | x, y_<t)) exactly.
 
-  0 where masked. Summed over t and averaged over responses drawn from pi, it
-  estimates the KL of sequences with less variance than any function of the
-  drawn tokens' log-probabilities.
+  0 where masked; one pass of each model gives both. The KL summed over t and
+  averaged over responses drawn from pi estimates the KL of sequences with less
+  variance than any function of the drawn tokens' log-probabilities.
 
   Args:
     chunk_size: as in response_logprobs.
@@ -339,14 +338,19 @@ def response_kl(
       for p in (params, ref_params)
   )
 
-  def head(both, hidden, ref_hidden, t):
-    return kl_ops.exact_kl(
-        _log_softmax(both[0], hidden, t, cfg, sampling),
-        _log_softmax(both[1], ref_hidden, t, cfg, sampling),
-    )
+  def head(both, hidden, ref_hidden, tokens, t):
+    log_p = _log_softmax(both[0], hidden, t, cfg, sampling)
+    ref_log_p = _log_softmax(both[1], ref_hidden, t, cfg, sampling)
+    return _drawn(ref_log_p, tokens), kl_ops.exact_kl(log_p, ref_log_p)
 
-  kl = _by_chunks(head, (params, ref_params), (hidden, ref_hidden), chunk_size)
-  return jnp.where(response_mask, kl, 0.0)
+  arrays = hidden, ref_hidden, response_tokens
+  ref_logprobs, kl = _by_chunks(head, (params, ref_params), arrays, chunk_size)
+  zero = lambda a: jnp.where(response_mask, a, 0.0)
+  return zero(ref_logprobs), zero(kl)
+
+
+def _drawn(log_p, tokens):
+  return jnp.take_along_axis(log_p, tokens[:, None], axis=-1)[:, 0]
 
 
 def _log_softmax(params, hidden, t, cfg, sampling):

@@ -173,6 +173,13 @@ def likelihood_loss(
   }
 
 
+def less_entropy(
+    loss: Float[Array, ''], entropy: Float[Array, ''], *, coef: float
+) -> Float[Array, '']:
+  """loss - coef * entropy; a coef of 0 leaves its backward pass out."""
+  return loss - coef * entropy if coef else loss
+
+
 def value_loss(
     values: Float[Array, 'b t'],
     old_values: Float[Array, 'b t'],

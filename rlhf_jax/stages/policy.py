@@ -200,11 +200,13 @@ def compiled_update(
       )
 
     def reference_fn(params, ref_params, rollout):
-      tokens = scorers.tokens_of(rollout)
-      ref_logprobs, _ = lm.response_logprobs(ref_params, *tokens, lm_cfg, **how)
-      params = whole('policy', params)
-      kl = lm.response_kl(params, ref_params, *tokens, lm_cfg, **how)
-      return ref_logprobs, kl
+      return lm.reference_logprobs_and_kl(
+          whole('policy', params),
+          ref_params,
+          *scorers.tokens_of(rollout),
+          lm_cfg,
+          **how,
+      )
 
     def values_fn(params, rollout):
       params = whole('value', params)

@@ -46,7 +46,7 @@ def compiled_kl(lm_cfg, sampling, chunk_size):
   """Jitted KL [b] of each response: the sum of the exact KL at its tokens."""
 
   def kl(params, ref_params, rollout):
-    per_token = lm.response_kl(
+    _, per_token = lm.reference_logprobs_and_kl(
         params,
         ref_params,
         *scorers.tokens_of(rollout),

@@ -15,7 +15,10 @@ from tests.learners import tiny_lm
 _logprobs = jax.jit(
     lm.response_logprobs, static_argnames=('cfg', 'sampling', 'chunk_size')
 )
-_kl = jax.jit(lm.response_kl, static_argnames=('cfg', 'sampling', 'chunk_size'))
+_reference = jax.jit(
+    lm.reference_logprobs_and_kl,
+    static_argnames=('cfg', 'sampling', 'chunk_size'),
+)
 _adapted = functools.partial(kl_control.adapted, kl_horizon=10_000.0)
 
 
@@ -27,7 +30,7 @@ def _metrics(params, ref_params, rollout, sampling, ref_sampling=None):
   ref_logprobs, _ = _logprobs(
       ref_params, *tokens, cfg, sampling=ref_sampling or sampling
   )
-  exact = _kl(params, ref_params, *tokens, cfg, sampling=sampling)
+  _, exact = _reference(params, ref_params, *tokens, cfg, sampling=sampling)
   return kl_control.kl_metrics(
       logprobs, ref_logprobs, exact, rollout.response_mask
   )

@@ -70,10 +70,9 @@ def policy_fn(params, rollout):
 
 
 def reference_fn(params, ref_params, rollout):
-  kl = lm.response_kl(
+  return lm.reference_logprobs_and_kl(
       params, ref_params, *tokens_of(rollout), CFG, sampling=SAMPLING
   )
-  return policy_fn(ref_params, rollout)[0], kl
 
 
 def values_fn(params, rollout):

@@ -44,7 +44,10 @@ _decode = jax.jit(cache_lib.decode, static_argnums=3)
 _logprobs = jax.jit(
     lm.response_logprobs, static_argnames=('cfg', 'sampling', 'chunk_size')
 )
-_kl = jax.jit(lm.response_kl, static_argnames=('cfg', 'sampling', 'chunk_size'))
+_reference = jax.jit(
+    lm.reference_logprobs_and_kl,
+    static_argnames=('cfg', 'sampling', 'chunk_size'),
+)
 
 
 def _params(cfg=CFG, seed=0):
@@ -320,8 +323,9 @@ def test_chunks_change_no_value_and_no_gradient(chunk_size):
   def loss(params, chunk_size):
     options = dict(sampling=SAMPLING, chunk_size=chunk_size)
     logprobs, entropy = _logprobs(params, *batch, CFG, **options)
-    kl = _kl(params, ref_params, *batch, CFG, **options)
-    return logprobs.sum() + (entropy**2).sum() + (kl**2).sum()
+    ref_logprobs, kl = _reference(params, ref_params, *batch, CFG, **options)
+    total = logprobs.sum() + (entropy**2).sum() + (kl**2).sum()
+    return total + ref_logprobs.sum()
 
   grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
   want = grad(_params(), None)
@@ -361,12 +365,18 @@ def test_chunks_keep_the_vocabulary_out_of_memory():
   assert peak(None) - peak(16) > scores / 2
 
 
-def test_response_kl_is_exact_and_zero_for_equal_models():
+def test_reference_logprobs_and_kl():
   params, other = _params(), _params(seed=4)
   batch = _batch()
-  same = _kl(params, params, *batch, CFG, sampling=SAMPLING)
+  ref_logprobs, same = _reference(
+      params, params, *batch, CFG, sampling=SAMPLING
+  )
   np.testing.assert_array_equal(same, 0)
-  got = _kl(params, other, *batch, CFG, sampling=SAMPLING)
+  logprobs, _ = _logprobs(params, *batch, CFG, sampling=SAMPLING)
+  np.testing.assert_array_equal(ref_logprobs, logprobs)
+  ref_logprobs, got = _reference(params, other, *batch, CFG, sampling=SAMPLING)
+  logprobs, _ = _logprobs(other, *batch, CFG, sampling=SAMPLING)
+  np.testing.assert_allclose(ref_logprobs, logprobs, rtol=1e-6)
   hidden, ref_hidden = (
       lm.response_hidden(p, *batch, CFG) for p in (params, other)
   )
@@ -384,7 +394,11 @@ def test_response_kl_is_exact_and_zero_for_equal_models():
   np.testing.assert_array_equal(got[2, 1:], 0)  # masked
   # The minimum over params is at ref: no gradient there.
   grad = jax.jit(
-      jax.grad(lambda p: _kl(p, params, *batch, CFG, sampling=SAMPLING).sum())
+      jax.grad(
+          lambda p: _reference(p, params, *batch, CFG, sampling=SAMPLING)[
+              1
+          ].sum()
+      )
   )(params)
   assert max(np.abs(g).max() for g in jax.tree.leaves(grad)) < 1e-5
 

@@ -232,3 +232,16 @@ class LikelihoodLossTest(parameterized.TestCase):
     )(-jnp.ones((2, 3)))
     np.testing.assert_array_equal(loss, 0.0)
     np.testing.assert_array_equal(grad, np.zeros((2, 3)))
+
+
+def test_entropy_without_a_coefficient_is_out_of_the_gradient():
+  """Even where its own gradient is infinite."""
+
+  def total(x, coef):
+    x = jnp.asarray(x)
+    return policy_gradient.less_entropy(3 * x, jnp.sqrt(x), coef=coef)
+
+  grad = jax.grad(total)
+  assert grad(0.0, 0.0) == 3 and not np.isfinite(grad(0.0, 0.1))
+  np.testing.assert_allclose(total(4.0, 0.5), 11.0)
+  np.testing.assert_allclose(grad(4.0, 0.5), 3 - 0.5 / 4)
