@@ -75,7 +75,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   )
   # The best of 10, 30, 100 and 300 by three-fold cross-validation.
   c.reward_model.optim.weight_decay = 30.0
-  c.references.update(num_samples=16, batch_size=4)
+  c.references.update(num_samples=16, batch_size=8)
   c.references.specs.refusal = base.reference(
       canned=dict(harmless=_REFUSAL),
       per_reward=dict(harmless=dict(estimator='canned')),
@@ -88,7 +88,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       ),
       export=True,
       chunk_size=512,
-      num_steps=50,
+      num_steps=30,
       prompts_per_step=8,
       samples_per_prompt=4,
       num_minibatches=2,
