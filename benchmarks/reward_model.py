@@ -43,7 +43,7 @@ def main(_):
     base, cfg = measure.model(_MODEL.value, dtype, frozen=False)
     reward_fn = reward_functions.RewardFunction(lm_cfg=cfg, readout='norm')
     step, _, tx = stage.compiled_step(
-        reward_fn, tuple(sorted(_OPTIM.items())), 'bradley_terry', 0.0, 0.0
+        reward_fn, tuple(sorted(_OPTIM.items())), 'bradley_terry', 0.0, 0.0, 1
     )
     params = heads.from_trunk(jax.random.key(0), base, cfg) | {'link': {}}
     del base

@@ -215,6 +215,7 @@ def get_config() -> ml_collections.ConfigDict:
       # Longer lowers the training loss and raises the held-out one.
       num_epochs=3,
       batch_size=128,
+      num_microbatches=1,  # as sft.num_microbatches
       margin=0.0,  # by which chosen must exceed rejected; 0: Bradley-Terry
       center_coef=0.0,  # weight of E[(r+ + r-)^2]
       optim=optimizer(peak_lr=1e-3, weight_decay=1e-2),
@@ -263,6 +264,7 @@ def get_config() -> ml_collections.ConfigDict:
       ),
       num_epochs=1,  # over each rollout
       num_minibatches=4,
+      num_microbatches=1,  # parts of a minibatch, one at a time, to save memory
       clip_eps=0.2,  # of the probability ratio
       value_clip_eps=0.0,  # of the value update; 0: unclipped
       vf_coef=0.5,

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool
 import optax
 
@@ -21,6 +22,7 @@ def fitted(
     *,
     num_epochs: int,
     num_minibatches: int,
+    num_microbatches: int,
 ) -> tuple[train_state.PolicyState, Metrics]:
   """`state` at the next step, made likelier to give the kept responses.
 
@@ -34,6 +36,7 @@ def fitted(
     kept: those to learn from.
     num_epochs: passes over the rollout.
     num_minibatches: updates a pass.
+    num_microbatches: parts in which one is differentiated.
   """
 
   def loss_fn(params, batch):
@@ -53,7 +56,10 @@ def fitted(
       state,
       (rollout, kept),
       tx,
+      count_fn=lambda batch: batch[1].sum(),
       num_epochs=num_epochs,
       num_minibatches=num_minibatches,
+      num_microbatches=num_microbatches,
   )
+  metrics['kept'] = kept.mean(dtype=jnp.float32)  # of all rows
   return dataclasses.replace(state, step=state.step + 1), metrics

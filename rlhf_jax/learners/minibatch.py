@@ -7,6 +7,7 @@ from jaxtyping import Array
 import optax
 
 from rlhf_jax import train_state
+from rlhf_jax.learners import accumulation
 from rlhf_jax.types import Metrics
 
 
@@ -31,16 +32,16 @@ def scan_epochs(
     num_epochs: passes over the rows.
     num_minibatches: updates a pass.
   """
-  num_rows = jax.tree.leaves(batch)[0].shape[0]
-  if num_rows % num_minibatches:
+  size = num_rows(batch)
+  if size % num_minibatches:
     raise ValueError(
-        f'{num_rows} rows a step (prompts_per_step x samples_per_prompt'
+        f'{size} rows a step (prompts_per_step x samples_per_prompt'
         ' responses, or prompts_per_step prompts where a learner keeps their'
         f' samples together) cannot be split into {num_minibatches=}.'
     )
 
   def epoch(state, key):
-    order = jax.random.permutation(key, num_rows)
+    order = jax.random.permutation(key, size)
     order = order.reshape(num_minibatches, -1)
     return jax.lax.scan(
         lambda s, rows: step(s, jax.tree.map(lambda x: x[rows], batch)),
@@ -58,8 +59,10 @@ def optimized(
     batch,
     tx: optax.GradientTransformation,
     *,
+    count_fn: Callable,
     num_epochs: int,
     num_minibatches: int,
+    num_microbatches: int = 1,
 ) -> tuple[train_state.PolicyState, Metrics]:
   """`state` with its params trained on a batch, and the mean metrics.
 
@@ -70,12 +73,22 @@ def optimized(
     state: the state before.
     batch: see scan_epochs.
     tx: the optimizer of state.opt_state.
+    count_fn: how many things the loss of a minibatch, and each of its metrics, is
+      a mean over: valid tokens, or rows.
     num_epochs: passes over the batch.
     num_minibatches: updates a pass.
+    num_microbatches: parts in which a minibatch is differentiated, to save
+      memory; the update is the same up to rounding.
   """
 
+  def counted(params, batch):
+    loss, metrics = loss_fn(params, batch)
+    return loss, (metrics, dict.fromkeys(('loss', *metrics), count_fn(batch)))
+
   def step(state, batch):
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, batch)
+    (_, metrics), grads = accumulation.accumulate(
+        counted, state.params, batch, num_microbatches=num_microbatches
+    )
     metrics |= {f'grad_norm/{k}': optax.tree.norm(g) for k, g in grads.items()}
     return train_state.apply_gradients(state, grads, tx), metrics
 
@@ -88,6 +101,16 @@ def optimized(
       num_epochs=num_epochs,
       num_minibatches=num_minibatches,
   )
+
+
+def num_tokens(batch) -> Array:
+  """Valid tokens of a minibatch whose first part is a rollout."""
+  return batch[0].response_mask.sum()
+
+
+def num_rows(batch) -> int:
+  """Rows of a minibatch: responses, or prompts."""
+  return jax.tree.leaves(batch)[0].shape[0]
 
 
 def by_prompt(tree, samples_per_prompt: int):

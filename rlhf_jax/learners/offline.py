@@ -24,6 +24,7 @@ class OfflineConfig:
   samples_per_prompt: int
   num_epochs: int
   num_minibatches: int
+  num_microbatches: int = 1
 
 
 def make_update(
@@ -71,8 +72,10 @@ def make_update(
         state,
         minibatch.by_prompt((rollout, utility), cfg.samples_per_prompt),
         tx,
+        count_fn=minibatch.num_rows,
         num_epochs=cfg.num_epochs,
         num_minibatches=cfg.num_minibatches,
+        num_microbatches=cfg.num_microbatches,
     )
     state = dataclasses.replace(state, step=state.step + 1)
     return state, metrics | {'kl_coef': kl_coef}

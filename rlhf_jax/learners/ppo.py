@@ -34,6 +34,7 @@ class PPOConfig:
   whiten_advantages: bool
   num_epochs: int
   num_minibatches: int
+  num_microbatches: int = 1
   kl_target: float | None
   kl_horizon: float
 
@@ -105,8 +106,10 @@ def make_update(
         state,
         (rollout, advantages, returns, values),
         tx,
+        count_fn=minibatch.num_tokens,
         num_epochs=cfg.num_epochs,
         num_minibatches=cfg.num_minibatches,
+        num_microbatches=cfg.num_microbatches,
     )
     state = kl_control.advanced(
         state,

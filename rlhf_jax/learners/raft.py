@@ -30,6 +30,7 @@ class RAFTConfig:
   samples_per_prompt: int
   num_epochs: int
   num_minibatches: int
+  num_microbatches: int = 1
 
 
 def make_update(
@@ -62,6 +63,7 @@ def make_update(
         jnp.ones(best.shape, bool),
         num_epochs=cfg.num_epochs,
         num_minibatches=cfg.num_minibatches,
+        num_microbatches=cfg.num_microbatches,
     )
     return state, metrics | {'best_utility': by_prompt.max(axis=-1).mean()}
 

@@ -34,6 +34,7 @@ class REBELConfig:
   samples_per_prompt: int
   num_epochs: int
   num_minibatches: int
+  num_microbatches: int = 1
   kl_target: float | None
   kl_horizon: float
 
@@ -81,8 +82,10 @@ def make_update(
             (rollout, ref_logprobs, utility), cfg.samples_per_prompt
         ),
         tx,
+        count_fn=minibatch.num_rows,
         num_epochs=cfg.num_epochs,
         num_minibatches=cfg.num_minibatches,
+        num_microbatches=cfg.num_microbatches,
     )
     state = kl_control.advanced(
         state,

@@ -33,6 +33,7 @@ class RejectionConfig:
   samples_per_prompt: int
   num_epochs: int
   num_minibatches: int
+  num_microbatches: int = 1
 
 
 def make_update(
@@ -69,6 +70,7 @@ def make_update(
         accepted.reshape(-1),
         num_epochs=cfg.num_epochs,
         num_minibatches=cfg.num_minibatches,
+        num_microbatches=cfg.num_microbatches,
     )
     return state, metrics | {
         'acceptance': acceptance.mean(),

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 import optax
 
 from rlhf_jax import train_state
+from rlhf_jax.learners import accumulation
 from rlhf_jax.types import PreferenceBatch, RatingBatch
 
 # (params, prompt_tokens, prompt_mask, response_tokens, response_mask) -> [b]
@@ -83,6 +84,7 @@ def make_step(
     *,
     link_nll: NLLFn,
     data: str,
+    num_microbatches: int = 1,
 ):
   """Returns `step(state, batch) -> (state, metrics)`, pure and jittable.
 
@@ -91,16 +93,26 @@ def make_step(
     tx: the optimizer, of reward and link together.
     link_nll: the likelihood that ties rewards to what was observed.
     data: what that is, one of DATA; it says which arguments link_nll takes.
+    num_microbatches: parts in which a batch is differentiated, to save memory;
+      the step is the same up to rounding, without the metric reward_std, which
+      the parts do not determine.
   """
   if data not in DATA:
     raise ValueError(f'A reward is learned from one of {DATA}, not {data!r}.')
 
   def loss_fn(params, batch):
-    return link_loss(reward_fn, link_nll, params, batch, data=data)
+    loss, metrics = link_loss(reward_fn, link_nll, params, batch, data=data)
+    if num_microbatches > 1:
+      metrics = {k: m for k, m in metrics.items() if k != 'reward_std'}
+    counted = batch.valid
+    if data == 'comparisons' and batch.tied is not None:
+      counted = counted & ~batch.tied
+    counts = dict.fromkeys(('loss', *metrics), counted.sum())
+    return loss, (metrics, counts)
 
   def step(state: train_state.TrainState, batch: PreferenceBatch | RatingBatch):
-    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params, batch
+    (loss, metrics), grads = accumulation.accumulate(
+        loss_fn, state.params, batch, num_microbatches=num_microbatches
     )
     metrics = {**metrics, 'loss': loss, 'grad_norm': optax.tree.norm(grads)}
     state = train_state.apply_gradients(state, grads, tx)

@@ -41,6 +41,11 @@ def update_config(learner: interface.Learner, c: ml_collections.ConfigDict):
     if type(None) in typing.get_args(hints[field.name]):
       value = value or None
     numbers[field.name] = value
+  if c.num_microbatches != 1 and 'num_microbatches' not in numbers:
+    raise common.ConfigError(
+        f'policy.num_microbatches is {c.num_microbatches}, but learner'
+        f' {learner.name} takes a batch at once: set it to 1.'
+    )
   for name in _OPTIONAL:
     if c[name] and name not in numbers:
       raise common.ConfigError(

@@ -119,7 +119,9 @@ def make_tx(
 
 
 @functools.lru_cache(maxsize=8)
-def compiled_step(reward_fn, optim_items, link_name, margin, center_coef):
+def compiled_step(
+    reward_fn, optim_items, link_name, margin, center_coef, num_microbatches
+):
   """The jitted `step(state, frozen, batch)` and scorer of pairs, for every run."""
   tx = make_tx(**dict(optim_items))
   link = links.get(link_name)
@@ -140,7 +142,13 @@ def compiled_step(reward_fn, optim_items, link_name, margin, center_coef):
     whole = lambda trained, *tokens: reward_fn(
         adapters.combine(trained, frozen), *tokens
     )
-    take = learner.make_step(whole, tx, link_nll=link_nll, data=link.data)
+    take = learner.make_step(
+        whole,
+        tx,
+        link_nll=link_nll,
+        data=link.data,
+        num_microbatches=num_microbatches,
+    )
     return take(state, batch)
 
   score = functools.partial(learner.pair_rewards, reward_fn)
@@ -279,6 +287,7 @@ def _train(config, workdir, out, key, rows, link, progress):
       link.name,
       c.margin,
       c.center_coef,
+      c.num_microbatches,
   )
   trained, frozen = initial(config, workdir, key)
   trained['link'] = jax.tree.map(jnp.float32, link.init())

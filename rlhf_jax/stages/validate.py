@@ -218,6 +218,7 @@ def _validate_numbers(c):
       'policy.samples_per_prompt',
       'policy.num_epochs',
       'policy.num_minibatches',
+      'policy.num_microbatches',
       'policy.checkpoint_every',
       'policy.clip_eps',
       'policy.optim.peak_lr',
@@ -350,4 +351,10 @@ def _validate_policy(c):
       c.policy.prompts_per_step % c.policy.num_minibatches == 0,
       f'policy.prompts_per_step={c.policy.prompts_per_step} cannot be split into'
       f' num_minibatches={c.policy.num_minibatches}, each of whole prompts.',
+  )
+  per_minibatch = c.policy.prompts_per_step // c.policy.num_minibatches
+  _require(
+      per_minibatch % c.policy.num_microbatches == 0,
+      f'policy.num_microbatches is {c.policy.num_microbatches}; it must divide the'
+      f' {per_minibatch} prompts of a minibatch.',
   )

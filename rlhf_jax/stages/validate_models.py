@@ -56,11 +56,13 @@ def _validate_sft(config):
     _require(
         c.num_epochs > 0, f'sft.num_epochs must be > 0, got {c.num_epochs}.'
     )
-  _require(
-      c.num_microbatches > 0 and c.batch_size % c.num_microbatches == 0,
-      f'sft.num_microbatches is {c.num_microbatches}; it must divide'
-      f' sft.batch_size={c.batch_size}.',
-  )
+  for name in ('sft', 'reward_model'):
+    size, parts = config[name].batch_size, config[name].num_microbatches
+    _require(
+        parts > 0 and size % parts == 0,
+        f'{name}.num_microbatches is {parts}; it must divide'
+        f' {name}.batch_size={size}.',
+    )
   for name in ('sft', 'policy'):
     size = config[name].chunk_size
     _require(size >= 0, f'{name}.chunk_size must be >= 0, got {size}.')
@@ -85,8 +87,9 @@ def _validate_reward_model(config):
   )
   why = 'reward_model.train.how=probe'
   _without_effect(
-      c, 'reward_model', why, readout='', margin=0.0, center_coef=0.0
-  )
+      c, 'reward_model', why, readout='', margin=0.0, center_coef=0.0,
+      num_microbatches=1,
+  )  # fmt: skip
   _require(
       c.link == 'bradley_terry',
       f'{why} learns by reward_model.link=bradley_terry alone, not {c.link}.',

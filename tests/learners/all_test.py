@@ -26,6 +26,7 @@ NUMBERS = dict(
     whiten_advantages=False,
     num_epochs=1,
     num_minibatches=1,
+    num_microbatches=1,
     kl_target=None,
     kl_horizon=10_000.0,
 )
@@ -124,6 +125,29 @@ def test_without_utility_kl_falls(name):
   )
   before = tabular.mean_kl(policy, ref_params)
   assert tabular.mean_kl(state.params['policy'], ref_params) < before - 2e-3
+
+
+def _takes_parts(name):
+  fields = dataclasses.fields(registry.get(name).config_class)
+  return 'num_microbatches' in {f.name for f in fields}
+
+
+@pytest.mark.parametrize('name', [n for n in NAMES if _takes_parts(n)])
+def test_a_minibatch_in_parts_is_the_same_update(name):
+  """Policy, value and every metric; masks are uneven, and entropy counts."""
+  policy, ref_params, batch = problem(name)
+  if batch[0].response_mask.all():
+    pytest.fail('parts with even masks would show nothing')
+  found = [
+      jax.jit(make(name, _SGD, entropy_coef=0.1, num_microbatches=n))(
+          init(name, _SGD, policy), ref_params, *batch
+      )
+      for n in (1, 2)
+  ]
+  for whole, parts in zip(*map(jax.tree.leaves, found), strict=True):
+    np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
+  moved = jax.tree.map(jnp.subtract, found[0][0].params['policy'], policy)
+  assert max(np.abs(a).max() for a in jax.tree.leaves(moved)) > 1e-3
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -101,6 +101,37 @@ def _start(seed=0):
   return {'table': jnp.asarray(table, jnp.float32)}
 
 
+def test_a_batch_in_parts_is_the_same_step():
+  """Rows that only fill the batch, and tied ones, count in no part."""
+  batch = _comparisons()
+  num = len(batch.valid)
+  order = np.random.default_rng(0).permutation(num)[: num // 4 * 4]
+  batch = jax.tree.map(lambda a: a[order], batch)
+  batch = dataclasses.replace(
+      batch,
+      valid=jnp.arange(len(order)) % 5 > 0,
+      tied=jnp.arange(len(order)) % 7 == 0,
+  )
+  tx = optax.sgd(1.0)
+  found = []
+  for parts in (1, 4):
+    step = reward_model.make_step(
+        *(_reward_fn, tx),
+        link_nll=functools.partial(_bradley_terry, margin=0.1, center_coef=0.1),
+        data='comparisons',
+        num_microbatches=parts,
+    )
+    state = train_state.init_train_state(_start() | {'link': {}}, tx)
+    found.append(jax.jit(step)(state, batch))
+  (state, metrics), (state_of_parts, metrics_of_parts) = found
+  np.testing.assert_allclose(
+      state_of_parts.params['table'], state.params['table'], atol=1e-6
+  )
+  assert set(metrics) - set(metrics_of_parts) == {'reward_std'}
+  for name, value in metrics_of_parts.items():
+    np.testing.assert_allclose(value, metrics[name], rtol=1e-5, atol=1e-6)
+
+
 def test_recovers_rewards_up_to_a_constant_of_the_prompt():
   start = _start()
   state, metrics = _train(start, _comparisons())

@@ -185,6 +185,14 @@ def test_a_random_model_is_what_it_was():
         ({'sft.train.how': 'none'}, 'sft.num_epochs is 1, .* no effect'),
         ({'sft.num_epochs': 0}, 'sft.num_epochs must be > 0'),
         ({'sft.num_microbatches': 3}, 'num_microbatches is 3; .*batch_size=16'),
+        (
+            {'reward_model.num_microbatches': 3},
+            'reward_model.num_microbatches is 3; .*batch_size=16',
+        ),
+        (
+            {'policy.num_microbatches': 3},
+            'policy.num_microbatches is 3; .*4 prompts of a minibatch',
+        ),
         ({'sft.param_dtype': 'bfloat16'}, 'full needs sft.param_dtype=float32'),
         ({'sft.param_dtype': 'int8'}, "sft.param_dtype is 'int8'"),
         ({'policy.chunk_size': -1}, 'policy.chunk_size must be >= 0'),

@@ -32,6 +32,13 @@ def test_every_learner_takes_its_numbers_from_the_policy_section(name):
   hash(cfg)  # it is static under jit
 
 
+def test_a_learner_without_parts_takes_none():
+  config = _config(num_microbatches=2).policy
+  assert policy_config.update_config(ppo.LEARNER, config).num_microbatches == 2
+  with pytest.raises(common.ConfigError, match='learner reinforce takes'):
+    policy_config.update_config(registry.get('reinforce'), config)
+
+
 def test_zero_is_none_where_a_field_may_be_none():
   off = policy_config.update_config(ppo.LEARNER, _config().policy)
   assert off.kl_target is None and off.value_clip_eps is None
