@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax import types
+from rlhf_jax import sharding, types
 from rlhf_jax.models import attention, lm
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.types import Params
@@ -70,7 +70,7 @@ def prefill(
     k, v = attention.by_head(k), attention.by_head(v)
     out = attention.attention(q, k, v, seen, cfg)
     stored = jax.tree.map(lambda a: jnp.pad(a.astype(cfg.dtype), room), (k, v))
-    return out, stored
+    return out, jax.tree.map(_placed, stored)
 
   x, layers = lm.run_layers(
       params, tokens, positions, cfg, attend, None, per_layer=True
@@ -109,7 +109,7 @@ def decode(
     write = lambda a, new: jax.lax.dynamic_update_slice_in_dim(
         a, attention.by_head(new).astype(a.dtype), cache.index, axis=2
     )
-    stored = jax.tree.map(write, stored, (k, v))
+    stored = jax.tree.map(_placed, jax.tree.map(write, stored, (k, v)))
     seen = attention.by_layer(is_local, *visible)
     return attention.attention(q, *stored, seen, cfg), stored
 
@@ -123,6 +123,11 @@ def decode(
       index=cache.index + count,
   )
   return lm.final_norm(params, x, cfg), cache
+
+
+def _placed(a):
+  """Keys or values [b m s h] of a layer: rows and heads cut over devices."""
+  return sharding.constrain(a, sharding.ROWS, 'tensor', None, None)
 
 
 def repeat_cache(cache: Cache, num_samples: int) -> Cache:

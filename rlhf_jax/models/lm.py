@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from rlhf_jax.models import attention, transformer
+from rlhf_jax import sharding
+from rlhf_jax.models import attention, chunks, transformer
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.ops import kl as kl_ops
 from rlhf_jax.ops import logprobs as logprobs_ops
@@ -107,6 +108,8 @@ def logits(
     scores = transformer.dot(hidden, table, cfg.dtype, 1)
   else:
     scores = transformer.dot(hidden, params['unembed']['kernel'], cfg.dtype)
+  between = (None,) * (scores.ndim - 2)
+  scores = sharding.constrain(scores, sharding.ROWS, *between, 'tensor')
   if cfg.logit_softcap is not None:
     scores = cfg.logit_softcap * jnp.tanh(scores / cfg.logit_softcap)
   return scores
@@ -136,13 +139,15 @@ def embed(
     cfg: LMConfig,
 ) -> Float[Array, '*l d']:
   """What the first layer reads; NaN at a position that was not learned."""
-  x = params['embed']['embedding'][tokens].astype(jnp.float32)
+  # Whole rows: one of which only parts are at hand is gathered for every token.
+  table = sharding.constrain(params['embed']['embedding'], 'tensor', None)
+  x = table[tokens].astype(jnp.float32)
   if cfg.scale_embeddings:
     x = x * cfg.width**0.5
   if cfg.num_positions:
     rows = params['positions']['embedding'].at[positions]
     x = x + rows.get(mode='fill', fill_value=jnp.nan)
-  return x
+  return sharding.constrain_rows(x)
 
 
 def run_layers(
@@ -182,12 +187,13 @@ def run_layers(
 
   def layer(x, layer_params, layer_state, is_local):
     seen = (layer_state, is_local) if per_layer else (layer_state,)
-    return block.apply(
+    x, new = block.apply(
         {'params': layer_params},
         x,
         attention.by_layer(is_local, full, rope),
         lambda q, k, v: attend(q, k, v, *seen),
     )
+    return sharding.constrain_rows(x), new
 
   kinds = cfg.local_layers or (False,) * cfg.num_layers
   x = embed(params, tokens, positions, cfg)
@@ -303,7 +309,7 @@ def response_logprobs(
     log_p = _log_softmax(params, hidden, t, cfg, sampling)
     return _drawn(log_p, tokens), logprobs_ops.entropy(log_p)
 
-  logprobs, entropy = _by_chunks(
+  logprobs, entropy = chunks.by_chunks(
       head, params, (hidden, response_tokens), chunk_size
   )
   zero = lambda a: jnp.where(response_mask, a, 0.0)
@@ -344,7 +350,9 @@ def reference_logprobs_and_kl(
     return _drawn(ref_log_p, tokens), kl_ops.exact_kl(log_p, ref_log_p)
 
   arrays = hidden, ref_hidden, response_tokens
-  ref_logprobs, kl = _by_chunks(head, (params, ref_params), arrays, chunk_size)
+  ref_logprobs, kl = chunks.by_chunks(
+      head, (params, ref_params), arrays, chunk_size
+  )
   zero = lambda a: jnp.where(response_mask, a, 0.0)
   return zero(ref_logprobs), zero(kl)
 
@@ -358,24 +366,3 @@ def _log_softmax(params, hidden, t, cfg, sampling):
       logits(params, hidden, cfg), t, sampling=sampling
   )
   return jax.nn.log_softmax(scores, axis=-1)
-
-
-def _by_chunks(head, params, arrays, chunk_size):
-  """head(params, *rows of arrays, t) over all [b t] positions, in chunks."""
-  shape = arrays[0].shape[:2]
-  t = jnp.broadcast_to(jnp.arange(shape[1]), shape)
-  count = shape[0] * shape[1]
-  flat = [a.reshape((count,) + a.shape[2:]) for a in (*arrays, t)]
-  if chunk_size is None or chunk_size >= count:
-    out = head(params, *flat)
-  else:
-    num_chunks = -(-count // chunk_size)
-    rest = num_chunks * chunk_size - count
-    pad = lambda a: jnp.pad(a, [(0, rest)] + [(0, 0)] * (a.ndim - 1))
-    chunks = [
-        pad(a).reshape((num_chunks, chunk_size) + a.shape[1:]) for a in flat
-    ]
-    body = jax.checkpoint(lambda chunk: head(params, *chunk))
-    out = jax.lax.map(body, chunks)
-    out = jax.tree.map(lambda a: a.reshape(-1)[:count], out)
-  return jax.tree.map(lambda a: a.reshape(shape), out)

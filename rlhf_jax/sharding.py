@@ -1,0 +1,196 @@
+"""Which device holds which part of which array: one mesh, one table.
+
+The mesh has three axes. Rows of a batch are cut along `data` and `fsdp`.
+Parameters, and what follows them (optimizer moments, adapters), are whole along
+`data`, cut along `fsdp` to save memory (a layer is gathered when it is run), and
+cut along `tensor` by heads, feed-forward width and vocabulary. One device is the
+mesh (1, 1, 1): there is no second code path.
+"""
+
+import contextlib
+import math
+import re
+
+import jax
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+)
+from jaxtyping import Array
+
+from rlhf_jax.types import Params
+
+P = PartitionSpec
+AXES = ('data', 'fsdp', 'tensor')
+ROWS = ('data', 'fsdp')  # of what the rows of a batch are cut along
+
+# By the end of a path; the first match wins. Of the layers, which are stacked,
+# the specs leave out the leading axis; None is whole. Letters are of types.py.
+RULES = (
+    (r'embed/embedding', P('tensor', 'fsdp')),  # v d
+    (r'positions/embedding', P(None, 'fsdp')),  # position d
+    (r'unembed/kernel', P('fsdp', 'tensor')),  # d v
+    (r'attn/(q|k|v)/kernel', P('fsdp', 'tensor', None)),  # d n h
+    (r'attn/(q|k|v)/bias', P('tensor', None)),  # n h
+    (r'attn/o/kernel', P('tensor', None, 'fsdp')),  # n h d
+    (r'mlp/(gate|up)/kernel', P('fsdp', 'tensor')),  # d f
+    (r'mlp/(gate|up)/bias', P('tensor')),  # f
+    (r'mlp/down/kernel', P('tensor', 'fsdp')),  # f d
+    (r'(attn/o|mlp/down)/bias', P(None)),  # d
+    (r'(q|k|v|gate|up)/lora_a', P('fsdp', None)),  # d r
+    (r'(q|k|v|gate|up)/lora_b', P(None, 'tensor')),  # r (n h) or r f
+    (r'(o|down)/lora_a', P('tensor', None)),  # (n h) r or f r
+    (r'(o|down)/lora_b', P(None, 'fsdp')),  # r d
+    (r'\w*norm/(scale|bias)', P(None)),  # d or h
+    (r'head/hidden/kernel', P(None, None)),  # d f, of a probe
+    (r'head/(hidden/bias|kernel)', P(None)),
+    (r'head/bias', P()),
+    (r'mean|scale', P(None)),  # d, of a probe
+    (r'link/\w+', None),  # any shape
+)
+_RULES = tuple((re.compile(f'(^|/)({end})$'), spec) for end, spec in RULES)
+_STACKED = re.compile(r'(^|/)layers/')
+
+
+def make_mesh(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None
+) -> Mesh:
+  """A (data, fsdp, tensor) mesh.
+
+  Args:
+    data: replicas of the parameters; -1 for as many as the devices allow.
+    fsdp: parts of the parameters, each with rows of its own.
+    tensor: parts of every layer.
+    devices: to lay it over; all by default, which must be used up.
+  """
+  devices = jax.devices() if devices is None else devices
+  if data == -1:
+    data = len(devices) // (fsdp * tensor)
+  shape = (data, fsdp, tensor)
+  if min(shape) < 1 or math.prod(shape) != len(devices):
+    raise ValueError(
+        f'mesh (data, fsdp, tensor) = {shape} does not use up {len(devices)}'
+        ' devices.'
+    )
+  return jax.make_mesh(
+      shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+  )
+
+
+def path_of(path) -> str:
+  """The path of a leaf, as the table reads it: layers/attn/q/kernel."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def spec_of(path: str, shape: tuple[int, ...]) -> PartitionSpec:
+  """How the table cuts a parameter, or what follows it, by its path.
+
+  Scalars (step counts and the like) are whole. A path that no rule matches is an
+  error, and so is one whose array has other axes than the rule knows.
+  """
+  if not shape:
+    return P()
+  for pattern, spec in _RULES:
+    if pattern.search(path):
+      if spec is None:
+        return P(*(None,) * len(shape))
+      full = (None, *spec) if _STACKED.search(path) else tuple(spec)
+      if len(full) != len(shape):
+        raise ValueError(
+            f'{path} has shape {shape}, but the sharding rule'
+            f' {pattern.pattern!r} is of {len(full)} axes.'
+        )
+      return P(*full)
+  raise ValueError(
+      f'No sharding rule matches {path}, of shape {shape}: add one to'
+      ' rlhf_jax/sharding.py.'
+  )
+
+
+def fitted(
+    spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
+  """`spec` without the axes that do not divide the array.
+
+  SmolLM2's 9 heads stay whole on a tensor axis of 2: correct, and not split.
+  """
+  axes = []
+  for names, size in zip(spec, shape, strict=True):
+    parts = names if isinstance(names, tuple) else (names,)
+    count = math.prod(mesh.shape[name] for name in parts if name is not None)
+    axes.append(names if size % count == 0 else None)
+  return P(*axes)
+
+
+def shardings(tree: Params, mesh: Mesh):
+  """The NamedSharding of every leaf of a tree of parameters or of their state.
+
+  Args:
+    tree: arrays or ShapeDtypeStructs. Optimizer moments are cut as the
+      parameters whose paths theirs end with.
+    mesh: to cut them over.
+  """
+
+  def one(path, leaf):
+    spec = spec_of(path_of(path), leaf.shape)
+    return NamedSharding(mesh, fitted(spec, leaf.shape, mesh))
+
+  return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def rows(tree, mesh: Mesh):
+  """The sharding of every leaf of a batch: its first axis, along ROWS."""
+
+  def one(leaf):
+    spec = P(ROWS, *(None,) * (leaf.ndim - 1)) if leaf.ndim else P()
+    return NamedSharding(mesh, fitted(spec, leaf.shape, mesh))
+
+  return jax.tree.map(one, tree)
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+  """Every device holds all of it."""
+  return NamedSharding(mesh, P())
+
+
+# Inside a jitted function. The mesh is that of the context (jax.set_mesh); with
+# none, or one device, these do nothing.
+
+
+def constrain(x: Array, *axes) -> Array:
+  """`x` laid out by `axes`, one an axis of x: None, a name, or ROWS."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, fitted(P(*axes), x.shape, mesh))
+
+
+def constrain_rows(tree):
+  """A batch, its rows cut along ROWS."""
+  return jax.tree.map(
+      lambda x: constrain(x, ROWS, *(None,) * (x.ndim - 1)) if x.ndim else x,
+      tree,
+  )
+
+
+def constrain_params(tree: Params):
+  """Parameters, gradients or a whole train state, as the table has them."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return tree
+
+  def one(path, leaf):
+    spec = spec_of(path_of(path), leaf.shape)
+    return jax.lax.with_sharding_constraint(
+        leaf, fitted(spec, leaf.shape, mesh)
+    )
+
+  return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def on(mesh: Mesh) -> contextlib.AbstractContextManager:
+  """The context in which functions are traced for `mesh`."""
+  return jax.set_mesh(mesh)
