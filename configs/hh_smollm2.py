@@ -88,17 +88,18 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       ),
       export=True,
       chunk_size=512,
-      num_steps=30,
+      num_steps=16,
       prompts_per_step=8,
       samples_per_prompt=4,
       num_minibatches=2,
-      checkpoint_every=5,
+      checkpoint_every=4,
       sweep=tuple(
           ('both', method, 'rloo', (0.05, 0.2)) for method in ('raw', 'lsc')
       ),
   )
   c.policy.optim.peak_lr = 4e-4
-  c.judge.lm = base.checkpoint(dtype='bfloat16')
+  c.samples.num_policy_samples = 2
+  c.judge.lm = base.checkpoint(dtype='bfloat16', scan_layers=False)
   c.judge.num_pairs = 1
   c.best_of_k.ks = (1, 2, 4, 8, 16)
   # What n samples say of an optimum ends well before a KL of log n.
