@@ -17,6 +17,8 @@ from rlhf_jax.models import lm
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.types import Params
 
+_WIDTH = 64  # tokens
+
 
 def choice_logprobs(
     params: Params,
@@ -52,7 +54,9 @@ def make_judge(
 
     P(first) = P(A) / (P(A) + P(B))
 
-  One program for all calls: `batch_size` rows of `max_tokens`.
+  A batch is `batch_size` rows, as wide as its longest text needs, to a multiple of
+  `_WIDTH`: few programs serve all calls, and texts of like lengths are best asked
+  about together.
 
   Args:
     tokenizer: encodes each choice as one token of its own.
@@ -75,8 +79,10 @@ def make_judge(
   def judge(texts: Sequence[str]) -> Float[np.ndarray, ' b']:
     tokens = np.full((len(texts), max_tokens), tokenizer.pad_id, np.int32)
     mask = np.zeros(tokens.shape, bool)
+    lengths = np.zeros(len(texts), int)
     for row, text in enumerate(texts):
       ids = encode(text)
+      lengths[row] = len(ids)
       if not 0 < len(ids) <= max_tokens:
         raise ValueError(
             f'Text {row} has {len(ids)} tokens; a judge of max_tokens ='
@@ -89,7 +95,9 @@ def make_judge(
       # The last batch is filled up with repeats of its last row.
       rows = np.arange(start, start + batch_size)
       rows = np.minimum(rows, len(texts) - 1)
-      logprobs = np.asarray(score(params, tokens[rows], mask[rows]))
+      width = min(-(-lengths[rows].max() // _WIDTH) * _WIDTH, max_tokens)
+      cut = np.s_[rows, max_tokens - width :]
+      logprobs = np.asarray(score(params, tokens[cut], mask[cut]))
       p = 1 / (1 + np.exp(-(logprobs[:, 0] - logprobs[:, 1]).astype(float)))
       found[rows] = p
     return found

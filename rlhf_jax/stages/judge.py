@@ -151,7 +151,7 @@ def run(
   )
 
 
-_PAIRS_AT_ONCE = 64
+_PAIRS_AT_ONCE = 96
 
 
 def load(config: ml_collections.ConfigDict, workdir: str) -> pd.DataFrame:

@@ -107,6 +107,8 @@ def judge_pairs(
       texts[key] = judge_lib.render(template, row.prompt, *shown)
   with VerdictCache(cache_path) as cache:
     missing = [key for key in texts if key not in cache]
+    # Of like lengths together: a batch is as wide as its longest text.
+    missing.sort(key=lambda key: len(texts[key]))
     for start in range(0, len(missing), batch_size):
       batch = missing[start : start + batch_size]
       answers = np.asarray(judge_fn([texts[key] for key in batch]), np.float64)
