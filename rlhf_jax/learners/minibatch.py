@@ -59,7 +59,7 @@ def optimized(
     batch,
     tx: optax.GradientTransformation,
     *,
-    count_fn: Callable,
+    count_fn: Callable | None = None,
     num_epochs: int,
     num_minibatches: int,
     num_microbatches: int = 1,
@@ -74,7 +74,7 @@ def optimized(
     batch: see scan_epochs.
     tx: the optimizer of state.opt_state.
     count_fn: how many things the loss of a minibatch, and each of its metrics, is
-      a mean over: valid tokens, or rows.
+      a mean over; rows by default. It weighs microbatches, and nothing else.
     num_epochs: passes over the batch.
     num_minibatches: updates a pass.
     num_microbatches: parts in which a minibatch is differentiated, to save
@@ -83,7 +83,8 @@ def optimized(
 
   def counted(params, batch):
     loss, metrics = loss_fn(params, batch)
-    return loss, (metrics, dict.fromkeys(('loss', *metrics), count_fn(batch)))
+    count = (count_fn or num_rows)(batch)
+    return loss, (metrics, dict.fromkeys(('loss', *metrics), count))
 
   def step(state, batch):
     (_, metrics), grads = accumulation.accumulate(
