@@ -115,6 +115,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     )
     c.sampling.max_tokens = 192
     c.references.update(num_samples=32, batch_size=16)
+    c.samples.num_policy_samples = 4
     c.policy.update(num_steps=300, prompts_per_step=32, num_minibatches=4)
   if variant == 'tiny':
     _make_tiny(c)
