@@ -28,6 +28,18 @@ TINY = LMConfig(
     scan_layers=False,
 )
 EOS_ID, PAD_ID = 2, 0
+# Numbers of optim.make_tx; what they are does not change the time of a step.
+OPTIM = dict(
+    peak_lr=1e-5,
+    num_steps=1000,
+    warmup_steps=0,
+    end_lr_fraction=0.0,
+    decay='constant',
+    weight_decay=0.0,
+    max_grad_norm=1.0,
+    b2=0.999,
+    eps=1e-5,
+)
 
 
 def model(name: str, dtype: str, *, frozen: bool) -> tuple[Params, LMConfig]:

@@ -22,7 +22,7 @@ import numpy as np
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax import train_state
 from rlhf_jax.learners import ppo
-from rlhf_jax.models import heads
+from rlhf_jax.models import adapters, heads
 from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.rewards.references import Reference
 from rlhf_jax.stages import (
@@ -44,18 +44,6 @@ _EPOCHS = flags.DEFINE_integer('epochs', 4, 'Passes over the responses.')
 _MINIBATCHES = flags.DEFINE_integer('minibatches', 1, 'Updates of a pass.')
 _CHUNK = flags.DEFINE_integer('chunk', 512, 'Tokens with scores at a time.')
 _ITERS = flags.DEFINE_integer('iters', 3, 'Timed iterations.')
-
-_OPTIM = dict(
-    peak_lr=1e-5,
-    num_steps=1000,
-    warmup_steps=0,
-    end_lr_fraction=0.0,
-    decay='constant',
-    weight_decay=0.0,
-    max_grad_norm=1.0,
-    b2=0.999,
-    eps=1e-5,
-)
 
 
 def _train() -> ml_collections.ConfigDict:
@@ -128,7 +116,7 @@ def make_iteration():
       ppo.LEARNER,
       cfg,
       sampling,
-      tuple(sorted(_OPTIM.items())),
+      tuple(sorted(measure.OPTIM.items())),
       update_cfg,
       _CHUNK.value or None,
   )
@@ -137,7 +125,7 @@ def make_iteration():
   weights = {'reward': jnp.float32(1.0)}
 
   def iteration(state, step):
-    whole = policy.adapters.combine(state.params['policy'], frozen['policy'])
+    whole = adapters.combine(state.params['policy'], frozen['policy'])
     rollout, rows = rollout_fn(
         whole, tokens, mask, np.uint32(0), np.int32(step)
     )

@@ -24,26 +24,13 @@ _LENGTH = flags.DEFINE_integer('length', 128, 'Tokens of prompt and response.')
 _STEPS = flags.DEFINE_integer('steps', 6, 'Timed steps.')
 
 
-_OPTIM = dict(
-    peak_lr=1e-5,
-    num_steps=1000,
-    warmup_steps=0,
-    end_lr_fraction=0.0,
-    decay='constant',
-    weight_decay=0.0,
-    max_grad_norm=1.0,
-    b2=0.999,
-    eps=1e-8,
-    link_lr_factor=1.0,
-)
-
-
 def main(_):
+  optim = measure.OPTIM | {'link_lr_factor': 1.0}
   for dtype in _DTYPES.value:
     base, cfg = measure.model(_MODEL.value, dtype, frozen=False)
     reward_fn = reward_functions.RewardFunction(lm_cfg=cfg, readout='norm')
     step, _, tx = stage.compiled_step(
-        reward_fn, tuple(sorted(_OPTIM.items())), 'bradley_terry', 0.0, 0.0, 1
+        reward_fn, tuple(sorted(optim.items())), 'bradley_terry', 0.0, 0.0, 1
     )
     params = heads.from_trunk(jax.random.key(0), base, cfg) | {'link': {}}
     del base

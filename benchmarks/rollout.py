@@ -9,11 +9,12 @@ vocabulary, with the log-probability of each. With `samples` each prompt is
 answered so often, from one prefill.
 """
 
+import functools
+
 from absl import app, flags
 import jax
 import jax.numpy as jnp
 import measure
-import numpy as np
 
 from rlhf_jax import sampling as sampling_lib
 from rlhf_jax.types import SamplingConfig
@@ -48,7 +49,7 @@ def main(_):
 
     for batch in map(int, _BATCHES.value):
       tokens, mask = measure.prompts(cfg, batch, _PROMPT.value)
-      call = lambda i: rollout(params, tokens, mask, np.int32(i))  # noqa: B023
+      call = functools.partial(rollout, params, tokens, mask)
       first = call(0)
       assert first.response_mask.all() and jnp.isfinite(first.logprobs).all()
       found = measure.seconds(call, _REPS.value)
