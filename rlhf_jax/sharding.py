@@ -7,7 +7,6 @@ cut along `tensor` by heads, feed-forward width and vocabulary. One device is th
 mesh (1, 1, 1): there is no second code path.
 """
 
-import contextlib
 import math
 import re
 
@@ -125,7 +124,7 @@ def fitted(
   return P(*axes)
 
 
-def shardings(tree: Params, mesh: Mesh):
+def shardings(tree: Params, mesh: Mesh | AbstractMesh):
   """The NamedSharding of every leaf of a tree of parameters or of their state.
 
   Args:
@@ -141,7 +140,7 @@ def shardings(tree: Params, mesh: Mesh):
   return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def rows(tree, mesh: Mesh):
+def rows(tree, mesh: Mesh | AbstractMesh):
   """The sharding of every leaf of a batch: its first axis, along ROWS."""
 
   def one(leaf):
@@ -151,46 +150,34 @@ def rows(tree, mesh: Mesh):
   return jax.tree.map(one, tree)
 
 
-def whole(mesh: Mesh) -> NamedSharding:
-  """Every device holds all of it."""
-  return NamedSharding(mesh, P())
-
-
 # Inside a jitted function. The mesh is that of the context (jax.set_mesh); with
 # none, or one device, these do nothing.
 
 
 def constrain(x: Array, *axes) -> Array:
   """`x` laid out by `axes`, one an axis of x: None, a name, or ROWS."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  mesh = _mesh()
+  if mesh is None:
     return x
   return jax.lax.with_sharding_constraint(x, fitted(P(*axes), x.shape, mesh))
 
 
 def constrain_rows(tree):
   """A batch, its rows cut along ROWS."""
-  return jax.tree.map(
-      lambda x: constrain(x, ROWS, *(None,) * (x.ndim - 1)) if x.ndim else x,
-      tree,
-  )
+  mesh = _mesh()
+  if mesh is None:
+    return tree
+  return jax.lax.with_sharding_constraint(tree, rows(tree, mesh))
 
 
 def constrain_params(tree: Params):
   """Parameters, gradients or a whole train state, as the table has them."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  mesh = _mesh()
+  if mesh is None:
     return tree
-
-  def one(path, leaf):
-    spec = spec_of(path_of(path), leaf.shape)
-    return jax.lax.with_sharding_constraint(
-        leaf, fitted(spec, leaf.shape, mesh)
-    )
-
-  return jax.tree_util.tree_map_with_path(one, tree)
+  return jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
 
 
-def on(mesh: Mesh) -> contextlib.AbstractContextManager:
-  """The context in which functions are traced for `mesh`."""
-  return jax.set_mesh(mesh)
+def _mesh() -> AbstractMesh | None:
+  mesh = jax.sharding.get_abstract_mesh()
+  return None if mesh.empty or mesh.size == 1 else mesh

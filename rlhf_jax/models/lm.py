@@ -108,8 +108,8 @@ def logits(
     scores = transformer.dot(hidden, table, cfg.dtype, 1)
   else:
     scores = transformer.dot(hidden, params['unembed']['kernel'], cfg.dtype)
-  between = (None,) * (scores.ndim - 2)
-  scores = sharding.constrain(scores, sharding.ROWS, *between, 'tensor')
+  axes = (sharding.ROWS, *(None,) * (scores.ndim - 2), 'tensor')
+  scores = sharding.constrain(scores, *axes[-scores.ndim :])
   if cfg.logit_softcap is not None:
     scores = cfg.logit_softcap * jnp.tanh(scores / cfg.logit_softcap)
   return scores
