@@ -11,6 +11,16 @@ from rlhf_jax.learners import accumulation
 from rlhf_jax.types import Metrics
 
 
+def num_tokens(batch) -> Array:
+  """Valid tokens of a minibatch whose first part is a rollout."""
+  return batch[0].response_mask.sum()
+
+
+def num_rows(batch) -> int:
+  """Rows of a minibatch: responses, or prompts."""
+  return jax.tree.leaves(batch)[0].shape[0]
+
+
 def scan_epochs(
     step: Callable,
     state,
@@ -59,7 +69,7 @@ def optimized(
     batch,
     tx: optax.GradientTransformation,
     *,
-    count_fn: Callable | None = None,
+    count_fn: Callable = num_rows,
     num_epochs: int,
     num_minibatches: int,
     num_microbatches: int = 1,
@@ -83,8 +93,7 @@ def optimized(
 
   def counted(params, batch):
     loss, metrics = loss_fn(params, batch)
-    count = (count_fn or num_rows)(batch)
-    return loss, (metrics, dict.fromkeys(('loss', *metrics), count))
+    return loss, (metrics, dict.fromkeys(('loss', *metrics), count_fn(batch)))
 
   def step(state, batch):
     (_, metrics), grads = accumulation.accumulate(
@@ -102,16 +111,6 @@ def optimized(
       num_epochs=num_epochs,
       num_minibatches=num_minibatches,
   )
-
-
-def num_tokens(batch) -> Array:
-  """Valid tokens of a minibatch whose first part is a rollout."""
-  return batch[0].response_mask.sum()
-
-
-def num_rows(batch) -> int:
-  """Rows of a minibatch: responses, or prompts."""
-  return jax.tree.leaves(batch)[0].shape[0]
 
 
 def by_prompt(tree, samples_per_prompt: int):

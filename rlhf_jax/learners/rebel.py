@@ -82,7 +82,6 @@ def make_update(
             (rollout, ref_logprobs, utility), cfg.samples_per_prompt
         ),
         tx,
-        count_fn=minibatch.num_rows,
         num_epochs=cfg.num_epochs,
         num_minibatches=cfg.num_minibatches,
         num_microbatches=cfg.num_microbatches,

@@ -86,7 +86,6 @@ def make_update(
         state,
         (rollout, advantages),
         tx,
-        count_fn=minibatch.num_rows,
         num_epochs=1,
         num_minibatches=1,
     )

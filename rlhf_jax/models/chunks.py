@@ -38,7 +38,7 @@ def by_chunks(
     out = head(params, *(a.reshape((-1,) + a.shape[2:]) for a in arrays))
     return jax.tree.map(lambda a: a.reshape(b, length), out)
   parts = next(n for n in range(1, b + 1) if b % n == 0 and b <= n * chunk_size)
-  steps = min(max(1, chunk_size * parts // b), length)
+  steps = min(chunk_size * parts // b, length)
   num = -(-length // steps)
 
   def cut(a):

@@ -151,7 +151,7 @@ def run(
   )
 
 
-_PAIRS_AT_ONCE = 96
+_PAIRS_AT_ONCE = 96  # between reports of progress
 
 
 def load(config: ml_collections.ConfigDict, workdir: str) -> pd.DataFrame:

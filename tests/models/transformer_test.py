@@ -64,16 +64,21 @@ def test_bfloat16_products_accumulate_in_float32():
   np.testing.assert_allclose(out, 4128.0, rtol=1e-6)
 
 
+@pytest.mark.parametrize('axis', [0, 1])
+@pytest.mark.parametrize('length', [3, 4])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_gradient_of_dot_matches_einsum(dtype):
+def test_gradient_of_dot_matches_einsum(dtype, length, axis):
+  """Of an odd and an even number of rows, and of a kernel and its transpose."""
   rng = np.random.default_rng(2)
-  x = jnp.array(rng.normal(size=(3, 4, 6)), jnp.float32)
+  x = jnp.array(rng.normal(size=(3, length, 6)), jnp.float32)
   kernel = jnp.array(rng.normal(size=(6, 5)), jnp.float32)
-  weight = jnp.array(rng.normal(size=(3, 4, 5)), jnp.float32)
+  weight = jnp.array(rng.normal(size=(3, length, 5)), jnp.float32)
   tolerance = {'float32': 1e-5, 'bfloat16': 5e-2}[dtype]
-  got = jax.grad(
-      lambda x, k: jnp.sum(transformer.dot(x, k, dtype) * weight), (0, 1)
-  )(x, kernel)
+  stored = kernel.T if axis else kernel
+  got_x, got_kernel = jax.grad(
+      lambda x, k: jnp.sum(transformer.dot(x, k, dtype, axis) * weight), (0, 1)
+  )(x, stored)
+  got = got_x, got_kernel.T if axis else got_kernel
   want = (
       np.einsum('blf,df->bld', weight, kernel),
       np.einsum('bld,blf->df', x, weight),
