@@ -228,8 +228,9 @@ def test_responses_are_text(page):
 
 
 def test_deep_link(page, address):
+  # As from another page: a reload would go back to where the reader was.
+  page.goto('about:blank')
   page.goto(address + '#responses/harmless/2')
-  page.reload()
   text = page.locator('#browser-text').inner_text()
   assert text == f'Prompt 2 of 3: {pages.PROMPTS[1]}'
   assert page.locator('#browser-property').input_value() == 'harmless'
