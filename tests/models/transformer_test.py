@@ -65,14 +65,15 @@ def test_bfloat16_products_accumulate_in_float32():
 
 
 @pytest.mark.parametrize('axis', [0, 1])
+@pytest.mark.parametrize('width', [4, 5, 8])
 @pytest.mark.parametrize('length', [3, 4])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_gradient_of_dot_matches_einsum(dtype, length, axis):
-  """Of an odd and an even number of rows, and of a kernel and its transpose."""
+def test_gradient_of_dot_matches_einsum(dtype, length, width, axis):
+  """Of odd and even numbers of rows and columns; of a kernel and its transpose."""
   rng = np.random.default_rng(2)
   x = jnp.array(rng.normal(size=(3, length, 6)), jnp.float32)
-  kernel = jnp.array(rng.normal(size=(6, 5)), jnp.float32)
-  weight = jnp.array(rng.normal(size=(3, length, 5)), jnp.float32)
+  kernel = jnp.array(rng.normal(size=(6, width)), jnp.float32)
+  weight = jnp.array(rng.normal(size=(3, length, width)), jnp.float32)
   tolerance = {'float32': 1e-5, 'bfloat16': 5e-2}[dtype]
   stored = kernel.T if axis else kernel
   got_x, got_kernel = jax.grad(
