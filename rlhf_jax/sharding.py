@@ -60,15 +60,17 @@ def make_mesh(
   """A (data, fsdp, tensor) mesh.
 
   Args:
-    data: replicas of the parameters; -1 for as many as the devices allow.
+    data: replicas of the parameters.
     fsdp: parts of the parameters, each with rows of its own.
-    tensor: parts of every layer.
+    tensor: parts of every layer. One of the three may be -1: as many as the
+      devices allow.
     devices: to lay it over; all by default, which must be used up.
   """
   devices = jax.devices() if devices is None else devices
-  if data == -1:
-    data = len(devices) // (fsdp * tensor)
   shape = (data, fsdp, tensor)
+  if shape.count(-1) == 1:
+    rest = len(devices) // -math.prod(shape)
+    shape = tuple(rest if size == -1 else size for size in shape)
   if min(shape) < 1 or math.prod(shape) != len(devices):
     raise ValueError(
         f'mesh (data, fsdp, tensor) = {shape} does not use up {len(devices)}'
@@ -150,6 +152,24 @@ def rows(tree, mesh: Mesh | AbstractMesh):
   return jax.tree.map(one, tree)
 
 
+# Outside of jitted functions, in the context of a mesh (jax.set_mesh).
+
+
+def place(tree: Params):
+  """Parameters or a whole train state on their devices, as the table has them.
+
+  As they are where there is no mesh.
+  """
+  mesh = jax.sharding.get_mesh()
+  return tree if mesh.empty else jax.device_put(tree, shardings(tree, mesh))
+
+
+def place_rows(tree):
+  """A batch, its rows on their devices; as it is where there is no mesh."""
+  mesh = jax.sharding.get_mesh()
+  return tree if mesh.empty else jax.device_put(tree, rows(tree, mesh))
+
+
 # Inside a jitted function. The mesh is that of the context (jax.set_mesh); with
 # none, or one device, these do nothing.
 
@@ -176,6 +196,24 @@ def constrain_params(tree: Params):
   if mesh is None:
     return tree
   return jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
+
+
+def gathered(tree: Params):
+  """Parameters cut along `tensor` alone.
+
+  For what reads them over and over, as decoding does, a token at a time: they are
+  gathered once, and a device must hold a `tensor`-th of them.
+  """
+  mesh = _mesh()
+  if mesh is None:
+    return tree
+
+  def one(path, leaf):
+    spec = fitted(spec_of(path_of(path), leaf.shape), leaf.shape, mesh)
+    whole = P(*(None if name == 'fsdp' else name for name in spec))
+    return jax.lax.with_sharding_constraint(leaf, whole)
+
+  return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def _mesh() -> AbstractMesh | None:

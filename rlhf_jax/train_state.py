@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, ScalarLike, UInt32
 import optax
 
+from rlhf_jax import sharding
 from rlhf_jax.types import Params, pytree
 
 
@@ -69,7 +70,13 @@ def init_policy_state(
 
 
 def apply_gradients(state, grads, tx: optax.GradientTransformation):
-  """`state` after one update; the step is counted by the caller."""
+  """`state` after one update; the step is counted by the caller.
+
+  On a mesh, all of it is cut as the table says, and so are the gradients: each
+  device sums the part that it updates.
+  """
+  grads = sharding.constrain_params(grads)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
+  params, opt_state = sharding.constrain_params((params, opt_state))
   return dataclasses.replace(state, params=params, opt_state=opt_state)

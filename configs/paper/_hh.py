@@ -1,8 +1,14 @@
 """What the configs of the paper's scale share: all of HH, and a frontier by RLOO.
 
 hh_gemma2_2b.py, hh_llama3_8b.py and hh_qwen3.py say which model, and how much of
-it is trained. Sizes are for one accelerator of 80 GB, by arithmetic: none of these
-studies has been run. Hyperparameters are ours, not the paper's.
+it is trained. None of these studies has been run; their programs were compiled for 64
+TPU v5e, which sizes are for (experiments/aot.py, docs/scale.md). On one accelerator
+of 80 GB, by arithmetic:
+
+  --config.mesh.tensor=1 --config.sft.num_microbatches=16
+  --config.reward_model.num_microbatches=4 --config.policy.num_microbatches=4
+
+Hyperparameters are ours, not the paper's.
 """
 
 import os
@@ -25,6 +31,8 @@ _FRONTIERS = (
 )
 # All that `:tiny` changes.
 TINY = {
+    'mesh.fsdp': 1,
+    'mesh.tensor': 1,
     'data.max_prompt_tokens': 48,
     'data.max_response_tokens': 16,
     'sft.batch_size': 16,
@@ -38,6 +46,7 @@ TINY = {
     'policy.prompts_per_step': 8,
     'policy.samples_per_prompt': 2,
     'policy.num_minibatches': 2,
+    'policy.num_microbatches': 2,
     'policy.checkpoint_every': 1,
     'policy.sweep': tuple(
         ('both', method, 'rloo', (0.1,))
@@ -83,6 +92,7 @@ def get_config(file: str, variant: str) -> ml_collections.ConfigDict:
       max_bad_fraction=0.02,
       test_fraction=0.1,
   )
+  c.mesh.update(fsdp=-1, tensor=4)
   _models(c)
   _sizes(c)
   c.policy.sweep = tuple(
@@ -115,7 +125,6 @@ def _sizes(c) -> None:
   c.sft.update(
       num_epochs=1,
       batch_size=64,
-      num_microbatches=16,
       chunk_size=512,
       checkpoint_every=200,
   )
@@ -137,7 +146,7 @@ def _sizes(c) -> None:
       num_steps=500,
       prompts_per_step=32,
       samples_per_prompt=4,
-      num_minibatches=16,
+      num_minibatches=4,
       checkpoint_every=50,
   )
   c.policy.optim.peak_lr = 5e-5

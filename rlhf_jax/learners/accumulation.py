@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from rlhf_jax import sharding
 from rlhf_jax.types import Metrics, Params
 
 
@@ -57,7 +58,9 @@ def accumulate(
     return jnp.swapaxes(rows, 0, 1)
 
   def step(total, microbatch):
+    microbatch = sharding.constrain_rows(microbatch)
     (loss, (metrics, counts)), grads = grad_fn(params, microbatch)
+    grads = sharding.constrain_params(grads)
     _check_counts(metrics, counts)
     counts = {k: jnp.asarray(n, jnp.float32) for k, n in counts.items()}
     total = jax.tree.map(

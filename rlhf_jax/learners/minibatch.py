@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array
 import optax
 
-from rlhf_jax import train_state
+from rlhf_jax import sharding, train_state
 from rlhf_jax.learners import accumulation
 from rlhf_jax.types import Metrics
 
@@ -53,8 +53,9 @@ def scan_epochs(
   def epoch(state, key):
     order = jax.random.permutation(key, size)
     order = order.reshape(num_minibatches, -1)
+    rows_of = lambda rows: jax.tree.map(lambda x: x[rows], batch)
     return jax.lax.scan(
-        lambda s, rows: step(s, jax.tree.map(lambda x: x[rows], batch)),
+        lambda s, rows: step(s, sharding.constrain_rows(rows_of(rows))),
         state,
         order,
     )

@@ -310,7 +310,7 @@ def response_logprobs(
     return _drawn(log_p, tokens), logprobs_ops.entropy(log_p)
 
   logprobs, entropy = chunks.by_chunks(
-      head, params, (hidden, response_tokens), chunk_size
+      head, _head(params, cfg), (hidden, response_tokens), chunk_size
   )
   zero = lambda a: jnp.where(response_mask, a, 0.0)
   return zero(logprobs), zero(entropy)
@@ -350,11 +350,16 @@ def reference_logprobs_and_kl(
     return _drawn(ref_log_p, tokens), kl_ops.exact_kl(log_p, ref_log_p)
 
   arrays = hidden, ref_hidden, response_tokens
-  ref_logprobs, kl = chunks.by_chunks(
-      head, (params, ref_params), arrays, chunk_size
-  )
+  heads = _head(params, cfg), _head(ref_params, cfg)
+  ref_logprobs, kl = chunks.by_chunks(head, heads, arrays, chunk_size)
   zero = lambda a: jnp.where(response_mask, a, 0.0)
   return zero(ref_logprobs), zero(kl)
+
+
+def _head(params, cfg):
+  """What `logits` reads; on a mesh, gathered once for all chunks."""
+  name = 'embed' if cfg.tied_embeddings else 'unembed'
+  return sharding.gathered({name: params[name]})
 
 
 def _drawn(log_p, tokens):

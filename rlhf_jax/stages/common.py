@@ -222,6 +222,7 @@ def execute(
   Raises:
     WorkdirError: the folder holds work of another config, and not `overwrite`.
   """
+  mesh = config.get('mesh')
   # Own configs are their own own config, so is_done reads it the same.
   config = own_config(stage, config)
   if is_done(stage, config, workdir):
@@ -242,13 +243,32 @@ def execute(
   os.makedirs(out, exist_ok=True)
   write_json(started, record(config))
   begin = time.time()
-  stage.run(config, workdir, progress)
+  with _on(mesh):
+    stage.run(config, workdir, progress)
   write_json(
       os.path.join(out, _DONE),
       {'key': fingerprint(config), 'seconds': round(time.time() - begin, 2)},
   )
   logging.info('%s done in %.1f s.', out, time.time() - begin)
   return True
+
+
+@contextlib.contextmanager
+def _on(mesh: ml_collections.ConfigDict | None) -> Iterator[None]:
+  """In the context of the mesh that a config describes; of none if it is 1."""
+  if mesh is None or set(mesh.values()) == {1}:
+    yield
+    return
+  import jax  # what reads and lists configs needs none
+
+  from rlhf_jax import sharding
+
+  try:
+    found = sharding.make_mesh(**mesh)
+  except ValueError as e:
+    raise ConfigError(f'config.{e}') from e
+  with jax.set_mesh(found) if found.size > 1 else contextlib.nullcontext():
+    yield
 
 
 @contextlib.contextmanager

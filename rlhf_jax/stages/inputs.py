@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from rlhf_jax import checkpoint
+from rlhf_jax import checkpoint, sharding
 from rlhf_jax.data import batching, world_rules
 from rlhf_jax.rewards import links
 from rlhf_jax.rewards import objective as objective_lib
@@ -142,7 +142,7 @@ def load_reward_params(
       was changed.
   """
   folder = os.path.join(workdir, reward_folder(config, reward, role))
-  trained = checkpoint.restore_params(folder)
+  trained = sharding.place(checkpoint.restore_params(folder))
   language_models.check_origin(config, workdir, folder, 'reward_model')
   train = config.reward_model.train
   if train.how == 'full':
@@ -159,7 +159,7 @@ def load_sft_params(config: ml_collections.ConfigDict, workdir: str) -> Params:
   c, folder = config.sft, language_models.sft_folder(config, workdir)
   trained = {}
   if c.train.how != 'none':
-    trained = checkpoint.restore_params(folder)
+    trained = sharding.place(checkpoint.restore_params(folder))
   language_models.check_origin(config, workdir, folder, 'sft')
   if c.train.how == 'full':
     return trained
@@ -171,7 +171,8 @@ def load_policy_params(
     config: ml_collections.ConfigDict, workdir: str, folder: str
 ) -> Params:
   """The weights of the policy trained in `folder`, without adapters."""
-  trained, train = checkpoint.restore_params(folder), config.policy.train
+  trained = sharding.place(checkpoint.restore_params(folder))
+  train = config.policy.train
   if train.how == 'full':
     return trained
   base = load_sft_params(config, workdir)
@@ -296,6 +297,7 @@ def committed(state):
   jit takes the two for different inputs: it would compile the step a second
   time for step 1, or on resuming.
   """
+  state = sharding.place(state)
   return jax.device_put(state, jax.tree.map(lambda x: x.sharding, state))
 
 

@@ -26,6 +26,7 @@ import jax
 from jaxtyping import Array, Key
 import ml_collections
 
+from rlhf_jax import sharding
 from rlhf_jax.data import text_format
 from rlhf_jax.models import adapters, hf_config, hf_gguf, pretrained
 from rlhf_jax.models.hf_fields import PretrainedError
@@ -61,21 +62,25 @@ def is_scalar(init: str) -> bool:
 
 
 def load(init: str, *, param_dtype: str) -> Params:
-  """The parameters of a checkpoint, the caller's own."""
+  """The parameters of a checkpoint, the caller's own, on their devices."""
+  mesh = jax.sharding.get_mesh()
+  where = None
+  if not mesh.empty:
+    where = functools.partial(sharding.shardings, mesh=mesh)
   if init == SMOLLM2:
     path = hf_gguf.smollm2_file()
-    return hf_gguf.load_gguf(path, dtype=param_dtype)[0]
-  return pretrained.load(init, dtype=param_dtype)[0]
+    return hf_gguf.load_gguf(path, dtype=param_dtype, shardings=where)[0]
+  return pretrained.load(init, dtype=param_dtype, shardings=where)[0]
 
 
 def frozen(init: str, *, param_dtype: str) -> Params:
   """The same, one copy for all that read it in this process; never donated."""
-  return _frozen(init, param_dtype, digest(init))
+  return _frozen(init, param_dtype, digest(init), jax.sharding.get_mesh())
 
 
 @functools.lru_cache(maxsize=1)
-def _frozen(init, param_dtype, of_files):
-  del of_files  # files that changed are read again
+def _frozen(init, param_dtype, of_files, mesh):
+  del of_files, mesh  # files that changed are read again
   return load(init, param_dtype=param_dtype)
 
 

@@ -25,7 +25,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from rlhf_jax import checkpoint, optim, train_state
+from rlhf_jax import checkpoint, optim, sharding, train_state
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax import sampling as sampling_lib
 from rlhf_jax.learners import interface
@@ -110,7 +110,7 @@ def compiled_rollout(lm_cfg, sampling, prompts_per_step, samples_per_prompt):
     )
     keys = sampling_lib.sample_keys(seed, step, rows, samples_per_prompt)
     out = sampling_lib.sample(
-        params,
+        sharding.gathered(params),
         prompt_tokens[rows],
         prompt_mask[rows],
         keys,

@@ -57,7 +57,11 @@ def claim(
   if os.path.exists(path) and not overwrite:
     try:
       with open(path) as f:
-        found = common.differences(json.load(f), new)
+        found = [
+            d
+            for d in common.differences(json.load(f), new)
+            if not d.startswith('mesh')  # it decides no result
+        ]
     except ValueError as e:
       raise common.WorkdirError(
           f'{path} is not JSON ({e}): pass --overwrite to replace it.'

@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from rlhf_jax import checkpoint, optim, train_state
+from rlhf_jax import checkpoint, optim, sharding, train_state
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.data import batching, preferences
 from rlhf_jax.learners import reward_model as learner
@@ -298,7 +298,9 @@ def _train(config, workdir, out, key, rows, link, progress):
   start = int(state.step)
   writer = metrics_lib.MetricWriter(out, start=start, where=out)
   for step in range(start, num_steps):
-    state, metrics = train_step(state, frozen, batch_at(step))
+    state, metrics = train_step(
+        state, frozen, sharding.place_rows(batch_at(step))
+    )
     writer.write(step, metrics)
     progress(step + 1, num_steps)
     if (step + 1) % c.checkpoint_every == 0:

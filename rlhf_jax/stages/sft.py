@@ -11,7 +11,7 @@ import os
 import jax
 import ml_collections
 
-from rlhf_jax import checkpoint, optim, train_state
+from rlhf_jax import checkpoint, optim, sharding, train_state
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.data import batching
 from rlhf_jax.learners import sft as learner
@@ -108,7 +108,7 @@ def run(
   start = int(state.step)
   writer = metrics_lib.MetricWriter(out, start=start, where=out)
   for step in range(start, num_steps):
-    batch = learner.Demonstrations(**batch_at(step))
+    batch = learner.Demonstrations(**sharding.place_rows(batch_at(step)))
     state, metrics = train_step(state, frozen, batch)
     writer.write(step, metrics)
     progress(step + 1, num_steps)

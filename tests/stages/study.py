@@ -64,7 +64,7 @@ def results(folder: str) -> dict:
   found = {}
   for base, folders, names in os.walk(folder):
     if 'params' in folders:
-      for path, leaf in _leaves(checkpoint.restore_params(base)):
+      for path, leaf in leaves(checkpoint.restore_params(base)):
         where = os.path.relpath(base, folder)
         found[f'{where}/params{path}'] = (str(leaf.dtype), leaf.tobytes())
     folders[:] = sorted(set(folders) - {'params', 'checkpoints', 'digests'})
@@ -82,10 +82,11 @@ def results(folder: str) -> dict:
   return found
 
 
-def _leaves(tree, path=''):
+def leaves(tree, path=''):
+  """(path, array) of every leaf, sorted by path."""
   if isinstance(tree, dict):
     for name, value in sorted(tree.items()):
-      yield from _leaves(value, f'{path}/{name}')
+      yield from leaves(value, f'{path}/{name}')
   else:
     yield path, np.asarray(tree)
 

@@ -1,0 +1,216 @@
+"""Compiles a study's programs for TPUs that are not there: what fits, what it costs.
+
+  pip install -e '.[tpu]'
+  python experiments/aot.py --config=configs/paper/hh_llama3_8b.py \
+    --topology=v5e:8x8
+
+The compiler is the one that runs on a pod; weights are never made. The shape of the
+model is read from config.data.pretrained, a folder, or else from the file of the
+config's own name that ends in .json. Prints a line for each program: memory of a
+device, operations over the useful ones, and over those with what `remat` repeats,
+bytes, what devices send to each other, and the least time by the chip's limits. Ends with 1 if something does not
+fit, or if something is gathered that should stay in parts.
+"""
+
+import json
+import os
+import sys
+import time
+
+os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to be asked
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+# pylint: disable=wrong-import-position
+from absl import app, flags
+import jax
+from jax.experimental import topologies
+from ml_collections import config_flags
+import stage_main
+
+from rlhf_jax import chips, hlo, sharding
+from rlhf_jax.models import hf_config
+from rlhf_jax.stages import common, programs, validate
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, with its variant.', lock_config=True
+)
+_TOPOLOGY = flags.DEFINE_string(
+    'topology', 'v5e:8x8', 'Chips: v4, v5e, v5p or v6e, and their layout.'
+)
+_PROGRAMS = flags.DEFINE_list('programs', [], 'Only these: rollout,update.')
+_NUM_PROMPTS = flags.DEFINE_integer(
+    'num_prompts', 80_000, 'Alignment prompts on the devices.', lower_bound=1
+)
+_OUT = flags.DEFINE_string('out', '', 'JSON file for all that is printed.')
+
+_GB = 1e9
+_COLUMNS = (
+    ('program', '{name:13s}'),
+    ('arguments', '{arguments:9.2f}'),
+    ('temporary', '{temporary:9.2f}'),
+    ('peak GB', '{peak:7.2f}'),
+    ('of HBM', '{of_memory:6.0%}'),
+    ('TFLOP', '{tflop:8.2f}'),
+    ('/useful', '{over_useful:7.2f}'),
+    ('with remat', '{over_needed:10.2f}'),
+    ('moved GB', '{moved:8.1f}'),
+    ('sent GB', '{sent:7.2f}'),
+    ('bound by', '{limit:12s}'),
+    ('least s', '{seconds:7.2f}'),
+    ('MFU', '{mfu:4.0%}'),
+)
+
+
+def shape_of(config, config_file: str):
+  """The model's shape, and the name of the file it was read from."""
+  folder = config.data.pretrained
+  path = os.path.splitext(config_file)[0] + '.json'
+  if folder:
+    path = os.path.join(folder, 'config.json')
+  if not os.path.exists(path):
+    raise common.ConfigError(
+        f'{path} is missing: it says which shape the model has. Set'
+        ' --config.data.pretrained to the folder of a checkpoint.'
+    )
+  with open(path) as f:
+    return hf_config.lm_config(json.load(f), path)
+
+
+def analyse(program: programs.Program, chip: chips.Chip, num_devices: int):
+  """Compiles it; everything that is printed of it."""
+  begin = time.time()
+  compiled = program.lower().compile()
+  memory = compiled.memory_analysis()
+  cost = hlo.cost(compiled.as_text(), unknown_trips=float(program.most_trips))
+  arguments = memory.argument_size_in_bytes - program.shared_bytes
+  peak = (
+      arguments
+      + memory.temp_size_in_bytes
+      + memory.output_size_in_bytes
+      - memory.alias_size_in_bytes
+  )
+  limits = chips.seconds(
+      chip, flops=cost.flops, moved=cost.bytes, sent=cost.sent
+  )
+  limit = max(limits, key=limits.get)
+  useful = program.useful_flops / num_devices
+  kinds = {}
+  for c, count in cost.collectives.items():
+    kind = kinds.setdefault(c.kind, dict(count=0, sent=0.0, largest=0, op=''))
+    kind['count'] += int(count)
+    kind['sent'] += c.sent * count / _GB
+    if c.size > kind['largest']:
+      kind.update(largest=c.size, op=c.op_name)
+  return dict(
+      name=program.name,
+      arguments=arguments / _GB,
+      temporary=memory.temp_size_in_bytes / _GB,
+      peak=peak / _GB,
+      of_memory=peak / chip.memory,
+      tflop=cost.flops / 1e12,
+      over_useful=cost.flops / useful,
+      over_needed=cost.flops / (useful + program.remat_flops / num_devices),
+      moved=cost.bytes / _GB,
+      sent=cost.sent / _GB,
+      collectives=kinds,
+      limits=limits,
+      limit=limit,
+      seconds=limits[limit],
+      mfu=useful / chip.flops / limits[limit],
+      unknown_loops=cost.unknown_loops,
+      compile_seconds=time.time() - begin,
+  )
+
+
+def faults(row: dict, chip: chips.Chip, whole: float) -> list[str]:
+  """What is wrong with a program, and what to change.
+
+  Args:
+    row: of `analyse`.
+    chip: what it must fit.
+    whole: bytes of the largest array that may be gathered.
+  """
+  found = []
+  if row['peak'] * _GB > chip.memory:
+    found.append(
+        f'{row["name"]}: {row["peak"]:.1f} GB on a device of'
+        f' {chip.memory / _GB:.1f}: raise config.mesh.fsdp or'
+        ' num_microbatches, or lower chunk_size.'
+    )
+  gathered = row['collectives'].get('all-gather')
+  if gathered and gathered['largest'] > whole:
+    found.append(
+        f'{row["name"]}: {gathered["largest"] / _GB:.1f} GB are gathered on'
+        f' every device, at {gathered["op"]}.'
+    )
+  return found
+
+
+def run(config, config_file: str) -> list[str]:
+  """Prints the table; returns what is wrong."""
+  if config.data.pretrained:  # without it, only the shapes are there
+    validate.validate(config)
+  chip = chips.chip_of(_TOPOLOGY.value)
+  shape = shape_of(config, config_file)
+  devices = topologies.get_topology_desc(
+      platform='tpu', topology_name=_TOPOLOGY.value
+  ).devices
+  mesh = sharding.make_mesh(**config.mesh, devices=devices)
+  print(
+      f'{config_file}: {len(devices)} x {_TOPOLOGY.value}, mesh'
+      f' {dict(mesh.shape)}, jax {jax.__version__}',
+      flush=True,
+  )
+  found = programs.build(config, shape, mesh, num_prompts=_NUM_PROMPTS.value)
+  unknown = set(_PROGRAMS.value) - {p.name for p in found}
+  if unknown:
+    raise common.ConfigError(
+        f'--programs: {sorted(unknown)} are none of'
+        f' {[p.name for p in found]}.'
+    )
+  size = 2 if config.sft.param_dtype == 'bfloat16' else 4
+  whole = shape.vocab_size * shape.width * size
+  rows, wrong = [], []
+  print('  '.join(title for title, _ in _COLUMNS), flush=True)
+  with jax.set_mesh(mesh):
+    for program in found:
+      if _PROGRAMS.value and program.name not in _PROGRAMS.value:
+        continue
+      row = analyse(program, chip, len(devices))
+      rows.append(row)
+      print(
+          '  '.join(
+              text.format(**row).rjust(len(title)) for title, text in _COLUMNS
+          ),
+          flush=True,
+      )
+      wrong += faults(row, chip, whole)
+  print('\nCollectives of a device, by kind: number, GB sent, the largest')
+  for row in rows:
+    for kind, c in sorted(row['collectives'].items()):
+      print(
+          f'  {row["name"]:13s} {kind:18s} {c["count"]:7d} {c["sent"]:8.2f}'
+          f'  {c["largest"] / 1e6:9.1f} MB  {c["op"]}'
+      )
+  if _OUT.value:
+    common.write_json(_OUT.value, {'mesh': dict(mesh.shape), 'programs': rows})
+  return wrong
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  name = config_flags.get_config_filename(flags.FLAGS['config'])
+  try:
+    wrong = run(_CONFIG.value, name)
+  except (ValueError, OSError) as e:
+    if flags.FLAGS.verbosity > 0:
+      raise
+    sys.exit(f'error: {e} (--verbosity=1 shows where)')
+  if wrong:
+    sys.exit('\n'.join(['', *wrong]))
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config'])
+  app.run(main, flags_parser=stage_main.parse_flags)

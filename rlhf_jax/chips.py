@@ -1,0 +1,67 @@
+"""Published figures of accelerators, for estimates of time and of what fits.
+
+Peaks are of dense bfloat16 products. From the vendor's pages on each generation
+(cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e), as of 2026.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """One accelerator.
+
+  Attributes:
+    flops: bfloat16 operations a second.
+    memory: bytes of main memory (HBM).
+    bandwidth: bytes a second to and from main memory.
+    interconnect: bytes a second, both ways together, over all links to others.
+  """
+
+  flops: float
+  memory: float
+  bandwidth: float
+  interconnect: float
+
+
+_GIB = 2.0**30
+_GBIT = 1e9 / 8
+
+CHIPS = {
+    'v4': Chip(275e12, 32 * _GIB, 1228e9, 2400 * _GBIT),
+    'v5e': Chip(197e12, 16 * _GIB, 819e9, 1600 * _GBIT),
+    'v5p': Chip(459e12, 95 * _GIB, 2765e9, 4800 * _GBIT),
+    'v6e': Chip(918e12, 32 * _GIB, 1640e9, 3584 * _GBIT),
+}
+
+
+def chip_of(topology: str) -> Chip:
+  """The chip of a topology such as v5e:8x8."""
+  name = topology.partition(':')[0]
+  if name not in CHIPS:
+    raise ValueError(
+        f'--topology={topology}: unknown chip {name!r}; known: '
+        f'{", ".join(CHIPS)}, as in v5e:8x8.'
+    )
+  return CHIPS[name]
+
+
+def seconds(
+    chip: Chip, *, flops: float, moved: float, sent: float
+) -> dict[str, float]:
+  """The least time of a program on a device by each of its limits.
+
+  A roofline: the greatest of them is a lower bound of the time, which is reached
+  where all of them overlap.
+
+  Args:
+    chip: the device.
+    flops: of a device.
+    moved: bytes to and from main memory.
+    sent: bytes sent to other devices; half of the links' rate is for sending.
+  """
+  return {
+      'compute': flops / chip.flops,
+      'memory': moved / chip.bandwidth,
+      'interconnect': sent / (chip.interconnect / 2),
+  }

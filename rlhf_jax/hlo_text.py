@@ -1,0 +1,181 @@
+"""The text of a compiled program, as computations of operations.
+
+Names are those of XLA's HLO text: https://openxla.org/xla/operation_semantics.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import functools
+import itertools
+import math
+import re
+
+import numpy as np
+
+_BYTES = {'pred': 1, 's4': 0.5, 'u4': 0.5, 'bf16': 2, 'c64': 8, 'token': 0}
+_ARRAY = re.compile(r'([a-z]+\d*[a-z\d]*)\[([\d,]*)\](\{[^}]*\})?')
+_HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$')
+_LINE = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = ')
+_COMMENT = re.compile(r'/\*.*?\*/')
+_WINDOW = re.compile(r'window=\{([^}]*)\}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+  """One line: an operation, its operands by name, and its attributes."""
+
+  name: str
+  type: str
+  opcode: str
+  operands: tuple[str, ...]
+  rest: str
+  is_root: bool
+
+  @functools.cached_property
+  def arrays(self) -> list[tuple[str, tuple[int, ...], str]]:
+    return list(_arrays(self.type))
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.arrays[0][1]
+
+
+def parse(text: str):
+  """{computation: {name: op}}, and the name of the entry."""
+  computations, entry, current = {}, None, None
+  for line in _COMMENT.sub('', text).splitlines():
+    if header := _HEADER.match(line):
+      current = computations.setdefault(header.group(2), {})
+      entry = header.group(2) if header.group(1) else entry
+    elif current is not None and (match := _LINE.match(line)):
+      op = _op(match.group(2), line[match.end() :], bool(match.group(1)))
+      current[op.name] = op
+  if entry is None:
+    raise ValueError('This is not the text of a compiled program.')
+  return computations, entry
+
+
+def root_of(ops: dict[str, Op]) -> Op:
+  return next(op for op in ops.values() if op.is_root)
+
+
+def behind(op: Op, ops: dict[str, Op]) -> Op:
+  """What an operation copies."""
+  while op.opcode in ('copy', 'bitcast'):
+    op = ops[op.operands[0]]
+  return op
+
+
+def element_of(op: Op) -> int | None:
+  """Which element a get-tuple-element gets."""
+  found = re.search(r'index=(\d+)', op.rest)
+  return int(found.group(1)) if found else None
+
+
+def _op(name: str, text: str, is_root: bool) -> Op:
+  end = _closing(text, 0) + 1 if text[0] == '(' else text.index(' ')
+  kind, text = text[:end], text[end:].lstrip()
+  start = text.index('(')
+  stop = _closing(text, start)
+  operands = tuple(
+      part.split()[-1].lstrip('%')
+      for part in _parts(text[start + 1 : stop])
+      if part.strip()
+  )
+  return Op(name, kind, text[:start], operands, text[stop + 1 :], is_root)
+
+
+def _closing(text: str, start: int) -> int:
+  """Where the bracket that opens at `start` closes."""
+  depth = 0
+  for i in range(start, len(text)):
+    depth += (text[i] == '(') - (text[i] == ')')
+    if not depth:
+      return i
+  raise ValueError(f'No closing bracket in {text[start:start + 80]!r}.')
+
+
+def _parts(text: str) -> Iterator[str]:
+  """The operands between commas that stand in no brackets."""
+  depth, start = 0, 0
+  for i, c in enumerate(text):
+    depth += (c in '({[') - (c in ')}]')
+    if c == ',' and not depth:
+      yield text[start:i]
+      start = i + 1
+  yield text[start:]
+
+
+def _arrays(kind: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
+  """(dtype, shape, layout) of each array in a type."""
+  for dtype, dims, layout in _ARRAY.findall(kind):
+    yield dtype, tuple(int(d) for d in dims.split(',') if d), layout
+
+
+def array_bytes(dtype: str, shape: tuple[int, ...]) -> float:
+  size = _BYTES.get(dtype)
+  if size is None:
+    bits = re.search(r'\d+', dtype)
+    size = int(bits.group()) / 8 if bits else 4
+  return float(math.prod(shape) * size)
+
+
+def size_in_memory(kind: str) -> float:
+  """Bytes in main memory; S(1) and the like are other memories."""
+  sizes = (
+      array_bytes(d, s) for d, s, layout in _arrays(kind) if 'S(' not in layout
+  )
+  return sum(sizes, 0.0)
+
+
+def size_of(array) -> float:
+  return array_bytes(*array[:2])
+
+
+def sizes_of(op: Op) -> float:
+  """Bytes of an array inside a fusion, where no memory is written down."""
+  return sum(map(size_of, op.arrays), 0.0)
+
+
+# Products.
+
+
+def product_flops(op: Op, ops: dict[str, Op]) -> float:
+  if op.opcode == 'dot':
+    left = ops[op.operands[0]].shape
+    dims = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', op.rest)
+    summed = [int(d) for d in dims.group(1).split(',') if d] if dims else []
+    return 2.0 * math.prod(op.shape) * math.prod(left[d] for d in summed)
+  if op.opcode == 'convolution':
+    return _convolution(op, *(ops[name].shape for name in op.operands[:2]))
+  return 0.0
+
+
+def _convolution(op: Op, left, right) -> float:
+  """Multiplications of a convolution that are not by padding, twice.
+
+  A TPU's products are convolutions, and batch axes may be dilated windows of
+  which one place alone is not padding.
+  """
+  labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', op.rest)
+  sizes = [
+      dict(zip(label, shape, strict=True))
+      for label, shape in zip(
+          labels.groups(), (left, right, op.shape), strict=True
+      )
+  ]
+  window = _WINDOW.search(op.rest)
+  fields = dict(f.split('=') for f in window.group(1).split()) if window else {}
+  count = 2.0 * sizes[1]['i'] * sizes[2]['f'] * sizes[2]['b']
+  for axis in itertools.takewhile(lambda a: a in sizes[1], '0123456789'):
+    field = lambda name, default, i=int(axis): (
+        fields[name].split('x')[i] if name in fields else default
+    )
+    low = int(field('pad', '0_0').split('_')[0])
+    steps = np.arange(sizes[2][axis]) * int(field('stride', '1'))
+    places = np.arange(sizes[1][axis]) * int(field('rhs_dilate', '1'))
+    at = steps[:, None] + places[None] - low
+    dilation = int(field('lhs_dilate', '1'))
+    last = (sizes[0][axis] - 1) * dilation
+    count *= np.sum((at >= 0) & (at <= last) & (at % dilation == 0))
+  return float(count)

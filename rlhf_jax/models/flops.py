@@ -1,0 +1,23 @@
+"""Operations of a model's products, counted from its shape: the useful ones."""
+
+from rlhf_jax.models.lm_config import LMConfig
+
+
+def forward(
+    cfg: LMConfig, *, rows: int, length: int, context: int, scored: int
+) -> float:
+  """Of one pass: 2 N a token, and attention (Kaplan et al. 2020, section 2.1).
+
+  Args:
+    cfg: the model's shape.
+    rows: sequences.
+    length: tokens of each that are run.
+    context: slots that a query is multiplied with, visible or not.
+    scored: tokens of each with scores over the vocabulary.
+  """
+  d, h = cfg.width, cfg.head_dim
+  attention = d * h * (2 * cfg.num_heads + 2 * cfg.num_kv_heads)
+  mlp = (3 if cfg.gated_mlp else 2) * d * cfg.mlp_width
+  pairs = 2 * cfg.num_heads * h * context  # q k^T, and probabilities by v
+  layers = cfg.num_layers * length * (attention + mlp + pairs)
+  return 2.0 * rows * (layers + scored * d * cfg.vocab_size)

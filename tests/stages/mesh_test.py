@@ -1,0 +1,91 @@
+"""A mesh changes no result but by rounding, in the stages as users run them."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from rlhf_jax import checkpoint
+from rlhf_jax.stages import common, graph, provenance
+from tests.stages import study, tiny
+
+_LSC = {'policy.method': 'lsc', 'policy.kl_coef': 0.6}
+_MESH = {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}
+
+
+def _run(stage, overrides, source, workdir):
+  """The folder of a stage, run in a copy of the study."""
+  config = common.with_overrides(tiny.get_config(), overrides)
+  folder = graph.STAGES[stage].folder(config)
+  study.copy(source, workdir, without=folder)
+  assert common.execute(graph.STAGES[stage], config, workdir)
+  return folder
+
+
+def _metrics(folder):
+  with open(os.path.join(folder, 'metrics.jsonl')) as f:
+    return [json.loads(line) for line in f]
+
+
+@pytest.mark.parametrize(
+    ('stage', 'overrides'),
+    [
+        ('sft', {}),
+        ('reward_model', {}),
+        ('policy', _LSC | {'policy.learner': 'ppo'}),
+        ('policy', _LSC | {'policy.learner': 'rloo'}),
+    ],
+)
+def test_a_stage_on_a_mesh(stage, overrides, finished_study, tmp_path):
+  workdir = str(tmp_path / 'study')
+  folder = _run(stage, overrides | _MESH, finished_study, workdir)
+  got = _metrics(os.path.join(workdir, folder))
+  want = _metrics(os.path.join(finished_study, folder))
+  assert len(got) == len(want)
+  for g, w in zip(got, want, strict=True):
+    assert g.keys() == w.keys()
+    for name in w:
+      np.testing.assert_allclose(
+          g[name], w[name], rtol=2e-3, atol=2e-4, err_msg=name
+      )
+
+
+def test_a_checkpoint_of_one_mesh_goes_on_on_another(finished_study, tmp_path):
+  workdir = str(tmp_path / 'study')
+  folder = _run('sft', {'mesh.fsdp': 8}, finished_study, workdir)
+  out = os.path.join(workdir, folder)
+  whole = checkpoint.restore_params(out)
+  # As if it had been killed after its first checkpoint but one.
+  os.remove(os.path.join(out, 'done.json'))
+  shutil.rmtree(os.path.join(out, 'params'))
+  steps = sorted(int(s) for s in os.listdir(os.path.join(out, 'checkpoints')))
+  shutil.rmtree(os.path.join(out, 'checkpoints', str(steps[-1])))
+
+  seen = []
+  config = common.with_overrides(tiny.get_config(), _MESH)
+  common.execute(
+      graph.STAGES['sft'], config, workdir, lambda n, _: seen.append(n)
+  )
+  assert seen[0] == steps[-2] + 1
+  for got, want in zip(
+      study.leaves(checkpoint.restore_params(out)),
+      study.leaves(whole),
+      strict=True,
+  ):
+    assert got[0] == want[0]
+    np.testing.assert_allclose(got[1], want[1], rtol=2e-3, atol=2e-4)
+
+
+def test_a_workdir_belongs_to_no_mesh(tmp_path):
+  config = tiny.get_config()
+  provenance.claim(config, str(tmp_path), overwrite=False)
+  other = common.with_overrides(config, _MESH)
+  provenance.claim(other, str(tmp_path), overwrite=False)
+
+
+def test_a_mesh_that_does_not_fit_names_its_field(finished_study, tmp_path):
+  workdir = str(tmp_path / 'study')
+  with pytest.raises(common.ConfigError, match=r'config\.mesh .* 8 devices'):
+    _run('sft', {'mesh.fsdp': 3}, finished_study, workdir)
