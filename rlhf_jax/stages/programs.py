@@ -8,11 +8,11 @@ that are not there, and for weights that are nowhere.
 from collections.abc import Callable
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from rlhf_jax import sharding, train_state
 from rlhf_jax.learners import sft as sft_learner
@@ -361,10 +361,11 @@ class _Builder:
 
 def device_bytes(tree) -> float:
   """Bytes of placed arrays on one device."""
-  return sum(
-      np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+  sizes = (
+      math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
       for leaf in jax.tree.leaves(tree)
   )
+  return float(sum(sizes))
 
 
 def _placed(tree, shardings):
