@@ -18,6 +18,7 @@ import sys
 import time
 
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to be asked
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 # pylint: disable=wrong-import-position
