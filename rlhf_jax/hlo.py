@@ -187,7 +187,7 @@ class _Module:
       old, step = step, old
     if step.opcode != 'constant' or hlo_text.element_of(old) != counter:
       return None
-    return math.ceil(float(last.operands[0]) / float(step.operands[0]))
+    return float(math.ceil(float(last.operands[0]) / float(step.operands[0])))
 
   def _operation(self, op: hlo_text.Op, ops: dict[str, hlo_text.Op]):
     """An operation of two operands and those, if need be out of its fusion."""
@@ -268,7 +268,7 @@ class _Module:
     if op.opcode == 'bitcast':
       return self._written(ops, ops[op.operands[0]])
     if op.opcode == 'tuple':
-      return sum(self._written(ops, ops[name]) for name in op.operands)
+      return sum((self._written(ops, ops[name]) for name in op.operands), 0.0)
     if op.opcode == 'dynamic-update-slice':
       return hlo_text.sizes_of(ops[op.operands[1]])
     if op.opcode == 'fusion':

@@ -1,6 +1,7 @@
 """Costs read from a compiled program are those of its shapes, loops included."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,19 @@ def test_a_loop_counts_as_often_as_it_runs():
     return jax.lax.scan(lambda x, w: (inner(jnp.tanh(x @ w)), None), x, w)[0]
 
   assert _cost(run, x, w).flops == 2 * 32 * 64 * 64 * 5 * (1 + 3)
+
+
+def test_trip_counts_are_read_from_the_condition():
+  """As the TPU's compiler leaves them: it writes none down."""
+
+  def run(x, ws):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws)[0]
+
+  text = _compiled(run, jnp.ones((32, 64)), jnp.ones((5, 64, 64))).as_text()
+  without = re.sub(r'"known_trip_count":\{[^}]*\},?', '', text)
+  assert without != text
+  assert hlo.cost(without) == hlo.cost(text)
+  assert hlo.cost(without).flops == 5 * 2 * 32 * 64 * 64
 
 
 def test_a_loop_of_unknown_length_is_the_callers():
