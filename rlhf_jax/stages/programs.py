@@ -148,6 +148,11 @@ class _Builder:
         jax.ShapeDtypeStruct((rows, length), jnp.bool_),
     )
 
+  def _texts(self, rows):
+    """Prompts and responses as they are in files."""
+    length = self._config.data.max_response_tokens
+    return self._tokens(rows, self._prompt), self._tokens(rows, length)
+
   # Programs.
 
   def _sft(self) -> Program:
@@ -165,8 +170,7 @@ class _Builder:
     fn, tx = sft.compiled_step(
         cfg, self._sampling, _steps(c.optim), c.num_microbatches, c.chunk_size
     )
-    prompt = self._tokens(c.batch_size, self._prompt)
-    response = self._tokens(c.batch_size, self._config.data.max_response_tokens)
+    prompt, response = self._texts(c.batch_size)
     batch = sft_learner.Demonstrations(
         prompt_tokens=prompt[0],
         prompt_mask=prompt[1],
@@ -218,8 +222,7 @@ class _Builder:
         c.center_coef,
         c.num_microbatches,
     )
-    prompt = self._tokens(c.batch_size, self._prompt)
-    response = self._tokens(c.batch_size, self._config.data.max_response_tokens)
+    prompt, response = self._texts(c.batch_size)
     batch = PreferenceBatch(
         prompt_tokens=prompt[0],
         prompt_mask=prompt[1],
@@ -250,34 +253,58 @@ class _Builder:
         self._lm_cfg, lora_scale=language_models.scale_of(c.train)
     )
     learner = policy_config.learner_of(c.learner)
-    update_cfg = policy_config.update_config(learner, c)
-    base = self._base(cfg, self._config.sft.param_dtype)
     trained, frozen, reference = jax.eval_shape(
         functools.partial(
             policy.initial, self._config, value=learner.needs_value
         ),
-        base,
+        self._base(cfg, self._config.sft.param_dtype),
+    )
+    policy_params = adapters.combine(trained['policy'], frozen['policy'])
+    rollout_program = self._rollout(cfg, policy_params)
+    rollout, _ = jax.eval_shape(rollout_program.fn, *rollout_program.args)
+    rollout = self._rows(rollout)
+    return [
+        rollout_program,
+        self._score(rollout),
+        self._update(cfg, learner, trained, frozen, reference, rollout),
+    ]
+
+  def _rollout(self, cfg, params) -> Program:
+    c = self._config.policy
+    fn = policy.compiled_rollout(
+        cfg, self._sampling, c.prompts_per_step, c.samples_per_prompt
     )
     prompts = self._rows(self._tokens(self._num_prompts, self._prompt))
     seed, step = (
         jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.uint32, jnp.int32)
     )
-    rollout_fn = policy.compiled_rollout(
-        cfg, self._sampling, c.prompts_per_step, c.samples_per_prompt
-    )
-    whole = self._params(adapters.combine(trained['policy'], frozen['policy']))
-    rollout_args = (whole, *prompts, seed, step)
-    rollout, _ = jax.eval_shape(rollout_fn, *rollout_args)
-    rollout = self._rows(rollout)
-
-    reward_fn, reward_trained, reward_frozen = self._reward_params()
-    score_args = (
-        self._params(adapters.combine(reward_trained, reward_frozen)),
-        jax.ShapeDtypeStruct((), jnp.float32),
-        *scorers.tokens_of(rollout),
+    return Program(
+        name='rollout',
+        fn=fn,
+        args=(self._params(params), *prompts, seed, step),
+        useful_flops=self._rollout_flops(cfg),
+        most_trips=self._response - 1,
     )
 
-    update_fn, tx = policy.compiled_update(
+  def _score(self, rollout) -> Program:
+    fn, trained, frozen = self._reward_params()
+    return Program(
+        name='score',
+        fn=scorers.compiled_reward(fn),
+        args=(
+            self._params(adapters.combine(trained, frozen)),
+            jax.ShapeDtypeStruct((), jnp.float32),
+            *scorers.tokens_of(rollout),
+        ),
+        useful_flops=self._pass(fn.lm_cfg, _num_rows(rollout), scored=False),
+    )
+
+  def _update(
+      self, cfg, learner, trained, frozen, reference, rollout
+  ) -> Program:
+    c = self._config.policy
+    update_cfg = policy_config.update_config(learner, c)
+    fn, tx = policy.compiled_update(
         learner,
         cfg,
         self._sampling,
@@ -290,43 +317,27 @@ class _Builder:
         tx,
         functools.partial(train_state.init_policy_state, kl_coef=0.0, seed=0),
     )
-    num_rows = rollout.response_mask.shape[0]
+    num_rows = _num_rows(rollout)
     utility = self._rows(jax.ShapeDtypeStruct((num_rows,), jnp.float32))
     reference = self._params(reference)
-    one = self._pass(cfg, num_rows, scored=True)
     epochs = getattr(update_cfg, 'num_epochs', 1)
+    gradient = 1 + _backward(c.train, cfg)
+    one = self._pass(cfg, num_rows, scored=True)
     # The policy and its reference once, and then what is differentiated.
-    update = 2 * one + epochs * one * (1 + _backward(c.train, cfg))
-    remat = epochs * one * cfg.remat
+    useful, remat = (2 + epochs * gradient) * one, epochs * one
     if learner.needs_value:
       value = self._pass(cfg, num_rows, scored=False)
-      update += value + epochs * value * (1 + _backward(c.train, cfg))
-      remat += epochs * value * cfg.remat
-    return [
-        Program(
-            name='rollout',
-            fn=rollout_fn,
-            args=rollout_args,
-            useful_flops=self._rollout_flops(cfg),
-            most_trips=self._response - 1,
-        ),
-        Program(
-            name='score',
-            fn=scorers.compiled_reward(reward_fn),
-            args=score_args,
-            useful_flops=self._pass(reward_fn.lm_cfg, num_rows, scored=False),
-        ),
-        Program(
-            name='update',
-            fn=update_fn,
-            args=(state, self._params(frozen), reference, rollout, utility),
-            useful_flops=update,
-            remat_flops=remat,
-            shared_bytes=(
-                device_bytes(reference) if c.train.how == 'lora' else 0.0
-            ),
-        ),
-    ]
+      useful += (1 + epochs * gradient) * value
+      remat += epochs * value
+    shared = device_bytes(reference) if c.train.how == 'lora' else 0.0
+    return Program(
+        name='update',
+        fn=fn,
+        args=(state, self._params(frozen), reference, rollout, utility),
+        useful_flops=useful,
+        remat_flops=remat * cfg.remat,
+        shared_bytes=shared,
+    )
 
   def _pass(self, cfg, rows, *, scored: bool) -> float:
     length = self._prompt + self._response
@@ -366,6 +377,10 @@ def device_bytes(tree) -> float:
       for leaf in jax.tree.leaves(tree)
   )
   return float(sum(sizes))
+
+
+def _num_rows(rollout) -> int:
+  return rollout.response_mask.shape[0]
 
 
 def _placed(tree, shardings):
