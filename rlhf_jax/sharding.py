@@ -152,6 +152,15 @@ def rows(tree, mesh: Mesh | AbstractMesh):
   return jax.tree.map(one, tree)
 
 
+def device_bytes(tree) -> float:
+  """Bytes on one device of arrays or ShapeDtypeStructs that have shardings."""
+  sizes = (
+      math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+      for leaf in jax.tree.leaves(tree)
+  )
+  return float(sum(sizes))
+
+
 # Outside of jitted functions, in the context of a mesh (jax.set_mesh).
 
 

@@ -8,7 +8,6 @@ that are not there, and for weights that are nowhere.
 from collections.abc import Callable
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -329,7 +328,7 @@ class _Builder:
       value = self._pass(cfg, num_rows, scored=False)
       useful += (1 + epochs * gradient) * value
       remat += epochs * value
-    shared = device_bytes(reference) if c.train.how == 'lora' else 0.0
+    shared = sharding.device_bytes(reference) if c.train.how == 'lora' else 0.0
     return Program(
         name='update',
         fn=fn,
@@ -368,15 +367,6 @@ class _Builder:
         scored=self._response,
     )
     return prefill + decode
-
-
-def device_bytes(tree) -> float:
-  """Bytes of placed arrays on one device."""
-  sizes = (
-      math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-      for leaf in jax.tree.leaves(tree)
-  )
-  return float(sum(sizes))
 
 
 def _num_rows(rollout) -> int:

@@ -101,7 +101,7 @@ def test_only_decoding_has_an_end_of_its_own(compiled):
 def test_decoding_sends_no_weights(compiled):
   """They are gathered once, not for every token."""
   program, cost = compiled['rollout']
-  weights = programs.device_bytes(program.args[0])
+  weights = sharding.device_bytes(program.args[0])
   gathered = sum(
       c.sent * n for c, n in cost.collectives.items() if c.kind == 'all-gather'
   )
