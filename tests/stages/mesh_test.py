@@ -2,15 +2,18 @@
 
 import json
 import os
+import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
-from rlhf_jax import checkpoint
-from rlhf_jax.stages import common, graph, provenance
+from rlhf_jax import checkpoint, sharding
+from rlhf_jax.stages import common, graph, language_models, provenance
 from tests.stages import study, tiny
 
+GOLDEN = pathlib.Path(__file__).parents[1] / 'models' / 'golden'
 _LSC = {'policy.method': 'lsc', 'policy.kl_coef': 0.6}
 _MESH = {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}
 
@@ -89,3 +92,18 @@ def test_a_mesh_that_does_not_fit_names_its_field(finished_study, tmp_path):
   workdir = str(tmp_path / 'study')
   with pytest.raises(common.ConfigError, match=r'config\.mesh .* 8 devices'):
     _run('sft', {'mesh.fsdp': 3}, finished_study, workdir)
+
+
+def test_a_pretrained_model_is_read_onto_its_devices():
+  folder = str(GOLDEN / 'qwen3')
+  want = language_models.load(folder, param_dtype='float32')
+  mesh = sharding.make_mesh(1, 4, 2)
+  with jax.set_mesh(mesh):
+    got = language_models.load(folder, param_dtype='float32')
+  where = sharding.shardings(want, mesh)
+  for a, b, place in zip(
+      *map(jax.tree.leaves, (got, want, where)), strict=True
+  ):
+    assert a.sharding.is_equivalent_to(place, a.ndim)
+    np.testing.assert_array_equal(a, b)
+  assert not got['layers']['mlp']['up']['kernel'].is_fully_replicated
