@@ -89,11 +89,11 @@ def get_config() -> ml_collections.ConfigDict:
   c.seeds = (0,)
   c.policy_seeds = (0,)  # the seeds for which policies are trained as well
   c.seed = 0  # of the stage at hand; the launcher runs through `seeds`
-  # Regimes: the exact frontiers again, with some fields changed (see `regime`).
-  c.regimes = ml_collections.ConfigDict()
   # Of devices: copies of the parameters, parts of them, parts of every layer; -1,
   # once, for all devices that are left. It changes no result but by rounding.
   c.mesh = config_dict.create(data=1, fsdp=1, tensor=1)
+  # Regimes: the exact frontiers again, with some fields changed (see `regime`).
+  c.regimes = ml_collections.ConfigDict()
   c.regime = ''  # of the stage at hand; '' is the study itself
   c.regime_methods = ('raw', 'lsc')  # those of `methods` measured in a regime
   c.stages = (  # what launch.py runs; each needs the ones before it

@@ -8,16 +8,17 @@ The compiler is the one that runs on a pod; weights are never made. The shape of
 model is read from config.data.pretrained, a folder, or else from the file of the
 config's own name that ends in .json. Prints a line for each program: memory of a
 device, operations over the useful ones, and over those with what `remat` repeats,
-bytes, what devices send to each other, and the least time by the chip's limits. Ends with 1 if something does not
-fit, or if something is gathered that should stay in parts.
+bytes, what devices send to each other, and the least time by the chip's limits. Ends
+with 1 if something does not fit, or is gathered that should stay in parts.
 """
 
-import json
+import importlib.util
 import os
 import sys
 import time
 
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to be asked
+os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nor one to be held
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
@@ -29,8 +30,8 @@ from ml_collections import config_flags
 import stage_main
 
 from rlhf_jax import chips, hlo, sharding
-from rlhf_jax.models import hf_config
-from rlhf_jax.stages import common, programs, validate
+from rlhf_jax.models import hf_config, hf_fields
+from rlhf_jax.stages import common, language_models, programs, validate
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with its variant.', lock_config=True
@@ -45,6 +46,7 @@ _NUM_PROMPTS = flags.DEFINE_integer(
 _OUT = flags.DEFINE_string('out', '', 'JSON file for all that is printed.')
 
 _GB = 1e9
+_SMALLER = 'raise config.mesh.fsdp or num_microbatches, or lower chunk_size.'
 _COLUMNS = (
     ('program     ', '{name:12s}'),
     ('arguments', '{arguments:9.2f}'),
@@ -63,18 +65,16 @@ _COLUMNS = (
 
 
 def shape_of(config, config_file: str):
-  """The model's shape, and the name of the file it was read from."""
-  folder = config.data.pretrained
+  """The shape of the model, from the checkpoint or from beside the config."""
+  if config.data.pretrained:
+    return language_models.shape_of(config.data.pretrained)
   path = os.path.splitext(config_file)[0] + '.json'
-  if folder:
-    path = os.path.join(folder, 'config.json')
   if not os.path.exists(path):
     raise common.ConfigError(
         f'{path} is missing: it says which shape the model has. Set'
         ' --config.data.pretrained to the folder of a checkpoint.'
     )
-  with open(path) as f:
-    return hf_config.lm_config(json.load(f), path)
+  return hf_config.lm_config(hf_fields.read_json(path), path)
 
 
 def analyse(program: programs.Program, chip: chips.Chip, num_devices: int):
@@ -135,8 +135,7 @@ def faults(row: dict, chip: chips.Chip, whole: float) -> list[str]:
   if row['peak'] * _GB > chip.memory:
     found.append(
         f'{row["name"]}: {row["peak"]:.1f} GB on a device of'
-        f' {chip.memory / _GB:.1f}: raise config.mesh.fsdp or'
-        ' num_microbatches, or lower chunk_size.'
+        f' {chip.memory / _GB:.1f}: {_SMALLER}'
     )
   gathered = row['collectives'].get('all-gather')
   if gathered and gathered['largest'] > whole:
@@ -153,6 +152,10 @@ def run(config, config_file: str) -> list[str]:
     validate.validate(config)
   chip = chips.chip_of(_TOPOLOGY.value)
   shape = shape_of(config, config_file)
+  if importlib.util.find_spec('libtpu') is None:
+    raise common.ConfigError(
+        "The TPU's compiler is not installed: pip install -e '.[tpu]'."
+    )
   devices = topologies.get_topology_desc(
       platform='tpu', topology_name=_TOPOLOGY.value
   ).devices
@@ -177,7 +180,13 @@ def run(config, config_file: str) -> list[str]:
     for program in found:
       if _PROGRAMS.value and program.name not in _PROGRAMS.value:
         continue
-      row = analyse(program, chip, len(devices))
+      try:
+        row = analyse(program, chip, len(devices))
+      except jax.errors.JaxRuntimeError as e:
+        if 'RESOURCE_EXHAUSTED' not in str(e):
+          raise
+        wrong.append(f'{program.name} does not fit: {_SMALLER} ({e})')
+        continue
       rows.append(row)
       print(
           '  '.join(
@@ -204,7 +213,7 @@ def main(argv):
   name = config_flags.get_config_filename(flags.FLAGS['config'])
   try:
     wrong = run(_CONFIG.value, name)
-  except (ValueError, OSError) as e:
+  except (ValueError, OSError, jax.errors.JaxRuntimeError) as e:
     if flags.FLAGS.verbosity > 0:
       raise
     sys.exit(f'error: {e} (--verbosity=1 shows where)')

@@ -295,13 +295,9 @@ def _collective(
   arrays = op.arrays + [
       a for name in op.operands if name in ops for a in ops[name].arrays
   ]
-  size = max(hlo_text.array_bytes(dtype, shape) for dtype, shape, _ in arrays)
+  size = max(map(hlo_text.size_of, arrays))
   if kind == 'all-reduce':  # of several arrays at once
-    size = sum(
-        hlo_text.array_bytes(dtype, shape)
-        for name in op.operands
-        for dtype, shape, _ in ops[name].arrays
-    )
+    size = sum(hlo_text.sizes_of(ops[name]) for name in op.operands)
   name = _OP_NAME.search(op.rest)
   found = Collective(
       kind, int(size), _group(op.rest), name.group(1) if name else ''

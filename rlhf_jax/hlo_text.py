@@ -33,10 +33,12 @@ class Op:
 
   @functools.cached_property
   def arrays(self) -> list[tuple[str, tuple[int, ...], str]]:
+    """(dtype, shape, layout) of each array that it makes."""
     return list(_arrays(self.type))
 
   @property
   def shape(self) -> tuple[int, ...]:
+    """Of the first array that it makes."""
     return self.arrays[0][1]
 
 
@@ -56,6 +58,7 @@ def parse(text: str):
 
 
 def root_of(ops: dict[str, Op]) -> Op:
+  """What a computation returns."""
   return next(op for op in ops.values() if op.is_root)
 
 
@@ -112,7 +115,7 @@ def _arrays(kind: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
     yield dtype, tuple(int(d) for d in dims.split(',') if d), layout
 
 
-def array_bytes(dtype: str, shape: tuple[int, ...]) -> float:
+def _array_bytes(dtype: str, shape: tuple[int, ...]) -> float:
   size = _BYTES.get(dtype)
   if size is None:
     bits = re.search(r'\d+', dtype)
@@ -123,17 +126,18 @@ def array_bytes(dtype: str, shape: tuple[int, ...]) -> float:
 def size_in_memory(kind: str) -> float:
   """Bytes in main memory; S(1) and the like are other memories."""
   sizes = (
-      array_bytes(d, s) for d, s, layout in _arrays(kind) if 'S(' not in layout
+      _array_bytes(d, s) for d, s, layout in _arrays(kind) if 'S(' not in layout
   )
   return sum(sizes, 0.0)
 
 
-def size_of(array) -> float:
-  return array_bytes(*array[:2])
+def size_of(array: tuple[str, tuple[int, ...], str]) -> float:
+  """Bytes of one of `Op.arrays`."""
+  return _array_bytes(*array[:2])
 
 
 def sizes_of(op: Op) -> float:
-  """Bytes of an array inside a fusion, where no memory is written down."""
+  """Bytes of all that an operation makes, wherever it lies."""
   return sum(map(size_of, op.arrays), 0.0)
 
 
@@ -141,6 +145,7 @@ def sizes_of(op: Op) -> float:
 
 
 def product_flops(op: Op, ops: dict[str, Op]) -> float:
+  """2 for every multiplication of a product; 0 for other operations."""
   if op.opcode == 'dot':
     left = ops[op.operands[0]].shape
     dims = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', op.rest)

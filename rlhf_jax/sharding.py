@@ -69,7 +69,8 @@ def make_mesh(
   devices = jax.devices() if devices is None else devices
   shape = (data, fsdp, tensor)
   if shape.count(-1) == 1:
-    rest = len(devices) // -math.prod(shape)
+    others = -math.prod(shape)
+    rest = len(devices) // others if others > 0 else 0
     shape = tuple(rest if size == -1 else size for size in shape)
   if min(shape) < 1 or math.prod(shape) != len(devices):
     raise ValueError(

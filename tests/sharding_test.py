@@ -101,11 +101,17 @@ def test_axes_that_do_not_divide_are_left_whole():
   assert fitted(P(sharding.ROWS, None), (5, 3)) == P(None, None)
 
 
-@pytest.mark.parametrize('shape', [(3, 1, 1), (0, 8, 1), (2, 2, 1)])
+@pytest.mark.parametrize(
+    'shape',
+    [(3, 1, 1), (0, 8, 1), (2, 2, 1), (-1, 0, 1), (-1, -1, 2), (1, -1, 16)],
+)
 def test_a_mesh_uses_up_the_devices(shape):
   with pytest.raises(ValueError, match='does not use up 8 devices'):
     sharding.make_mesh(*shape)
-  assert sharding.make_mesh(-1, 2, 2).shape == dict(data=2, fsdp=2, tensor=2)
+  for axis in range(3):
+    shape = [-1 if i == axis else 2 for i in range(3)]
+    found = sharding.make_mesh(*shape).shape
+    assert found == dict(data=2, fsdp=2, tensor=2)
 
 
 def test_without_a_mesh_nothing_is_constrained():

@@ -1,9 +1,9 @@
 """What the configs of the paper's scale share: all of HH, and a frontier by RLOO.
 
 hh_gemma2_2b.py, hh_llama3_8b.py and hh_qwen3.py say which model, and how much of
-it is trained. None of these studies has been run; their programs were compiled for 64
-TPU v5e, which sizes are for (experiments/aot.py, docs/scale.md). On one accelerator
-of 80 GB, by arithmetic:
+it is trained. None of these studies has been run. Sizes are for 64 TPU v5e, for which
+experiments/aot.py compiles them (docs/scale.md has what came of it). On one
+accelerator of 80 GB, by arithmetic:
 
   --config.mesh.tensor=1 --config.sft.num_microbatches=16
   --config.reward_model.num_microbatches=4 --config.policy.num_microbatches=4

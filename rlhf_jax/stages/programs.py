@@ -176,16 +176,18 @@ class _Builder:
         response_tokens=response[0],
         response_mask=response[1],
     )
+    state = self._state(trained, tx, train_state.init_train_state)
     one = self._pass(cfg, c.batch_size, scored=True)
+    return self._training('sft', fn, (state, frozen, batch), one, c.train, cfg)
+
+  def _training(self, name, fn, args, one, train, cfg) -> Program:
+    """A supervised step: a pass of `one` FLOPs and its gradient."""
+    state, frozen, batch = args
     return Program(
-        name='sft',
+        name=name,
         fn=fn,
-        args=(
-            self._state(trained, tx, train_state.init_train_state),
-            self._params(frozen),
-            self._rows(batch),
-        ),
-        useful_flops=one * (1 + _backward(c.train, cfg)),
+        args=(state, self._params(frozen), self._rows(batch)),
+        useful_flops=one * (1 + _backward(train, cfg)),
         remat_flops=one * cfg.remat,
     )
 
@@ -231,19 +233,10 @@ class _Builder:
         rejected_mask=response[1],
         valid=jax.ShapeDtypeStruct((c.batch_size,), jnp.bool_),
     )
-    cfg = reward_fn.lm_cfg
+    state = self._state(trained, tx, train_state.init_train_state)
+    cfg, args = reward_fn.lm_cfg, (state, frozen, batch)
     one = self._pass(cfg, 2 * c.batch_size, scored=False)
-    return Program(
-        name='reward_model',
-        fn=fn,
-        args=(
-            self._state(trained, tx, train_state.init_train_state),
-            self._params(frozen),
-            self._rows(batch),
-        ),
-        useful_flops=one * (1 + _backward(c.train, cfg)),
-        remat_flops=one * cfg.remat,
-    )
+    return self._training('reward_model', fn, args, one, c.train, cfg)
 
   def _policy(self) -> list[Program]:
     """Rollout, the score of one reward model, and the learner's update."""
