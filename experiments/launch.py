@@ -14,6 +14,7 @@ from absl import app, flags
 from ml_collections import config_flags
 import stage_main
 
+from rlhf_jax import processes
 from rlhf_jax.stages import common, graph, provenance, scheduler, validate
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -25,7 +26,9 @@ _STAGES = flags.DEFINE_list(
     'stages', [], 'Only these stages of the study, such as policy,evaluate.'
 )
 _WORKERS = flags.DEFINE_integer(
-    'workers', None, 'Processes; one a core by default, 0: in this process.',
+    'workers', None,
+    'Processes that each run tasks of their own; 0: all in this one. By default'
+    ' one a core, or 0 with a config.mesh, whose devices belong to one process.',
     lower_bound=0,
 )  # fmt: skip
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'List the tasks, run nothing.')
@@ -59,10 +62,11 @@ def launch(config, workdir: str) -> None:
       print(f'{"done" if done else "to do":6s} {task.stage:13s} {task.name}')
     return
 
-  provenance.claim(config, workdir, overwrite=_OVERWRITE.value)
-  workers = _WORKERS.value
-  if workers is None:
-    workers = scheduler.default_workers()
+  workers = _workers(config)
+  stage_main.start_processes()
+  processes.from_main(
+      lambda: provenance.claim(config, workdir, overwrite=_OVERWRITE.value)
+  )
   print(f'{len(tasks)} tasks on {workers} workers, into {workdir}', flush=True)
   scheduler.run(
       config,
@@ -76,6 +80,19 @@ def launch(config, workdir: str) -> None:
   print(f'Total: {time.time() - begin:.0f} s on {workers} workers.')
 
 
+def _workers(config) -> int:
+  """How many processes run the tasks of this one; 0: it does so itself."""
+  shared = stage_main.is_one_of_several() or set(config.mesh.values()) != {1}
+  if _WORKERS.value is None:
+    return 0 if shared else scheduler.default_workers()
+  if shared and _WORKERS.value:
+    raise common.ConfigError(
+        f'--workers={_WORKERS.value}: with --distributed, or a config.mesh of'
+        ' more than one device, every task runs on all devices: use --workers=0.'
+    )
+  return _WORKERS.value
+
+
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
@@ -86,10 +103,8 @@ def main(argv):
     with open(path, 'w') as f:
       f.write(e.detail)
     sys.exit(f'error: {e} (details: {path})')
-  except (ValueError, KeyError, OSError, FloatingPointError) as e:
-    if flags.FLAGS.verbosity > 0:
-      raise
-    sys.exit(f'error: {e} (--verbosity=1 shows where)')
+  except Exception as e:  # pylint: disable=broad-exception-caught
+    stage_main.fail(e)
 
 
 if __name__ == '__main__':

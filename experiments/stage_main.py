@@ -1,12 +1,32 @@
-"""The flags and main function that all single-stage scripts share."""
+"""The flags that all scripts share, and the main function of a single stage."""
 
+import os
 import sys
+import traceback
+import typing
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 import tqdm
 
+from rlhf_jax import processes
 from rlhf_jax.stages import common, scheduler, validate
+
+_DISTRIBUTED = flags.DEFINE_bool(
+    'distributed', False,
+    'This is one of several processes (one a host) that run the same command on'
+    ' all their devices; which it is, the cluster tells (SLURM, Open MPI,'
+    ' Kubernetes, Cloud TPU), or the next three flags.',
+)  # fmt: skip
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, 'HOST:PORT of process 0; means --distributed.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    'num_processes', None, 'How many processes there are.', lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    'process_id', None, 'Which of them this is, from 0.', lower_bound=0
+)
 
 
 def parse_flags(argv):
@@ -21,6 +41,53 @@ def parse_flags(argv):
       e = e.args[0]
     text = e.args[0] if e.args and isinstance(e.args[0], str) else e
     sys.exit(f'error: {" ".join(str(text).split())}')
+
+
+_PROCESS_FLAGS = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+
+
+def is_one_of_several() -> bool:
+  """Whether the flags say that there are other processes."""
+  given = any(flag.value is not None for flag in _PROCESS_FLAGS)
+  return _DISTRIBUTED.value or given
+
+
+def start_processes() -> None:
+  """Joins the other processes, if there are any; the main one alone talks.
+
+  Libraries are heard from warnings on, unless --verbosity says otherwise.
+  """
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)
+  if not is_one_of_several():
+    return
+  processes.start(*(flag.value for flag in _PROCESS_FLAGS))
+  if not processes.is_main():
+    sys.stdout = open(os.devnull, 'w')
+
+
+def fail(error: Exception) -> typing.NoReturn:
+  """Ends the program with one line about the error, or all of it if asked."""
+  known = (ValueError, KeyError, OSError, FloatingPointError)
+  if processes.count() == 1 and not isinstance(error, known):
+    raise error
+  if flags.FLAGS.verbosity > 0:
+    traceback.print_exception(error)
+  text = f'error: {error} (--verbosity=1 shows where)'
+  if processes.count() == 1:
+    sys.exit(text)
+  import jax
+
+  who = f'process {processes.index()} of {processes.count()}'
+  if isinstance(error, jax.errors.JaxRuntimeError):
+    text = (
+        'error: another process is gone, or out of step; what went wrong first'
+        ' is in its output. Start all of them again to resume.'
+        f' ({str(error).splitlines()[0]})'
+    )
+  print(f'{who}: {text}', file=sys.stderr, flush=True)
+  # At once: the usual end waits for the others, who wait for this one.
+  os._exit(1)
 
 
 def run(stage):
@@ -48,8 +115,10 @@ def define(stage):
     scheduler.use_cache(cache.value)
     name = stage.__name__.rsplit('.', maxsplit=1)[-1]
     try:
+      start_processes()
       validate.validate(config.value)
-      with tqdm.tqdm(desc=name, dynamic_ncols=True) as bar:
+      hidden = not processes.is_main()
+      with tqdm.tqdm(desc=name, dynamic_ncols=True, disable=hidden) as bar:
 
         def progress(done, total):
           bar.total = total
@@ -62,10 +131,8 @@ def define(stage):
             progress,
             overwrite=overwrite.value,
         )
-    except (ValueError, KeyError, OSError, FloatingPointError) as e:
-      if flags.FLAGS.verbosity > 0:
-        raise
-      sys.exit(f'error: {e} (--verbosity=1 shows where)')
+    except Exception as e:  # pylint: disable=broad-exception-caught
+      fail(e)
     print(f'{name}: {"done" if ran else "was done already"}')
 
   return main

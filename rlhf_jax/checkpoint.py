@@ -4,8 +4,13 @@ The only importer of orbax. Orbax writes a step beside its final name and
 renames it, so a killed process leaves no half checkpoint. It does not notice
 a flipped bit, so the digest of every file of a step is kept beside the steps,
 and a step that does not match is passed over for the one before.
+
+Of several processes each writes and reads what its devices hold; the main one
+looks after digests. What was saved on one mesh, by some number of processes, is
+restored onto any other.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -15,6 +20,8 @@ from typing import Any
 from absl import logging
 import jax
 import orbax.checkpoint as ocp
+
+from rlhf_jax import processes, sharding
 
 _DIGESTS = 'digests'
 
@@ -40,6 +47,8 @@ def manager(directory: str, *, keep: int = 2) -> ocp.CheckpointManager:
 def save(mngr: ocp.CheckpointManager, step: int, state: Any) -> None:
   """Writes `state` as the checkpoint of `step`, then its digest."""
   mngr.save(step, args=ocp.args.StandardSave(state))
+  if not processes.is_main():
+    return
   root = str(mngr.directory)
   os.makedirs(os.path.join(root, os.pardir, _DIGESTS), exist_ok=True)
   path = _digest_path(root, step)
@@ -60,7 +69,7 @@ def restore_or(mngr: ocp.CheckpointManager, state: Any) -> Any:
   root = str(mngr.directory)
   abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
   for step in sorted(mngr.all_steps(), reverse=True):
-    reason = _damage(root, step)
+    reason = processes.from_main(functools.partial(_damage, root, step))
     if reason is None:
       restored = mngr.restore(step, args=ocp.args.StandardRestore(abstract))
       logging.info('Resuming from step %d of %s.', step, root)
@@ -71,14 +80,28 @@ def restore_or(mngr: ocp.CheckpointManager, state: Any) -> Any:
         step,
         reason,
     )
-    shutil.rmtree(os.path.join(root, str(step)))
+    if processes.is_main():
+      shutil.rmtree(os.path.join(root, str(step)))
+    processes.wait()
     mngr.reload()
   return state
 
 
 def restore_params(directory: str) -> Any:
-  """The params of a finished stage, as saved by `save_params`."""
+  """The params of a finished stage, as saved by `save_params`.
+
+  On the devices of the mesh of the context, as the table of sharding.py has
+  them; on one device without a mesh.
+  """
   path = os.path.join(os.path.abspath(directory), 'params')
+  processes.from_main(lambda: _check_params(path, directory))
+  with ocp.StandardCheckpointer() as checkpointer:
+    like = sharding.abstract(checkpointer.metadata(path).item_metadata.tree)
+    return checkpointer.restore(path, like)
+
+
+def _check_params(path: str, directory: str) -> None:
+  """Raises CheckpointError unless `path` is what was written there."""
   if not os.path.isdir(path):
     raise CheckpointError(
         f'{directory} holds no trained parameters: run its stage first.'
@@ -90,8 +113,6 @@ def restore_params(directory: str) -> Any:
         f'{path} is corrupt ({reason}): delete {directory} and run its stage'
         ' again.'
     )
-  with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(path)
 
 
 def save_params(directory: str, params: Any) -> None:
@@ -99,6 +120,8 @@ def save_params(directory: str, params: Any) -> None:
   path = os.path.join(os.path.abspath(directory), 'params')
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(path, params, force=True)
+  if not processes.is_main():
+    return
   with open(path + '.digest.json.tmp', 'w') as f:
     json.dump(_digest(path), f)
   os.replace(path + '.digest.json.tmp', path + '.digest.json')

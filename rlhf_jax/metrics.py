@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from rlhf_jax import processes
+
 
 class NonFiniteError(FloatingPointError):
   """A metric became NaN or infinite; the message says which, and when."""
@@ -34,13 +36,17 @@ class MetricWriter:
   `write(step, metrics)` keeps the device arrays of this step and writes those
   of the step before. Lines of steps at or after `start` are cut first: they
   came from a run that was killed after its last checkpoint, and are made again.
+  Of several processes the main one writes; all stop at what is not finite.
   """
 
   def __init__(self, directory: str, *, start: int, where: str):
-    os.makedirs(directory, exist_ok=True)
     self.path = os.path.join(directory, 'metrics.jsonl')
     self._where = where
     self._pending = None
+    if not processes.is_main():
+      self._file = open(os.devnull, 'a')
+      return
+    os.makedirs(directory, exist_ok=True)
     kept = [r for r in read_metrics(directory) if r['step'] < start]
     with open(self.path + '.tmp', 'w') as f:
       f.writelines(json.dumps(r) + '\n' for r in kept)

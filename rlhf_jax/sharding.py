@@ -7,22 +7,29 @@ cut along `tensor` by heads, feed-forward width and vocabulary. One device is th
 mesh (1, 1, 1): there is no second code path.
 """
 
+from collections.abc import Callable
+import functools
 import math
 import re
+import typing
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import (
     AbstractMesh,
     AxisType,
     Mesh,
     NamedSharding,
     PartitionSpec,
+    SingleDeviceSharding,
 )
 from jaxtyping import Array
+import numpy as np
 
 from rlhf_jax.types import Params
 
 P = PartitionSpec
+Tree = typing.Any
 AXES = ('data', 'fsdp', 'tensor')
 ROWS = ('data', 'fsdp')  # of what the rows of a batch are cut along
 
@@ -174,10 +181,68 @@ def place(tree: Params):
   return tree if mesh.empty else jax.device_put(tree, shardings(tree, mesh))
 
 
-def place_rows(tree):
-  """A batch, its rows on their devices; as it is where there is no mesh."""
+def abstract(tree: Params):
+  """What `place` would return, as ShapeDtypeStructs with shardings.
+
+  Args:
+    tree: of anything that has a shape and a dtype.
+  """
   mesh = jax.sharding.get_mesh()
-  return tree if mesh.empty else jax.device_put(tree, rows(tree, mesh))
+  one = SingleDeviceSharding(jax.local_devices()[0])
+
+  def struct(path, leaf):
+    where = one
+    if not mesh.empty:
+      spec = fitted(spec_of(path_of(path), leaf.shape), leaf.shape, mesh)
+      where = NamedSharding(mesh, spec)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+  return jax.tree_util.tree_map_with_path(struct, tree)
+
+
+def place_rows(read: Callable[[slice], Tree], num_rows: int) -> Tree:
+  """A batch, its rows on their devices; each process reads those of its own.
+
+  Args:
+    read: the rows of a slice, as NumPy arrays.
+    num_rows: in all.
+  """
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    return read(slice(num_rows))
+  # Devices that differ along `tensor` have the same rows.
+  parts = {}
+
+  def part(leaf, index):
+    first, last, _ = index[0].indices(num_rows)
+    if (first, last) not in parts:
+      parts[first, last] = jax.tree.leaves(read(slice(first, last)))
+    return parts[first, last][leaf]
+
+  like, treedef = jax.tree.flatten(
+      jax.tree.map(
+          lambda x: jax.ShapeDtypeStruct((num_rows, *x.shape[1:]), x.dtype),
+          read(slice(0)),
+      )
+  )
+  placed = [
+      jax.make_array_from_callback(
+          leaf.shape, where, functools.partial(part, i)
+      )
+      for i, (leaf, where) in enumerate(
+          zip(like, rows(like, mesh), strict=True)
+      )
+  ]
+  return jax.tree.unflatten(treedef, placed)
+
+
+def to_host(x) -> np.ndarray:
+  """All of an array, in every process; all of which must ask for it."""
+  if isinstance(x, jax.Array) and not (
+      x.is_fully_addressable or x.is_fully_replicated
+  ):
+    x = multihost_utils.process_allgather(x, tiled=True)
+  return np.asarray(x)
 
 
 # Inside a jitted function. The mesh is that of the context (jax.set_mesh); with

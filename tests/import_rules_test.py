@@ -26,6 +26,7 @@ RANKS = (
         'train_state',
         'checkpoint',
         'metrics',
+        'processes',
         'sampling',
         'enumeration',
     ),
@@ -39,7 +40,7 @@ RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
 ONLY_IMPORTER = {
     'flax': 'models',
     'safetensors': 'models',
-    'orbax': 'checkpoint',
+    'orbax': ('checkpoint', 'processes'),
     'tensorflow_datasets': 'data',
     'grain': 'data',
     'datasets': 'data',
@@ -95,8 +96,9 @@ def test_imports_point_down(path):
 def test_heavy_libraries_have_one_home(path):
   part = part_of(path)
   for name in imports(path):
-    home = ONLY_IMPORTER.get(name.split('.')[0])
-    assert home in (None, part), f'{name} is imported by {home} alone'
+    homes = ONLY_IMPORTER.get(name.split('.')[0], part)
+    homes = (homes,) if isinstance(homes, str) else homes
+    assert part in homes, f'{name} is imported by {homes} alone'
   if part in STATELESS:
     stateful = {n.split('.')[0] for n in imports(path)} & READS_THE_WORLD
     assert not stateful, f'{part} reads the world through {stateful}'

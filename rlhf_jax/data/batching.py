@@ -348,12 +348,14 @@ def _pad_right(
 
 def batch_at(
     arrays: Tree, *, batch_size: int, seed: int
-) -> Callable[[typing.SupportsInt], Tree]:
-  """Returns `step -> batch`, a pure function of (seed, step).
+) -> Callable[..., Tree]:
+  """Returns `batch(step, rows=slice(None))`, a pure function of (seed, step).
 
   Rows are shuffled anew in every epoch, and every row occurs once in each. An
   epoch that does not divide into batches is not cut short: the batch at its
-  end is filled with the first rows of the next, so all batches are full.
+  end is filled with the first rows of the next, so all batches are full. Of a
+  batch that several processes share, each reads the `rows` it has: the order is
+  known to all, the arrays are touched at those rows alone.
 
   Args:
     arrays: a pytree of arrays that share their leading axis.
@@ -379,8 +381,8 @@ def batch_at(
       .batch(batch_size, batch_fn=np.asarray)
   )
 
-  def batch(step: typing.SupportsInt) -> Tree:
-    rows = indices[int(step)]
-    return jax.tree.map(lambda leaf: leaf[rows], arrays)
+  def batch(step: typing.SupportsInt, rows: slice = slice(None)) -> Tree:
+    chosen = indices[int(step)][rows]
+    return jax.tree.map(lambda leaf: leaf[chosen], arrays)
 
   return batch

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
+from rlhf_jax import sharding
 from rlhf_jax.models import lm
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.types import Params
@@ -97,7 +98,7 @@ def make_judge(
       rows = np.minimum(rows, len(texts) - 1)
       width = min(-(-lengths[rows].max() // _WIDTH) * _WIDTH, max_tokens)
       cut = np.s_[rows, max_tokens - width :]
-      logprobs = np.asarray(score(params, tokens[cut], mask[cut]))
+      logprobs = sharding.to_host(score(params, tokens[cut], mask[cut]))
       p = 1 / (1 + np.exp(-(logprobs[:, 0] - logprobs[:, 1]).astype(float)))
       found[rows] = p
     return found

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import processes, sharding
 from rlhf_jax.models import hf_config, hf_files, hf_names
 from rlhf_jax.models.hf_fields import PretrainedError
 from rlhf_jax.models.lm_config import LMConfig
@@ -135,6 +136,10 @@ def export(
   if scalar:
     fields |= {'id2label': {'0': 'LABEL_0'}, 'label2id': {'LABEL_0': 0}}
   by_name = {tensor.name: tensor for tensor in wanted}
+  if not processes.is_main():  # which takes part in gathering each
+    for tensor in wanted:
+      _tensor(tensor, leaves, jnp.dtype(dtype))
+    return
   os.makedirs(folder, exist_ok=True)
   hf_files.remove(folder)
   hf_files.write(
@@ -236,7 +241,7 @@ def _tensor(tensor, leaves, dtype):
   for leaf in tensor.leaves:
     array = leaves[leaf.path]
     array = array if tensor.layer is None else array[tensor.layer]
-    parts.append(np.asarray(array).reshape(leaf.matrix))
+    parts.append(sharding.to_host(array).reshape(leaf.matrix))
   found = np.concatenate(parts, axis=-1).astype(dtype)
   return found.T if tensor.transposed else found
 

@@ -53,9 +53,7 @@ def run(
   for ids, rollout, found in batches:
     rows = slice(start, start + len(ids))
     drawn[rows] = scorers.response_indices(
-        np.asarray(rollout.response_tokens),
-        np.asarray(rollout.response_mask),
-        tokenizer,
+        rollout.response_tokens, rollout.response_mask, tokenizer
     ).reshape(len(ids), -1)
     for name in study.rewards:
       scores[name][rows] = found[name]

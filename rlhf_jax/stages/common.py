@@ -6,6 +6,8 @@ A stage is a module with
   narrowed(config)  optional: the config without what this task ignores
   folder(config)    where its output lies under the working directory
   run(config, workdir, progress)
+  ALONE             optional, True: of several processes the main one runs it, on
+                    its own devices; the others wait
 
 and is started through `execute`, which hands it a config of those sections
 alone: a stage cannot depend on a field that its record does not hold.
@@ -19,12 +21,15 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 import types
 from typing import Any
 
 from absl import logging
 import ml_collections
+
+from rlhf_jax import processes
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 
@@ -225,13 +230,31 @@ def execute(
   mesh = config.get('mesh')
   # Own configs are their own own config, so is_done reads it the same.
   config = own_config(stage, config)
-  if is_done(stage, config, workdir):
-    return False
   out = os.path.join(workdir, stage.folder(config))
+  if processes.from_main(lambda: is_done(stage, config, workdir)):
+    return False
+  processes.from_main(lambda: _claim(out, record(config), overwrite))
+  begin = time.time()
+  if getattr(stage, 'ALONE', False):
+    processes.from_main(lambda: stage.run(config, workdir, progress))
+  else:
+    with _on(mesh):
+      stage.run(config, workdir, progress)
+  processes.wait()  # nobody reads what is not written
+  write_json(
+      os.path.join(out, _DONE),
+      {'key': fingerprint(config), 'seconds': round(time.time() - begin, 2)},
+  )
+  logging.info('%s done in %.1f s.', out, time.time() - begin)
+  return True
+
+
+def _claim(out: str, new: dict[str, Any], overwrite: bool) -> None:
+  """Makes the folder `out` that of a config's record, or raises."""
   started = os.path.join(out, _STARTED)
   if os.path.exists(started):
     with open(started) as f:
-      found = differences(json.load(f), record(config))
+      found = differences(json.load(f), new)
     if found and not overwrite:
       raise WorkdirError(
           f'{out} holds the work of another config: {"; ".join(found[:3])}'
@@ -241,22 +264,14 @@ def execute(
     if found:
       shutil.rmtree(out)
   os.makedirs(out, exist_ok=True)
-  write_json(started, record(config))
-  begin = time.time()
-  with _on(mesh):
-    stage.run(config, workdir, progress)
-  write_json(
-      os.path.join(out, _DONE),
-      {'key': fingerprint(config), 'seconds': round(time.time() - begin, 2)},
-  )
-  logging.info('%s done in %.1f s.', out, time.time() - begin)
-  return True
+  write_json(started, new)
 
 
 @contextlib.contextmanager
 def _on(mesh: ml_collections.ConfigDict | None) -> Iterator[None]:
   """In the context of the mesh that a config describes; of none if it is 1."""
-  if mesh is None or set(mesh.values()) == {1}:
+  one = mesh is None or set(mesh.values()) == {1}
+  if one and processes.count() == 1:
     yield
     return
   import jax  # what reads and lists configs needs none
@@ -264,7 +279,7 @@ def _on(mesh: ml_collections.ConfigDict | None) -> Iterator[None]:
   from rlhf_jax import sharding
 
   try:
-    found = sharding.make_mesh(**mesh)
+    found = sharding.make_mesh(**(mesh or {}))
   except ValueError as e:
     raise ConfigError(f'config.{e}') from e
   with jax.set_mesh(found) if found.size > 1 else contextlib.nullcontext():
@@ -273,7 +288,14 @@ def _on(mesh: ml_collections.ConfigDict | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic(path: str, mode: str = 'w') -> Iterator[Any]:
-  """A file that appears under its name only when wholly written."""
+  """A file that appears under its name only when wholly written.
+
+  By the main process; what others write is thrown away.
+  """
+  if not processes.is_main():
+    with tempfile.TemporaryFile(mode) as f:
+      yield f
+    return
   os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
   temporary = f'{path}.tmp'  # of a run that was killed: replaced by the next
   try:

@@ -45,6 +45,7 @@ FIELDS = (
     'world',
     'reward_model',
 )
+ALONE = True
 
 SOURCES = ('world', 'hh', 'hub', 'jsonl')  # values of data.source
 _ALIGNMENT_SHARE = 0.1  # of the prompts of a text source; roles share the rest

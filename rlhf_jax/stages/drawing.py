@@ -5,11 +5,11 @@ import functools
 import os
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 import ml_collections
 import numpy as np
 
+from rlhf_jax import processes, sharding
 from rlhf_jax import sampling as sampling_lib
 from rlhf_jax.stages import common, inputs, scorers
 from rlhf_jax.types import Params, Rollout
@@ -44,7 +44,7 @@ def sample_sft(
     stream: int,
     progress: common.Progress = lambda done, total: None,
     kept: str = '',
-) -> Iterator[tuple[np.ndarray, Rollout, dict[str, Array]]]:
+) -> Iterator[tuple[np.ndarray, Rollout, dict[str, np.ndarray]]]:
   """SFT responses to `prompt_ids`, `num_samples` each, and their rewards.
 
   As `sample_policy`, with the rewards of the reward models.
@@ -75,11 +75,11 @@ def sample_policy(
     stream: int,
     progress: common.Progress = lambda done, total: None,
     kept: str = '',
-) -> Iterator[tuple[np.ndarray, Rollout, dict[str, Array]]]:
+) -> Iterator[tuple[np.ndarray, Rollout, dict[str, np.ndarray]]]:
   """A policy's responses to `prompt_ids`, `num_samples` each, and their scores.
 
-  Yields (prompt ids, rollout, scores by name as [x, num_samples]) a batch of
-  prompts at a time; `score` gives them of (prompt of each row, rollout). Batches
+  Yields (prompt ids, rollout, scores by name as [x, num_samples]), all in NumPy, a
+  batch of prompts at a time; `score` gives them of (prompt of each row, rollout). Batches
   are kept in the folder `kept`, if there is one: those of a run that was stopped
   are not made again.
   """
@@ -94,7 +94,7 @@ def sample_policy(
     # The last batch is filled with its last prompt, to keep one shape.
     ids = prompt_ids[start : start + size]
     path = os.path.join(kept, f'{start}.npz') if kept else ''
-    if path and os.path.exists(path):
+    if path and processes.from_main(functools.partial(os.path.exists, path)):
       rows = np.repeat(ids, num_samples)
       yield ids, *_read_batch(path, prompts.tokens[rows], prompts.mask[rows])
       progress(start + len(ids), len(prompt_ids))
@@ -105,11 +105,11 @@ def sample_policy(
     )
     rows = np.repeat(filled, num_samples)
     scores = {
-        name: values.reshape(size, num_samples)[: len(ids)]
+        name: sharding.to_host(values).reshape(size, -1)[: len(ids)]
         for name, values in score(rows, rollout).items()
     }
     own = slice(len(ids) * num_samples)
-    rollout = jax.tree.map(lambda x, own=own: x[own], rollout)
+    rollout = jax.tree.map(lambda x, own=own: sharding.to_host(x)[own], rollout)
     if path:
       _keep_batch(path, rollout, scores)
     yield ids, rollout, scores
@@ -120,18 +120,19 @@ def sample_policy(
 _KEPT = ('response_tokens', 'response_mask', 'logprobs')
 
 
-def _keep_batch(path, rollout: Rollout, scores: dict[str, Array]) -> None:
+def _keep_batch(path, rollout: Rollout, scores: dict[str, np.ndarray]) -> None:
   arrays = {name: getattr(rollout, name) for name in _KEPT}
+  arrays |= {f'score/{k}': v for k, v in scores.items()}
   with common.atomic(path, 'wb') as f:
-    np.savez(f, **arrays, **{f'score/{k}': v for k, v in scores.items()})
+    np.savez(f, **arrays)
 
 
-def _read_batch(path, tokens, mask) -> tuple[Rollout, dict[str, Array]]:
+def _read_batch(path, tokens, mask) -> tuple[Rollout, dict[str, np.ndarray]]:
   with np.load(path) as found:
-    arrays = {name: jnp.asarray(values) for name, values in found.items()}
+    arrays = dict(found)
   rollout = Rollout(
-      prompt_tokens=jnp.asarray(tokens),
-      prompt_mask=jnp.asarray(mask),
+      prompt_tokens=tokens,
+      prompt_mask=mask,
       **{name: arrays.pop(name) for name in _KEPT},
   )
   return rollout, {k.removeprefix('score/'): v for k, v in arrays.items()}

@@ -5,6 +5,7 @@ import shutil
 
 import ml_collections
 
+from rlhf_jax import processes
 from rlhf_jax.data import gguf_files
 from rlhf_jax.models import hf_config, pretrained
 from rlhf_jax.stages import common, inputs, texts
@@ -41,6 +42,8 @@ def export(
   else:
     base = hf_config.read_config(config.sft.init)
   pretrained.export(folder, params, cfg, config=base)
+  if not processes.is_main():
+    return
   if config.data.pretrained == texts.SMOLLM2:
     _write_gguf_tokenizer(folder)
     return

@@ -23,6 +23,7 @@ FIELDS = (
     'regimes',
     'regime_methods',
 )
+ALONE = True
 # The others are of studies that ask for more, see `wanted`.
 _ALWAYS = ('F1', 'F2', 'F4', 'F5', 'F6', 'F7', 'F9')
 # Of text, whose optima are known from samples alone.

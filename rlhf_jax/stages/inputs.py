@@ -142,7 +142,7 @@ def load_reward_params(
       was changed.
   """
   folder = os.path.join(workdir, reward_folder(config, reward, role))
-  trained = sharding.place(checkpoint.restore_params(folder))
+  trained = checkpoint.restore_params(folder)
   language_models.check_origin(config, workdir, folder, 'reward_model')
   train = config.reward_model.train
   if train.how == 'full':
@@ -159,7 +159,7 @@ def load_sft_params(config: ml_collections.ConfigDict, workdir: str) -> Params:
   c, folder = config.sft, language_models.sft_folder(config, workdir)
   trained = {}
   if c.train.how != 'none':
-    trained = sharding.place(checkpoint.restore_params(folder))
+    trained = checkpoint.restore_params(folder)
   language_models.check_origin(config, workdir, folder, 'sft')
   if c.train.how == 'full':
     return trained
@@ -171,7 +171,7 @@ def load_policy_params(
     config: ml_collections.ConfigDict, workdir: str, folder: str
 ) -> Params:
   """The weights of the policy trained in `folder`, without adapters."""
-  trained = sharding.place(checkpoint.restore_params(folder))
+  trained = checkpoint.restore_params(folder)
   train = config.policy.train
   if train.how == 'full':
     return trained

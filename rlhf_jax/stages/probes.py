@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import metrics as metrics_lib
-from rlhf_jax import optim
+from rlhf_jax import optim, processes, sharding
 from rlhf_jax.models import probe
 from rlhf_jax.stages import common, inputs, reward_functions
 from rlhf_jax.types import Params, PreferenceBatch
@@ -39,7 +39,7 @@ def pair_features(
     progress: common.Progress = lambda done, total: None,
 ) -> dict[str, np.ndarray]:
   """Features [b d] of chosen and rejected responses, kept in the file `path`."""
-  if os.path.exists(path):
+  if processes.from_main(lambda: os.path.exists(path)):
     with np.load(path) as arrays:
       return dict(arrays)
   num, found = pairs.valid.shape[0], {}
@@ -85,7 +85,7 @@ def features_of(
     rows = order[np.minimum(np.arange(start, start + batch_size), num - 1)]
     p, t = (width[rows].max() for width in widths)
     left, right = np.s_[rows, -p:], np.s_[rows, :t]
-    out = np.asarray(
+    out = sharding.to_host(
         fn(base, arrays[0][left], arrays[1][left], *(a[right] for a in arrays[2:]))
     )  # fmt: skip
     if found is None:
@@ -144,7 +144,7 @@ def train(
   def margins(split, pairs):
     found = features(pairs, path(split))
     rewards = {
-        side: np.asarray(probe.score(fitted, jnp.asarray(x)))
+        side: sharding.to_host(probe.score(fitted, jnp.asarray(x)))
         for side, x in found.items()
     }
     return rewards['chosen'] - rewards['rejected']

@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import metrics as metrics_lib
-from rlhf_jax import optim, train_state
+from rlhf_jax import optim, sharding, train_state
 from rlhf_jax.data import batching
 from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.learners import quantile_regression
@@ -75,7 +75,7 @@ def response_rewards(
         response_mask=jnp.asarray(mask[rows]),
         logprobs=jnp.zeros(mask[rows].shape),  # no policy drew them
     )
-    parts.append(np.asarray(score(ids[rows], rollout)))
+    parts.append(sharding.to_host(score(ids[rows], rollout)))
   return np.concatenate(parts)[: len(ids)]
 
 
@@ -139,7 +139,7 @@ class Prepared:
       )
       for ids, _, scores in drawn:
         for reward, values in scores.items():
-          found[reward][ids] = np.asarray(values)[:, 0]
+          found[reward][ids] = values[:, 0]
     self.record['dataset_response'] = {
         'demonstrations': len(have) - (len(first) - seen),
         'held_out_demonstrations': len(first) - seen,

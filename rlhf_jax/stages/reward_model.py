@@ -165,7 +165,7 @@ def _margins(score, params, pairs: PreferenceBatch, batch_size: int):
     chosen, rejected = score(
         params, jax.tree.map(lambda x, rows=rows: x[rows], pairs)
     )
-    parts.append(np.asarray(chosen) - np.asarray(rejected))
+    parts.append(sharding.to_host(chosen) - sharding.to_host(rejected))
   return np.concatenate(parts)[:num]
 
 
@@ -298,9 +298,8 @@ def _train(config, workdir, out, key, rows, link, progress):
   start = int(state.step)
   writer = metrics_lib.MetricWriter(out, start=start, where=out)
   for step in range(start, num_steps):
-    state, metrics = train_step(
-        state, frozen, sharding.place_rows(batch_at(step))
-    )
+    batch = sharding.place_rows(functools.partial(batch_at, step), batch_size)
+    state, metrics = train_step(state, frozen, batch)
     writer.write(step, metrics)
     progress(step + 1, num_steps)
     if (step + 1) % c.checkpoint_every == 0:

@@ -122,13 +122,13 @@ def run(
   parts = []
   for ids, rollout, found in batches:
     num = len(ids)
-    by_prompt = lambda a, num=num: np.asarray(a).reshape(num, -1, a.shape[-1])
+    by_prompt = lambda a, num=num: a.reshape(num, -1, a.shape[-1])
     parts.append(
         {
             'tokens': by_prompt(rollout.response_tokens),
             'mask': by_prompt(rollout.response_mask),
         }
-        | {name: np.asarray(values) for name, values in found.items()}
+        | found
     )
   arrays = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
   path = os.path.join(workdir, folder(config), 'samples.npz')

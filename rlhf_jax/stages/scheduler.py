@@ -47,8 +47,8 @@ class TaskError(RuntimeError):
 
 @dataclasses.dataclass
 class _Worker:
-  process: multiprocessing.Process
-  pipe: multiprocessing.connection.Connection
+  process: multiprocessing.Process | None  # None: this one
+  pipe: multiprocessing.connection.Connection | None
   task: graph.Task | None = None
   started: float = 0.0
   done: int = 0
@@ -262,11 +262,14 @@ def run(
   if not workers:
     use_cache(cache)
     for task in tasks:
-      begin = time.time()
-      ran = run_task(
-          config, task, workdir, lambda *_: None, overwrite=overwrite
-      )
-      board.finished(task, time.time() - begin, ran, [])
+      me = _Worker(None, None, task, time.time())
+
+      def progress(done, total, me=me):
+        me.done, me.total = done, total
+        board.live([me])
+
+      ran = run_task(config, task, workdir, progress, overwrite=overwrite)
+      board.finished(task, time.time() - me.started, ran, [])
     return
 
   context = multiprocessing.get_context('spawn')

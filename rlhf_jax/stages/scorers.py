@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 import ml_collections
 import numpy as np
 
-from rlhf_jax import enumeration
+from rlhf_jax import enumeration, sharding
 from rlhf_jax.data import world as world_lib
 from rlhf_jax.data import world_rules
 from rlhf_jax.models import probe
@@ -113,11 +113,11 @@ def load(
 
     def known(rows, rollout):
       index = response_indices(
-          np.asarray(rollout.response_tokens),
-          np.asarray(rollout.response_mask),
+          sharding.to_host(rollout.response_tokens),
+          sharding.to_host(rollout.response_mask),
           tokenizer,
       )
-      return jnp.asarray(table[np.asarray(rows), index])
+      return jnp.asarray(table[sharding.to_host(rows), index])
 
     return known
   rule = _rule(how)
@@ -210,7 +210,7 @@ def table(
     return _rule(how)(scale, spread(tokens), spread(mask), responses, valid)
 
   return np.stack(
-      [np.asarray(one(tokens[i], mask[i])) for i in range(len(ids))]
+      [sharding.to_host(one(tokens[i], mask[i])) for i in range(len(ids))]
   )
 
 
@@ -223,5 +223,5 @@ def in_chunks(fn, tokens, mask, chunk):
   parts = []
   for start in range(0, num, chunk):
     rows = np.minimum(np.arange(start, start + chunk), num - 1)
-    parts.append(np.asarray(fn(tokens[rows], mask[rows])))
+    parts.append(sharding.to_host(fn(tokens[rows], mask[rows])))
   return np.concatenate(parts)[:num]

@@ -108,7 +108,8 @@ def run(
   start = int(state.step)
   writer = metrics_lib.MetricWriter(out, start=start, where=out)
   for step in range(start, num_steps):
-    batch = learner.Demonstrations(**sharding.place_rows(batch_at(step)))
+    batch = sharding.place_rows(functools.partial(batch_at, step), batch_size)
+    batch = learner.Demonstrations(**batch)
     state, metrics = train_step(state, frozen, batch)
     writer.write(step, metrics)
     progress(step + 1, num_steps)

@@ -13,6 +13,7 @@ import typing
 
 import numpy as np
 
+from rlhf_jax import processes
 from rlhf_jax.evaluation import judge as judge_lib
 
 
@@ -28,37 +29,44 @@ class VerdictCache:
   """Answers by query key, in a JSONL file that is only ever appended to.
 
   A line torn by a kill is cut off when the file is opened next. The file is
-  locked while open: a second process waits, and then finds the answers.
+  locked while open: a second run waits, and then finds the answers. Of several
+  processes of a run, the main one has it open; all know the answers.
   """
 
   def __init__(self, path: str):
+    self._file = None
+    self._answers = processes.from_main(lambda: self._open(path))
+
+  def _open(self, path: str) -> dict[str, float]:
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    self._answers: dict[str, float] = {}
     self._file = open(path, 'a+b')
     try:
       fcntl.flock(self._file, fcntl.LOCK_EX)
-      self._load(path)
+      return self._load(path)
     except BaseException:
       self._file.close()
       raise
 
-  def _load(self, path: str) -> None:
+  def _load(self, path: str) -> dict[str, float]:
+    answers = {}
     self._file.seek(0)
     content = self._file.read()
     whole = content.rfind(b'\n') + 1
     for number, line in enumerate(content[:whole].splitlines(), 1):
       try:
         row = json.loads(line)
-        self._answers[row['key']] = float(row['p_first'])
+        answers[row['key']] = float(row['p_first'])
       except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f'{path}:{number} is not a verdict: {e!r}.') from e
     self._file.truncate(whole)
+    return answers
 
   def __enter__(self) -> 'VerdictCache':
     return self
 
   def __exit__(self, *unused) -> None:
-    self._file.close()
+    if self._file is not None:
+      self._file.close()
 
   def __contains__(self, key: str) -> bool:
     return key in self._answers
@@ -68,12 +76,14 @@ class VerdictCache:
 
   def add(self, answers: dict[str, float]) -> None:
     """Keeps the answers; they are on disk when this returns."""
+    self._answers |= answers
+    if self._file is None:
+      return
     for key, p in answers.items():
       line = json.dumps({'key': key, 'p_first': p})
       self._file.write(line.encode() + b'\n')
     self._file.flush()
     os.fsync(self._file.fileno())
-    self._answers |= answers
 
 
 def judge_pairs(
