@@ -73,21 +73,9 @@ def fail(error: Exception) -> typing.NoReturn:
     raise error
   if flags.FLAGS.verbosity > 0:
     traceback.print_exception(error)
-  text = f'error: {error} (--verbosity=1 shows where)'
-  if processes.count() == 1:
-    sys.exit(text)
-  import jax
-
-  who = f'process {processes.index()} of {processes.count()}'
-  if isinstance(error, jax.errors.JaxRuntimeError):
-    text = (
-        'error: another process is gone, or out of step; what went wrong first'
-        ' is in its output. Start all of them again to resume.'
-        f' ({str(error).splitlines()[0]})'
-    )
-  print(f'{who}: {text}', file=sys.stderr, flush=True)
-  # At once: the usual end waits for the others, who wait for this one.
-  os._exit(1)
+  if processes.count() > 1:
+    processes.leave(error)
+  sys.exit(f'error: {error} (--verbosity=1 shows where)')
 
 
 def run(stage):

@@ -8,10 +8,13 @@ of them, the main process, into a folder that all can read; checkpoints by all.
 Nothing here starts jax in a run of one process.
 """
 
+import atexit
 from collections.abc import Callable
 import itertools
+import os
 import pickle
-from typing import Any
+import sys
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -23,7 +26,13 @@ _LONGEST_SECONDS = (
 )  # that the main process may keep the others waiting
 
 _index, _count = 0, 1
+_farewell = -1  # of the pipe to the process that tells of this one's death
+_FAREWELL = b'\0'
 _barriers = itertools.count()
+_LOST = (
+    'another process is gone, or out of step; what went wrong first is in its'
+    ' output. Start all of them again to resume.'
+)
 
 
 class ProcessesError(ValueError):
@@ -52,6 +61,7 @@ def start(
   global _index, _count
   import jax
 
+  mourned = _mourned()
   try:
     jax.distributed.initialize(
         coordinator,
@@ -66,6 +76,46 @@ def start(
         ' cluster does not tell.'
     ) from e
   _index, _count = jax.process_index(), jax.process_count()
+  os.write(mourned, f'process {_index} of {_count}'.encode())
+
+
+def _mourned() -> int:
+  """Has a line written when this process is killed; the descriptor to name it.
+
+  What a lost process leaves the others in is not always an exception: where they
+  hang in a collective, jax's runtime aborts them.
+  """
+  global _farewell
+  ours, theirs = os.pipe()
+  if os.fork():
+    os.close(ours)
+    _farewell = theirs
+    # Runs after jax's own, which waits for the other processes.
+    atexit.register(os.write, theirs, _FAREWELL)
+    return theirs
+  os.close(theirs)  # a process that does nothing but wait for the other's end
+  last = b''
+  while part := os.read(ours, 4096):
+    last += part
+  if last and not last.endswith(_FAREWELL):
+    os.write(2, last + f' was killed: {_LOST}\n'.encode())
+  os._exit(0)
+
+
+def leave(error: Exception) -> NoReturn:
+  """Ends this process because of an error, at once, with one line about it.
+
+  The usual end would wait for the others, who wait for this one.
+  """
+  import jax
+
+  text = str(error)
+  if isinstance(error, jax.errors.JaxRuntimeError):
+    text = f'{_LOST} ({text.splitlines()[0]})'
+  who = f'process {_index} of {_count}'
+  print(f'{who}: error: {text}', file=sys.stderr, flush=True)
+  os.write(_farewell, _FAREWELL)
+  os._exit(1)
 
 
 def index() -> int:
