@@ -15,7 +15,6 @@ with 1 if something does not fit, or is gathered that should stay in parts.
 import importlib.util
 import os
 import sys
-import time
 
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to be asked
 os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nor one to be held
@@ -29,9 +28,8 @@ from jax.experimental import topologies
 from ml_collections import config_flags
 import stage_main
 
-from rlhf_jax import chips, hlo, sharding
-from rlhf_jax.models import hf_config, hf_fields
-from rlhf_jax.stages import common, language_models, programs, validate
+from rlhf_jax import chips, sharding
+from rlhf_jax.stages import common, costs, programs, validate
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with its variant.', lock_config=True
@@ -45,7 +43,7 @@ _NUM_PROMPTS = flags.DEFINE_integer(
 )
 _OUT = flags.DEFINE_string('out', '', 'JSON file for all that is printed.')
 
-_GB = 1e9
+_GB = costs.GB
 _SMALLER = 'raise config.mesh.fsdp or num_microbatches, or lower chunk_size.'
 _COLUMNS = (
     ('program     ', '{name:12s}'),
@@ -64,62 +62,22 @@ _COLUMNS = (
 )
 
 
-def shape_of(config, config_file: str):
-  """The shape of the model, from the checkpoint or from beside the config."""
-  if config.data.pretrained:
-    return language_models.shape_of(config.data.pretrained)
-  path = os.path.splitext(config_file)[0] + '.json'
-  if not os.path.exists(path):
-    raise common.ConfigError(
-        f'{path} is missing: it says which shape the model has. Set'
-        ' --config.data.pretrained to the folder of a checkpoint.'
-    )
-  return hf_config.lm_config(hf_fields.read_json(path), path)
-
-
 def analyse(program: programs.Program, chip: chips.Chip, num_devices: int):
   """Compiles it; everything that is printed of it."""
-  begin = time.time()
-  compiled = program.lower().compile()
-  memory = compiled.memory_analysis()
-  cost = hlo.cost(compiled.as_text(), unknown_trips=float(program.most_trips))
-  arguments = memory.argument_size_in_bytes - program.shared_bytes
-  peak = (
-      arguments
-      + memory.temp_size_in_bytes
-      + memory.output_size_in_bytes
-      - memory.alias_size_in_bytes
-  )
+  row = costs.cost_of(program, num_devices)
   limits = chips.seconds(
-      chip, flops=cost.flops, moved=cost.bytes, sent=cost.sent
+      chip,
+      flops=row['tflop'] * 1e12,
+      moved=row['moved'] * _GB,
+      sent=row['sent'] * _GB,
   )
   limit = max(limits, key=limits.get)
-  useful = program.useful_flops / num_devices
-  kinds = {}
-  for c, count in cost.collectives.items():
-    kind = kinds.setdefault(c.kind, dict(count=0, sent=0.0, largest=0, op=''))
-    kind['count'] += int(count)
-    kind['sent'] += c.sent * count / _GB
-    if c.size > kind['largest']:
-      kind.update(largest=c.size, op=c.op_name)
-  return dict(
-      name=program.name,
-      arguments=arguments / _GB,
-      temporary=memory.temp_size_in_bytes / _GB,
-      peak=peak / _GB,
-      of_memory=peak / chip.memory,
-      tflop=cost.flops / 1e12,
-      over_useful=cost.flops / useful,
-      over_needed=cost.flops / (useful + program.remat_flops / num_devices),
-      moved=cost.bytes / _GB,
-      sent=cost.sent / _GB,
-      collectives=kinds,
+  return row | dict(
+      of_memory=row['peak'] * _GB / chip.memory,
       limits=limits,
       limit=limit,
       seconds=limits[limit],
-      mfu=useful / chip.flops / limits[limit],
-      unknown_loops=cost.unknown_loops,
-      compile_seconds=time.time() - begin,
+      mfu=row['useful_tflop'] * 1e12 / chip.flops / limits[limit],
   )
 
 
@@ -151,7 +109,7 @@ def run(config, config_file: str) -> list[str]:
   if config.data.pretrained:  # without it, only the shapes are there
     validate.validate(config)
   chip = chips.chip_of(_TOPOLOGY.value)
-  shape = shape_of(config, config_file)
+  shape = stage_main.shape_of(config, config_file)
   if importlib.util.find_spec('libtpu') is None:
     raise common.ConfigError(
         "The TPU's compiler is not installed: pip install -e '.[tpu]'."

@@ -10,7 +10,8 @@ from ml_collections import config_flags
 import tqdm
 
 from rlhf_jax import processes
-from rlhf_jax.stages import common, scheduler, validate
+from rlhf_jax.models import hf_config, hf_fields
+from rlhf_jax.stages import common, language_models, scheduler, validate
 
 _DISTRIBUTED = flags.DEFINE_bool(
     'distributed', False,
@@ -76,6 +77,19 @@ def fail(error: Exception) -> typing.NoReturn:
   if processes.count() > 1:
     processes.leave(error)
   sys.exit(f'error: {error} (--verbosity=1 shows where)')
+
+
+def shape_of(config, config_file: str):
+  """The shape of the model, from the checkpoint or from beside the config."""
+  if config.data.pretrained:
+    return language_models.shape_of(config.data.pretrained)
+  path = os.path.splitext(config_file)[0] + '.json'
+  if not os.path.exists(path):
+    raise common.ConfigError(
+        f'{path} is missing: it says which shape the model has. Set'
+        ' --config.data.pretrained to the folder of a checkpoint.'
+    )
+  return hf_config.lm_config(hf_fields.read_json(path), path)
 
 
 def run(stage):

@@ -1,0 +1,84 @@
+"""Strong scaling: the same update on more and more devices, compiled, not run.
+
+  python experiments/scaling.py --config=configs/paper/hh_llama3_8b.py \
+    --out=docs/scaling
+
+Devices are virtual ones of the CPU, of whose compiler the figures are; weights are
+never made. `tensor` is that of the config, or all devices where they are fewer; the
+others are `fsdp`. Prints a line for each number of devices, and writes OUT.csv and
+OUT.png.
+"""
+
+import os
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+# pylint: disable=wrong-import-position
+from absl import app, flags
+import jax
+from ml_collections import config_flags
+import pandas as pd
+import stage_main
+
+from rlhf_jax import sharding
+from rlhf_jax.figures import scaling, style
+from rlhf_jax.stages import common, costs, programs
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, with its variant.', lock_config=True
+)
+_DEVICES = flags.DEFINE_list(
+    'devices', ['1', '2', '4', '8', '16', '64', '256'], 'How many, each time.'
+)
+_PROGRAM = flags.DEFINE_string('program', 'update', 'One that aot.py names.')
+_OUT = flags.DEFINE_string('out', None, 'Where OUT.csv and OUT.png go.')
+
+
+def measure(config, shape, name: str, num_devices: int) -> dict:
+  """The costs of a program on the first `num_devices` devices."""
+  tensor = min(config.mesh.tensor, num_devices)
+  mesh = sharding.make_mesh(
+      fsdp=-1, tensor=tensor, devices=jax.devices()[:num_devices]
+  )
+  found = programs.build(config, shape, mesh, num_prompts=1024)
+  known = {program.name: program for program in found}
+  if name not in known:
+    raise common.ConfigError(f'--program={name} is none of {list(known)}.')
+  with jax.set_mesh(mesh):
+    row = costs.cost_of(known[name], num_devices)
+  return {'devices': num_devices, 'mesh': str(tuple(mesh.shape.values()))} | row
+
+
+def run(config, config_file: str) -> None:
+  """Prints the table, and writes it with its plot."""
+  counts = sorted(map(int, _DEVICES.value))
+  jax.config.update('jax_num_cpu_devices', counts[-1])
+  shape = stage_main.shape_of(config, config_file)
+  rows = []
+  columns = ['devices', 'mesh', *scaling.PANELS, 'over_needed']
+  for count in counts:
+    rows.append(measure(config, shape, _PROGRAM.value, count))
+    frame = pd.DataFrame(rows)[columns]
+    text = (
+        frame.tail(1).round(3).to_string(index=False, header=count == counts[0])
+    )
+    print(text, flush=True)
+    with common.atomic(f'{_OUT.value}.csv') as f:
+      frame.to_csv(f, index=False)
+  name = os.path.splitext(os.path.basename(config_file))[0]
+  figure = scaling.draw(frame, f'{name}: one {_PROGRAM.value}, by devices')
+  style.save(figure, f'{_OUT.value}.png')
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  try:
+    run(_CONFIG.value, config_flags.get_config_filename(flags.FLAGS['config']))
+  except Exception as e:  # pylint: disable=broad-exception-caught
+    stage_main.fail(e)
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config', 'out'])
+  app.run(main, flags_parser=stage_main.parse_flags)

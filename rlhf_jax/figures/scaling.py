@@ -1,0 +1,41 @@
+"""What a device has left to do as devices are added: strong scaling."""
+
+from matplotlib.figure import Figure
+import pandas as pd
+
+from rlhf_jax.figures import style
+
+PANELS = {
+    'tflop': 'TFLOP a device',
+    'moved': 'GB to and from\nmain memory',
+    'sent': 'GB sent to\nother devices',
+    'peak': 'GB of memory',
+}
+
+
+@style.styled
+def draw(frame: pd.DataFrame, title: str) -> Figure:
+  """Panels of PANELS against `devices`, and the first row's share in grey.
+
+  Args:
+    frame: a row a number of devices, with `devices`, `mesh` and the panels'
+      columns; the first has the fewest devices.
+    title: what program, and how large.
+  """
+  figure = style.make_figure(11, 3.4, title)
+  axes = figure.subplots(1, len(PANELS))
+  devices = frame['devices']
+  for ax, (name, label) in zip(axes, PANELS.items(), strict=True):
+    ax.set_xscale('log', base=2)
+    ax.set_yscale('log', base=2)
+    ax.plot(devices, frame[name].where(frame[name] > 0), marker='o', ms=4)
+    if name != 'sent':  # one device sends nothing: there is no ideal
+      ideal = frame[name].iloc[0] * devices.iloc[0] / devices
+      ax.plot(devices, ideal, color=style.SOFT, lw=1, ls='--', label='ideal')
+      ax.legend(frameon=False)
+    ax.set_xticks(devices, [str(n) for n in devices])
+    ax.minorticks_off()
+    ax.yaxis.set_major_formatter(lambda y, _: f'{y:g}')
+    ax.set_xlabel('devices')
+    ax.set_title(label, loc='left')
+  return figure

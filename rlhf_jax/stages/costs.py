@@ -1,0 +1,52 @@
+"""What a compiled program costs a device: memory, operations, bytes."""
+
+import time
+
+from rlhf_jax import hlo
+from rlhf_jax.stages import programs
+
+GB = 1e9
+
+
+def cost_of(program: programs.Program, num_devices: int) -> dict:
+  """Compiles a program, and measures what the compiler made of it.
+
+  Of one device, in GB and TFLOP: `arguments`, `temporary` and `peak` memory;
+  `tflop`, `moved` (to and from main memory) and `sent` (to other devices), loops
+  counted as often as they run; `over_useful`, operations over the useful ones, and
+  `over_needed`, over those with what `remat` repeats; `collectives` by kind.
+  """
+  begin = time.time()
+  compiled = program.lower().compile()
+  memory = compiled.memory_analysis()
+  cost = hlo.cost(compiled.as_text(), unknown_trips=float(program.most_trips))
+  arguments = memory.argument_size_in_bytes - program.shared_bytes
+  peak = (
+      arguments
+      + memory.temp_size_in_bytes
+      + memory.output_size_in_bytes
+      - memory.alias_size_in_bytes
+  )
+  useful = program.useful_flops / num_devices
+  kinds = {}
+  for c, count in cost.collectives.items():
+    kind = kinds.setdefault(c.kind, dict(count=0, sent=0.0, largest=0, op=''))
+    kind['count'] += int(count)
+    kind['sent'] += c.sent * count / GB
+    if c.size > kind['largest']:
+      kind.update(largest=c.size, op=c.op_name)
+  return dict(
+      name=program.name,
+      arguments=arguments / GB,
+      temporary=memory.temp_size_in_bytes / GB,
+      peak=peak / GB,
+      tflop=cost.flops / 1e12,
+      useful_tflop=useful / 1e12,
+      over_useful=cost.flops / useful,
+      over_needed=cost.flops / (useful + program.remat_flops / num_devices),
+      moved=cost.bytes / GB,
+      sent=cost.sent / GB,
+      collectives=kinds,
+      unknown_loops=cost.unknown_loops,
+      compile_seconds=time.time() - begin,
+  )
