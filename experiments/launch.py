@@ -28,7 +28,8 @@ _STAGES = flags.DEFINE_list(
 _WORKERS = flags.DEFINE_integer(
     'workers', None,
     'Processes that each run tasks of their own; 0: all in this one. By default'
-    ' one a core, or 0 with a config.mesh, whose devices belong to one process.',
+    ' one a core, or 0 on accelerators and with a config.mesh, whose devices belong'
+    ' to one process.',
     lower_bound=0,
 )  # fmt: skip
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'List the tasks, run nothing.')
@@ -67,7 +68,10 @@ def launch(config, workdir: str) -> None:
   processes.from_main(
       lambda: provenance.claim(config, workdir, overwrite=_OVERWRITE.value)
   )
-  print(f'{len(tasks)} tasks on {workers} workers, into {workdir}', flush=True)
+  where = f'on {workers} workers' if workers else 'in one process'
+  if processes.count() > 1:
+    where = f'in {processes.count()} processes'
+  print(f'{len(tasks)} tasks {where}, into {workdir}', flush=True)
   scheduler.run(
       config,
       tasks,
@@ -77,20 +81,29 @@ def launch(config, workdir: str) -> None:
       overwrite=_OVERWRITE.value,
   )
   provenance.summary(config, workdir)
-  print(f'Total: {time.time() - begin:.0f} s on {workers} workers.')
+  print(f'Total: {time.time() - begin:.0f} s {where}.')
 
 
 def _workers(config) -> int:
   """How many processes run the tasks of this one; 0: it does so itself."""
   shared = stage_main.is_one_of_several() or set(config.mesh.values()) != {1}
-  if _WORKERS.value is None:
-    return 0 if shared else scheduler.default_workers()
-  if shared and _WORKERS.value:
+  if _WORKERS.value == 0 or (shared and _WORKERS.value is None):
+    return 0
+  if shared:
     raise common.ConfigError(
         f'--workers={_WORKERS.value}: with --distributed, or a config.mesh of'
         ' more than one device, every task runs on all devices: use --workers=0.'
     )
-  return _WORKERS.value
+  import jax
+
+  if (backend := jax.default_backend()) == 'cpu':
+    return _WORKERS.value or scheduler.default_workers()
+  if _WORKERS.value is None:
+    return 0
+  raise common.ConfigError(
+      f'--workers={_WORKERS.value}: they would fight for the {backend}, which'
+      ' belongs to one process: use --workers=0.'
+  )
 
 
 def main(argv):

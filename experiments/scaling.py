@@ -20,9 +20,8 @@ from ml_collections import config_flags
 import pandas as pd
 import stage_main
 
-from rlhf_jax import sharding
 from rlhf_jax.figures import scaling, style
-from rlhf_jax.stages import common, costs, programs
+from rlhf_jax.stages import common, costs
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with its variant.', lock_config=True
@@ -34,21 +33,6 @@ _PROGRAM = flags.DEFINE_string('program', 'update', 'One that aot.py names.')
 _OUT = flags.DEFINE_string('out', None, 'Where OUT.csv and OUT.png go.')
 
 
-def measure(config, shape, name: str, num_devices: int) -> dict:
-  """The costs of a program on the first `num_devices` devices."""
-  tensor = min(config.mesh.tensor, num_devices)
-  mesh = sharding.make_mesh(
-      fsdp=-1, tensor=tensor, devices=jax.devices()[:num_devices]
-  )
-  found = programs.build(config, shape, mesh, num_prompts=1024)
-  known = {program.name: program for program in found}
-  if name not in known:
-    raise common.ConfigError(f'--program={name} is none of {list(known)}.')
-  with jax.set_mesh(mesh):
-    row = costs.cost_of(known[name], num_devices)
-  return {'devices': num_devices, 'mesh': str(tuple(mesh.shape.values()))} | row
-
-
 def run(config, config_file: str) -> None:
   """Prints the table, and writes it with its plot."""
   counts = sorted(map(int, _DEVICES.value))
@@ -57,7 +41,7 @@ def run(config, config_file: str) -> None:
   rows = []
   columns = ['devices', 'mesh', *scaling.PANELS, 'over_needed']
   for count in counts:
-    rows.append(measure(config, shape, _PROGRAM.value, count))
+    rows.append(costs.on_devices(config, shape, _PROGRAM.value, count))
     frame = pd.DataFrame(rows)[columns]
     text = (
         frame.tail(1).round(3).to_string(index=False, header=count == counts[0])

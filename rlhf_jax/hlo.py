@@ -100,7 +100,7 @@ class Cost:
   @property
   def sent(self) -> float:
     """Bytes that a device sends in collectives."""
-    return sum(c.sent * n for c, n in self.collectives.items())
+    return sum((c.sent * n for c, n in self.collectives.items()), 0.0)
 
 
 def cost(text: str, *, unknown_trips: float = 1.0) -> Cost:

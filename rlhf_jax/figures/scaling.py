@@ -22,7 +22,7 @@ def draw(frame: pd.DataFrame, title: str) -> Figure:
       columns; the first has the fewest devices.
     title: what program, and how large.
   """
-  figure = style.make_figure(11, 3.4, title)
+  figure = style.make_figure(12.0, 3.6, title)
   axes = figure.subplots(1, len(PANELS))
   devices = frame['devices']
   for ax, (name, label) in zip(axes, PANELS.items(), strict=True):

@@ -2,8 +2,12 @@
 
 import time
 
-from rlhf_jax import hlo
-from rlhf_jax.stages import programs
+import jax
+import ml_collections
+
+from rlhf_jax import hlo, sharding
+from rlhf_jax.models.lm_config import LMConfig
+from rlhf_jax.stages import common, programs
 
 GB = 1e9
 
@@ -50,3 +54,29 @@ def cost_of(program: programs.Program, num_devices: int) -> dict:
       unknown_loops=cost.unknown_loops,
       compile_seconds=time.time() - begin,
   )
+
+
+def on_devices(
+    config: ml_collections.ConfigDict,
+    shape: LMConfig,
+    name: str,
+    num_devices: int,
+) -> dict:
+  """`cost_of` the program `name` on the first devices, and their `mesh`.
+
+  `tensor` is that of the config, or all devices where they are fewer; the others
+  are `fsdp`.
+  """
+  mesh = sharding.make_mesh(
+      fsdp=-1,
+      tensor=min(config.mesh.tensor, num_devices),
+      devices=jax.devices()[:num_devices],
+  )
+  # More prompts cost memory alone.
+  found = programs.build(config, shape, mesh, num_prompts=1024)
+  known = {program.name: program for program in found}
+  if name not in known:
+    raise common.ConfigError(f'{name} is none of the programs {list(known)}.')
+  with jax.set_mesh(mesh):
+    row = cost_of(known[name], num_devices)
+  return {'devices': num_devices, 'mesh': str(tuple(mesh.shape.values()))} | row

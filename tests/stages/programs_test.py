@@ -8,12 +8,14 @@ import subprocess
 import sys
 
 import jax
+import pandas as pd
 import pytest
 
 from rlhf_jax import hlo, sharding
+from rlhf_jax.figures import scaling
 from rlhf_jax.models import hf_config, lm
 from rlhf_jax.models.lm_config import LMConfig
-from rlhf_jax.stages import common, programs
+from rlhf_jax.stages import common, costs, programs
 from tests.stages import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -91,6 +93,28 @@ def test_devices_share_the_work(compiled):
   for name, (program, cost) in compiled.items():
     needed = (program.useful_flops + program.remat_flops) / 8
     assert 0.85 < cost.flops / needed < 1.2, name
+
+
+def test_more_devices_have_less_to_do(tmp_path):
+  config = _config('hh_llama3_8b')
+  config.policy.train.rank = 1
+  config.mesh.tensor = 4
+  rows = [costs.on_devices(config, SHAPE, 'update', n) for n in (1, 2, 8)]
+  assert [row['mesh'] for row in rows] == [
+      '(1, 1, 1)',
+      '(1, 1, 2)',
+      '(1, 2, 4)',
+  ]
+  for row in rows[1:]:
+    share = row['tflop'] / rows[0]['tflop'] * row['devices']
+    assert 0.99 < share < 1.15
+    assert row['peak'] < rows[0]['peak'] and row['sent'] > rows[0]['sent'] == 0
+  figure = scaling.draw(pd.DataFrame(rows), 'update')
+  assert [ax.get_title('left') for ax in figure.axes] == list(
+      scaling.PANELS.values()
+  )
+  with pytest.raises(common.ConfigError, match='training is none of'):
+    costs.on_devices(config, SHAPE, 'training', 1)
 
 
 def test_only_decoding_has_an_end_of_its_own(compiled):
