@@ -18,6 +18,9 @@ import sys
 
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to be asked
 os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nor one to be held
+# What it would otherwise ask a TPU's host for, and warn of.
+os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-4')
+os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
