@@ -21,6 +21,7 @@ from jax.sharding import (
     Mesh,
     NamedSharding,
     PartitionSpec,
+    Sharding,
     SingleDeviceSharding,
 )
 from jaxtyping import Array
@@ -234,6 +235,14 @@ def place_rows(read: Callable[[slice], Tree], num_rows: int) -> Tree:
       )
   ]
   return jax.tree.unflatten(treedef, placed)
+
+
+def from_host(array: np.ndarray, where: Sharding | None) -> Array:
+  """A host's array on its devices; every process has all of it."""
+  if where is None or where.is_fully_addressable:
+    return jax.device_put(array, where)
+  # device_put would send all of it around, to compare.
+  return jax.make_array_from_callback(array.shape, where, lambda i: array[i])
 
 
 def to_host(x) -> np.ndarray:

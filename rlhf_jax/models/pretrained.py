@@ -88,7 +88,7 @@ def assemble(
     _fill(tensor, stored[tensor.name], host)
   placed = {}
   for path in shapes:
-    array = jax.device_put(host.pop(path), where[path])
+    array = sharding.from_host(host.pop(path), where[path])
     placed[path] = jax.block_until_ready(array)
   return traverse_util.unflatten_dict(placed)
 
