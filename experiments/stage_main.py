@@ -33,10 +33,14 @@ _PROCESS_ID = flags.DEFINE_integer(
 def parse_flags(argv):
   """The arguments that are no flags; exits in one line at an impossible flag.
 
-  absl reports bad values so, but not names that a config does not have.
+  absl reports bad values so, but not names that a config does not have. Libraries
+  are heard from warnings on, unless --verbosity says otherwise.
   """
   try:
-    return app.parse_flags_with_usage(argv)
+    left = app.parse_flags_with_usage(argv)
+    if not flags.FLAGS['verbosity'].present:
+      logging.set_verbosity(logging.WARNING)
+    return left
   except (AttributeError, KeyError, ValueError, TypeError, OSError) as e:
     while e.args and isinstance(e.args[0], Exception):
       e = e.args[0]
@@ -54,12 +58,7 @@ def is_one_of_several() -> bool:
 
 
 def start_processes() -> None:
-  """Joins the other processes, if there are any; the main one alone talks.
-
-  Libraries are heard from warnings on, unless --verbosity says otherwise.
-  """
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
+  """Joins the other processes, if there are any; the main one alone talks."""
   if not is_one_of_several():
     return
   processes.start(*(flag.value for flag in _PROCESS_FLAGS))
