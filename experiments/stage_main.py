@@ -6,7 +6,7 @@ from absl import app, flags
 from ml_collections import config_flags
 import tqdm
 
-from rlhf_jax.stages import common, scheduler, validate
+from rlhf_jax.stages import common, preemption, scheduler, validate
 
 
 def parse_flags(argv):
@@ -45,6 +45,7 @@ def define(stage):
   def main(argv):
     if len(argv) > 1:
       raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+    preemption.install()
     scheduler.use_cache(cache.value)
     name = stage.__name__.rsplit('.', maxsplit=1)[-1]
     try:

@@ -26,6 +26,8 @@ from typing import Any
 from absl import logging
 import ml_collections
 
+from rlhf_jax.stages import preemption
+
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 
 _STARTED = 'stage.json'  # the config that the folder belongs to
@@ -250,6 +252,7 @@ def execute(
       {'key': fingerprint(config), 'seconds': round(time.time() - begin, 2)},
   )
   logging.info('%s done in %.1f s.', out, time.time() - begin)
+  preemption.release()
   return True
 
 
