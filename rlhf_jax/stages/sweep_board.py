@@ -19,7 +19,10 @@ class Board:
     self._root = root
     self._begin, self._line = time.time(), scheduler.LiveLine()
     self._state = {job.name: DONE if job.is_done() else WAITING for job in jobs}
-    self._note = {n: 'before' for n, s in self._state.items() if s == DONE}
+    self._note = {
+        name: 'before' if state == DONE else ''
+        for name, state in self._state.items()
+    }
 
   def having(self, *states: str) -> list[sweeps.Job]:
     """The jobs in one of these states."""

@@ -7,6 +7,7 @@ seed need, each policy, what else the seed has, and what comes after policies.
 """
 
 import dataclasses
+import difflib
 import functools
 import os
 import re
@@ -35,6 +36,7 @@ class Study:
 
   name: str
   config: ml_collections.ConfigDict
+  tasks: tuple[graph.Task, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +95,7 @@ def studies(
       raise common.ConfigError(f'sweep() lists {overrides} twice.')
     listed.append(run)
   return [
-      Study(name, _study(config, rest, [r for r in listed if r], name))
+      _study(config, rest, [r for r in listed if r], name)
       for name, (rest, listed) in found.items()
   ]
 
@@ -105,6 +107,8 @@ def _word(value: Any) -> str:
 
 def _split(config, overrides, where):
   """The fields of RUN, all of them or none, and the other overrides."""
+  for path in overrides:
+    _get(config, path, where)
   rest = {k: v for k, v in overrides.items() if k not in RUN}
   if len(rest) == len(overrides):
     return {}, rest
@@ -118,18 +122,24 @@ def _split(config, overrides, where):
     raise common.ConfigError(
         f'{where} is one policy, whose study has no other: leave out {twice}.'
     )
-  at = config.copy_and_resolve_references()
-  return {name: overrides.get(name, _get(at, name)) for name in RUN}, rest
+  run = {k: overrides.get(k, _get(config, k, where)) for k in RUN}
+  return run, rest
 
 
-def _get(config, path):
+def _get(config, path, where):
+  """The field `path`."""
   for part in path.split('.'):
+    known = config if isinstance(config, ml_collections.ConfigDict) else ()
+    if part not in known:
+      near = difflib.get_close_matches(part, known)
+      hint = f'; did you mean {near[0]}?' if near else '.'
+      raise common.ConfigError(f'{where} there is no field {path}{hint}')
     config = config[part]
   return config
 
 
 def _study(config, rest, runs, name):
-  """The config of a study with the overrides `rest` and these policies."""
+  """The study with the overrides `rest` and the policies `runs`."""
   lists = {}
   if rest and runs:
     seeds = tuple(sorted({run['seed'] for run in runs}))
@@ -139,10 +149,10 @@ def _study(config, rest, runs, name):
   try:
     config = common.with_overrides(config, rest | lists)
     validate.validate(config)
-  except (KeyError, TypeError, ValueError) as e:
-    text = e.args[0] if e.args else e
-    raise common.ConfigError(f'sweep(): {name or "the study"}: {text}') from e
-  have = [t.overrides for t in graph.tasks(config) if t.stage == 'policy']
+  except (TypeError, ValueError) as e:
+    raise common.ConfigError(f'sweep(): {name or "the study"}: {e}') from e
+  tasks = tuple(graph.tasks(config))
+  have = [t.overrides for t in tasks if t.stage == 'policy']
   if unknown := [run for run in runs if run not in have]:
     raise common.ConfigError(
         f'sweep() lists {unknown[0]}, which is no policy of the study: add it to'
@@ -154,12 +164,12 @@ def _study(config, rest, runs, name):
         f'sweep(): the seeds of {name} have different policies: list {extra} as'
         ' well.'
     )
-  return config
+  return Study(name, config, tasks)
 
 
 def jobs(study: Study, workdir: str) -> list[Job]:
   """The jobs of a study, each after those it needs."""
-  tasks = graph.tasks(study.config)
+  tasks = study.tasks
   # Of every task the policies it comes after, and whether a policy needs it.
   after: dict[str, set[str]] = {}
   for task in tasks:
