@@ -6,6 +6,8 @@ second signal ends the process at once. Outside the loops the process leaves at
 once too: what is kept there survives any kill.
 """
 
+from collections.abc import Iterator
+import contextlib
 import os
 import signal
 import sys
@@ -53,6 +55,17 @@ def install(*, last_word: bool = True) -> None:
   # Where several processes have to agree, jax takes SIGTERM.
   for s in _SIGNALS[jax.distributed.is_initialized() :]:
     signal.signal(s, handle)
+
+
+@contextlib.contextmanager
+def ignored() -> Iterator[None]:
+  """Programs started meanwhile ignore the signals, until they take them."""
+  before = {s: signal.signal(s, signal.SIG_IGN) for s in _SIGNALS}
+  try:
+    yield
+  finally:
+    for s, handler in before.items():
+      signal.signal(s, handler)
 
 
 def received() -> int | None:

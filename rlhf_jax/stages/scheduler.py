@@ -355,11 +355,11 @@ def _drive(pool: list[_Worker], tasks: list[graph.Task], board: _Board) -> None:
 
 
 def stop(processes: list[multiprocessing.Process]) -> None:
-  """Passes on that it is time to leave, and waits until all have left."""
-  for process in processes:
-    process.terminate()
-  for process in processes:
-    process.join()
+  """Passes on that it is time to leave, until all have left."""
+  while left := [p for p in processes if p.is_alive()]:
+    for process in left:  # again, should it have come before it was awaited
+      process.terminate()
+    multiprocessing.connection.wait([p.sentinel for p in left], timeout=1)
 
 
 def _death(worker: _Worker, pool: list[_Worker]) -> TaskError:

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
+import signal
 
 from rlhf_jax.stages import preemption, scheduler, sweep_board, sweeps
 
@@ -30,9 +32,10 @@ def run(
     overwrite: replace outputs made by another config.
   """
   context = multiprocessing.get_context('forkserver')
-  context.set_forkserver_preload(
-      [__name__]
-  )  # imports take longer than some jobs
+  # Imports take longer than some jobs, so that they are done once.
+  context.set_forkserver_preload([__name__])
+  with preemption.ignored():  # a signal to all processes is for those at work
+    multiprocessing.forkserver.ensure_running()
   running: dict[int, tuple] = {}
   preemption.hold()
   try:
@@ -72,7 +75,7 @@ def _outcome(root: str, job: sweeps.Job, exitcode: int) -> tuple[str, str]:
   status = sweeps.read_status(root, job)
   if exitcode == 0:
     return sweep_board.DONE, ''
-  if exitcode == preemption.EXIT_CODE:
+  if exitcode in (preemption.EXIT_CODE, -signal.SIGTERM):
     return sweep_board.STOPPED, f'at {status.get("task", "its start")}'
   return sweep_board.FAILED, status.get('error') or (
       f'{status.get("task", job.name)}: the process died (exit code {exitcode};'

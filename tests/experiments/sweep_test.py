@@ -180,3 +180,17 @@ def test_config_without_a_sweep(zygote, tmp_path):
   program = _start(zygote, tiny.__file__, tmp_path / 'study')
   assert program.wait() == 1
   assert 'has no function sweep(variant)' in program.err
+
+
+def test_a_signal_to_all_processes(zygote, finished_study, tmp_path):
+  workdir = tmp_path / 'study'
+  study.copy(finished_study, str(workdir), without='seed_0/policy')
+  config = config_file(tmp_path / 'c.py')
+  log = workdir / 'sweep' / 'seed_0' / 'policy' / f'{_POLICIES[0]}.log'
+  program = _start(zygote, config, workdir, '--jobs=1')
+  _wait_for(lambda: _process_of(log), program)
+  os.killpg(program.pid, signal.SIGTERM)
+  assert program.wait() == 75, program.err
+  table = _table(program)
+  assert table[f'seed_0/policy/{_POLICIES[0]}'][0] == 'stopped'
+  assert table[f'seed_0/policy/{_POLICIES[1]}'] == ('waiting',)

@@ -80,7 +80,7 @@ def test_a_second_signal_ends_at_once(finished_study, zygote, tmp_path):
   assert _steps(workdir, 'sft', tiny.get_config()) == {5}
 
 
-_LONG = '--config.sft.num_epochs=60'  # 360 steps
+_LONG = '--config.sft.num_epochs=25'  # 150 steps
 
 
 @pytest.fixture(scope='module')
@@ -88,7 +88,7 @@ def long_study(finished_study, tmp_path_factory):
   """A study whose SFT policy learns for longer."""
   workdir = str(tmp_path_factory.mktemp('long') / 'study')
   study.copy(finished_study, workdir, without='seed_0/sft')
-  config = common.with_overrides(tiny.get_config(), {'sft.num_epochs': 60})
+  config = common.with_overrides(tiny.get_config(), {'sft.num_epochs': 25})
   common.execute(graph.STAGES['sft'], config, workdir)
   return workdir
 
