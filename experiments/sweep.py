@@ -54,23 +54,30 @@ _TIMEOUT = flags.DEFINE_integer(
     'timeout', 240, 'slurm: minutes of a job, after which it goes on in a new'
     ' allocation.', lower_bound=1,
 )  # fmt: skip
-_CPUS = flags.DEFINE_integer('cpus_per_task', 1, 'slurm.', lower_bound=1)
-_GPUS = flags.DEFINE_integer('gpus_per_task', 0, 'slurm.', lower_bound=0)
-_NODES = flags.DEFINE_integer('nodes', 1, 'slurm: of a job.', lower_bound=1)
+_CPUS = flags.DEFINE_integer(
+    'cpus_per_task', 1, 'slurm: of every process.', lower_bound=1
+)
+_GPUS = flags.DEFINE_integer(
+    'gpus_per_task', 0, 'slurm: of every process.', lower_bound=0
+)
+_NODES = flags.DEFINE_integer('nodes', 1, 'slurm: of every job.', lower_bound=1)
 _TASKS = flags.DEFINE_integer(
-    'tasks_per_node', 1, 'slurm: processes of a job on every node.',
+    'tasks_per_node', 1, 'slurm: processes of a job on each of its nodes.',
     lower_bound=1,
 )  # fmt: skip
 _PARALLELISM = flags.DEFINE_integer(
     'array_parallelism', 64, 'slurm: jobs of one kind at once.', lower_bound=1
 )
 _REQUEUES = flags.DEFINE_integer(
-    'requeues', 20, 'slurm: allocations that a job may use up.', lower_bound=0
+    'requeues',
+    20,
+    'slurm: allocations that a job may use up after the first.',
+    lower_bound=0,
 )
 _SBATCH = flags.DEFINE_multi_string(
     'sbatch',
     [],
-    'slurm: any other option of sbatch, such as --sbatch=mem=16GB.',
+    'slurm: any other option of sbatch: --sbatch=mem=16GB',
 )
 _WAIT = flags.DEFINE_bool('wait', True, 'slurm: wait; --nowait only submits.')
 

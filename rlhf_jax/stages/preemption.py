@@ -12,9 +12,6 @@ import os
 import signal
 import sys
 
-import jax
-from jax.experimental import multihost_utils
-
 EXIT_CODE = os.EX_TEMPFAIL  # "try again later"
 BEFORE_LIMIT = (signal.SIGUSR1, signal.SIGUSR2)
 _SIGNALS = (signal.SIGTERM, *BEFORE_LIMIT)
@@ -32,6 +29,12 @@ class _State:
   held: bool = False  # whether it waits for whoever asks
 
 
+def _one_of_several() -> bool:
+  import jax  # what reads and lists configs needs none
+
+  return jax.distributed.is_initialized()
+
+
 def install(*, last_word: bool = True) -> None:
   """Takes the signals from now on; of the main thread.
 
@@ -43,7 +46,7 @@ def install(*, last_word: bool = True) -> None:
   def handle(signum, frame):
     del frame
     _State.received = signum
-    if jax.distributed.is_initialized():
+    if _one_of_several():
       os.kill(os.getpid(), signal.SIGTERM)  # jax tells the other processes
       return
     if last_word:
@@ -53,7 +56,7 @@ def install(*, last_word: bool = True) -> None:
       leave('what is done is kept')
 
   # Where several processes have to agree, jax takes SIGTERM.
-  for s in _SIGNALS[jax.distributed.is_initialized() :]:
+  for s in _SIGNALS[_one_of_several() :]:
     signal.signal(s, handle)
 
 
@@ -79,9 +82,12 @@ def hold() -> None:
 
 
 def release() -> None:
-  """Ends `hold`, and leaves if a signal came meanwhile."""
+  """Ends `hold`, and leaves if a signal came meanwhile.
+
+  One of several processes does not leave alone: the next loop asks them all.
+  """
   _State.held = False
-  if _State.received is not None:
+  if _State.received is not None and not _one_of_several():
     leave('what is done is kept')
 
 
@@ -92,7 +98,9 @@ def requested(step: int) -> bool:
   agreed on, the same in all.
   """
   hold()
-  if jax.distributed.is_initialized():
+  if _one_of_several():
+    from jax.experimental import multihost_utils
+
     return multihost_utils.reached_preemption_sync_point(step)
   return _State.received is not None
 

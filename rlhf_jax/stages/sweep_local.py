@@ -4,32 +4,25 @@ import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
 import signal
+from typing import Any
 
 from rlhf_jax.stages import preemption, scheduler, sweep_board, sweeps
 
 
-def _run(root, job, slot, slots, cache, overwrite):
+def _run(root, job, slot, slots, *, cache, overwrite):
   """The process of a job."""
   scheduler.begin_worker(slot, slots, cache)
   sweeps.run(root, job, overwrite=overwrite)
 
 
-def run(
-    root: str,
-    board: sweep_board.Board,
-    *,
-    slots: int,
-    cache: str,
-    overwrite: bool,
-) -> None:
+def run(root: str, board: sweep_board.Board, *, slots: int, **how: Any) -> None:
   """Runs all jobs; one that fails stops those alone that need it.
 
   Args:
     root: the working directory of the sweep.
     board: of the jobs.
     slots: jobs at once; each has its share of the cores.
-    cache: folder of compiled programs, or ''.
-    overwrite: replace outputs made by another config.
+    **how: of every job: cache, the folder of compiled programs, or ''; overwrite.
   """
   context = multiprocessing.get_context('forkserver')
   # Imports take longer than some jobs, so that they are done once.
@@ -44,9 +37,7 @@ def run(
         slot = min(set(range(slots)) - set(running))
         sweeps.clear_status(root, job)
         process = context.Process(
-            target=_run,
-            args=(root, job, slot, slots, cache, overwrite),
-            daemon=True,
+            target=_run, args=(root, job, slot, slots), kwargs=how, daemon=True
         )
         process.start()
         running[slot] = process, job

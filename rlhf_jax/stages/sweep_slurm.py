@@ -80,8 +80,8 @@ def _executor(root: str, options: dict[str, Any], sbatch: list[str]):
     executor = submitit.SlurmExecutor(os.path.join(root, 'sweep', 'slurm'))
   except (ImportError, RuntimeError) as e:
     raise common.ConfigError(
-        f"--where=slurm: {e} It needs pip install 'rlhf_jax[slurm]', on a"
-        ' machine that submits to SLURM.'
+        "--where=slurm needs pip install 'rlhf_jax[slurm]', on a machine that"
+        f' submits to SLURM: {e}'
     ) from e
   more = {'requeue': True, 'kill-on-invalid-dep': 'yes'}
   for option in sbatch:
