@@ -87,7 +87,12 @@ def _executor(root: str, options: dict[str, Any], sbatch: list[str]):
   for option in sbatch:
     name, _, value = option.partition('=')
     more[name] = value or True
-  executor.update_parameters(**options, additional_parameters=more)
+  executor.update_parameters(
+      **options,
+      additional_parameters=more,
+      # Of sbatch, which steps do not inherit since SLURM 22.05.
+      srun_args=[f'--cpus-per-task={options["cpus_per_task"]}'],
+  )
   return executor
 
 
@@ -104,7 +109,7 @@ def submit(
   Args:
     root: the working directory of the sweep, shared by all nodes.
     board: of the jobs.
-    options: of submitit's executor.
+    options: of submitit's executor, cpus_per_task among them.
     sbatch: further options of sbatch, as NAME=VALUE or NAME.
     **attempt: of every job: requeues, allocations that it may use up beside the
       first; cache, of compiled programs; overwrite.
@@ -145,11 +150,14 @@ def wait(root: str, board: sweep_board.Board) -> None:
   """Shows how the jobs are doing until none is left in the queue."""
   ids, looked, queued = _ids(root), 0.0, None
   missed: set[str] = set()
-  while left := board.having(sweep_board.WAITING, sweep_board.RUNNING):
+  unsettled = lambda: board.having(sweep_board.WAITING, sweep_board.RUNNING)
+  while left := unsettled():
     fresh = time.time() - looked > _LOOK
     if fresh:
       looked, queued = time.time(), _queue()
     for job in left:
+      if job not in unsettled():  # one before has set it aside
+        continue
       status = sweeps.read_status(root, job)
       state = status.get('state', sweep_board.WAITING)
       if state in (sweep_board.DONE, sweep_board.FAILED):

@@ -50,7 +50,8 @@ def test_what_leaves_the_queue(board, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(sweep_slurm, '_queue', queue)
   sweep_slurm.wait(root, board)
   assert board.finish() == 1
-  table = capsys.readouterr().out.split('\n\n')[1]
+  said, table, _ = capsys.readouterr().out.split('\n\n')
+  assert said.count('/4]') == 4  # each once
   a, b, c, d = table.splitlines()
   log = tmp_path / 'sweep' / 'a.log'
   assert a.split(maxsplit=2) == ['failed', 'a', f'NaN ({log})']
