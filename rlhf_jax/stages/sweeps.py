@@ -88,8 +88,8 @@ def studies(
     first, listed = found.setdefault(name, (rest, []))
     if first != rest:
       raise common.ConfigError(
-          f'sweep(): {first} and {rest} would share the folder {name}; values'
-          ' that are told apart by letters and digits do not.'
+          f'sweep(): {first} and {rest} would share the folder {name}, which'
+          ' tells values apart by letters, digits and .+- alone.'
       )
     if run in listed:
       raise common.ConfigError(f'sweep() lists {overrides} twice.')
