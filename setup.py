@@ -44,6 +44,8 @@ setuptools.setup(
         'smollm2': ['gguf>=0.19,<0.20'],
         # experiments/aot.py: the compiler for TPUs, which needs none.
         'tpu': ['libtpu>=0.0.42,<0.0.43'],
+        # experiments/sweep.py --where=slurm.
+        'slurm': ['submitit>=1.5.4,<1.6'],
         'test': [
             'beartype>=0.23,<0.24',
             'chex>=0.1.92,<0.2',
@@ -53,6 +55,7 @@ setuptools.setup(
             'pytest>=9.2,<10',
             'pytest-xdist>=3.8,<4',
             'ruff>=0.17,<0.18',
+            'submitit>=1.5.4,<1.6',
         ],
     },
 )

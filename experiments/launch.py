@@ -3,7 +3,8 @@
   python experiments/launch.py --config=configs/world.py --workdir=runs/world
 
 Any field of the config can be set: --config.sft.num_epochs=3. Killed at any
-moment, the same command goes on where it was.
+moment, the same command goes on where it was. Told to leave (SIGTERM, SIGUSR1,
+SIGUSR2) it finishes the step, writes a checkpoint and exits with 75.
 """
 
 import os
@@ -15,7 +16,14 @@ from ml_collections import config_flags
 import stage_main
 
 from rlhf_jax import processes
-from rlhf_jax.stages import common, graph, provenance, scheduler, validate
+from rlhf_jax.stages import (
+    common,
+    graph,
+    preemption,
+    provenance,
+    scheduler,
+    validate,
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with its variant: configs/world.py:tiny.',
@@ -109,6 +117,7 @@ def _workers(config) -> int:
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  preemption.install()
   try:
     launch(_CONFIG.value, _WORKDIR.value)
   except scheduler.TaskError as e:

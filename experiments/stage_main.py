@@ -11,7 +11,13 @@ import tqdm
 
 from rlhf_jax import processes
 from rlhf_jax.models import hf_config, hf_fields
-from rlhf_jax.stages import common, language_models, scheduler, validate
+from rlhf_jax.stages import (
+    common,
+    language_models,
+    preemption,
+    scheduler,
+    validate,
+)
 
 _DISTRIBUTED = flags.DEFINE_bool(
     'distributed', False,
@@ -113,6 +119,7 @@ def define(stage):
   def main(argv):
     if len(argv) > 1:
       raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+    preemption.install()
     scheduler.use_cache(cache.value)
     name = stage.__name__.rsplit('.', maxsplit=1)[-1]
     try:

@@ -30,6 +30,7 @@ from absl import logging
 import ml_collections
 
 from rlhf_jax import processes
+from rlhf_jax.stages import preemption
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 
@@ -246,6 +247,7 @@ def execute(
       {'key': fingerprint(config), 'seconds': round(time.time() - begin, 2)},
   )
   logging.info('%s done in %.1f s.', out, time.time() - begin)
+  preemption.release()
   return True
 
 

@@ -38,6 +38,7 @@ from rlhf_jax.stages import (
     inputs,
     language_models,
     policy_config,
+    preemption,
     scorers,
 )
 from rlhf_jax.types import Params
@@ -369,10 +370,13 @@ def run(
     state = dataclasses.replace(state, weights=weights)
     writer.write(step, metrics | update_metrics)
     progress(step + 1, c.num_steps)
-    if (step + 1) % c.checkpoint_every == 0:
+    stop = preemption.requested(step)
+    if stop or (step + 1) % c.checkpoint_every == 0:
       writer.flush()
       clock.write(step + 1)
       checkpoint.save(mngr, step + 1, state)
+    if stop:
+      preemption.leave(f'{out} has a checkpoint of step {step + 1}')
   writer.close()
   clock.write(c.num_steps)
   common.write_json(

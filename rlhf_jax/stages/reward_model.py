@@ -26,6 +26,7 @@ from rlhf_jax.stages import (
     common,
     inputs,
     language_models,
+    preemption,
     probes,
     reward_data,
     reward_functions,
@@ -302,9 +303,12 @@ def _train(config, workdir, out, key, rows, link, progress):
     state, metrics = train_step(state, frozen, batch)
     writer.write(step, metrics)
     progress(step + 1, num_steps)
-    if (step + 1) % c.checkpoint_every == 0:
+    stop = preemption.requested(step)
+    if stop or (step + 1) % c.checkpoint_every == 0:
       writer.flush()
       checkpoint.save(mngr, step + 1, state)
+    if stop:
+      preemption.leave(f'{out} has a checkpoint of step {step + 1}')
   writer.close()
   params = adapters.combine(state.params, frozen)
   margins = lambda split, pairs: _margins(score, params, pairs, 2 * batch_size)

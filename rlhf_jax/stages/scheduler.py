@@ -17,7 +17,7 @@ import traceback
 
 import ml_collections
 
-from rlhf_jax.stages import common, graph
+from rlhf_jax.stages import common, graph, preemption
 
 # Seconds that a task of each stage takes until one has been timed, in a study
 # of the world; in a regime, which is exact and has no policies, a third.
@@ -77,8 +77,8 @@ def _end_with_launcher():
   os._exit(1)
 
 
-def _work(pipe, index, num_workers, config_json, workdir, cache, overwrite):
-  """Runs the tasks that come down `pipe` until it closes."""
+def begin_worker(index: int, num_workers: int, cache: str) -> None:
+  """Makes this process the `index`th of a launcher's: its cores, its end."""
   # Pinning comes before jax counts cores for its thread pool.
   cores = _cores()
   if num_workers > 1 and hasattr(os, 'sched_setaffinity'):
@@ -86,7 +86,13 @@ def _work(pipe, index, num_workers, config_json, workdir, cache, overwrite):
     first = index * share % len(cores)
     os.sched_setaffinity(0, cores[first : first + share])
   threading.Thread(target=_end_with_launcher, daemon=True).start()
+  preemption.install(last_word=False)
   use_cache(cache)
+
+
+def _work(pipe, index, num_workers, config_json, workdir, cache, overwrite):
+  """Runs the tasks that come down `pipe` until it closes."""
+  begin_worker(index, num_workers, cache)
   config = ml_collections.ConfigDict(config_json).lock()
   while True:
     try:
@@ -168,16 +174,45 @@ def run_task(
   )
 
 
+class LiveLine:
+  """A line that is written over where people look on; else one now and then."""
+
+  def __init__(self):
+    self._live = sys.stderr.isatty()
+    self._shown, self._width = 0.0, 0
+
+  def due(self) -> bool:
+    """Whether it is time to write it again."""
+    due = time.time() - self._shown > (0.5 if self._live else 20.0)
+    if due:
+      self._shown = time.time()
+    return due
+
+  def write(self, text: str) -> None:
+    """Writes it."""
+    if not self._live:
+      print(text, flush=True)
+      return
+    self.clear()
+    sys.stderr.write(text[:200])
+    sys.stderr.flush()
+    self._width = len(text[:200])
+
+  def clear(self) -> None:
+    """Makes room for a line that stays."""
+    if self._width:
+      sys.stderr.write('\r' + ' ' * self._width + '\r')
+      self._width = 0
+
+
 class _Board:
   """What has been done, what is running, and how long the rest will take."""
 
   def __init__(self, tasks: list[graph.Task], workers: int):
     self._tasks, self._workers = tasks, workers
-    self._begin, self._shown = time.time(), 0.0
+    self._begin, self._line = time.time(), LiveLine()
     self._seconds: dict[tuple[str, bool], list[float]] = {}
     self._finished: set[str] = set()
-    self._live = sys.stderr.isatty()
-    self._width = 0
 
   def _cost(self, task: graph.Task) -> float:
     kind = task.stage, 'regime' in task.overrides
@@ -200,40 +235,28 @@ class _Board:
       kind = task.stage, 'regime' in task.overrides
       self._seconds.setdefault(kind, []).append(seconds)
     took = f'{seconds:6.1f} s' if ran else '    done'
-    self._clear()
+    self._line.clear()
     print(
         f'[{len(self._finished):3d}/{len(self._tasks)}] {took}  {task.name}'
-        f'   ({_clock(time.time() - self._begin)} elapsed,'
-        f' about {_clock(self._left(running))} left)',
+        f'   ({clock(time.time() - self._begin)} elapsed,'
+        f' about {clock(self._left(running))} left)',
         flush=True,
     )
 
   def live(self, running: list[_Worker]):
-    """Rewrites the line of what is running, or adds one now and then."""
-    every = 0.5 if self._live else 20.0
-    if time.time() - self._shown < every:
+    """Says what is running."""
+    if not self._line.due():
       return
-    self._shown = time.time()
     parts = []
     for w in running:
       rate = w.done / max(time.time() - w.started, 1e-9)
       parts.append(f'{w.task.name} {w.done}/{w.total} ({rate:.1f}/s)')
-    text = f'  {" | ".join(parts)}; about {_clock(self._left(running))} left'
-    if self._live:
-      self._clear()
-      sys.stderr.write(text[:200])
-      sys.stderr.flush()
-      self._width = len(text[:200])
-    else:
-      print(text, flush=True)
-
-  def _clear(self):
-    if self._live and self._width:
-      sys.stderr.write('\r' + ' ' * self._width + '\r')
-      self._width = 0
+    left = clock(self._left(running))
+    self._line.write(f'  {" | ".join(parts)}; about {left} left')
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+  """Minutes and seconds."""
   return f'{int(seconds) // 60}:{int(seconds) % 60:02d}'
 
 
@@ -292,14 +315,16 @@ def run(
     process.start()
     theirs.close()
     pool.append(_Worker(process, ours))
+  preemption.hold()
   try:
     _drive(pool, tasks, board)
   finally:
     for worker in pool:
       worker.pipe.close()
-      worker.process.terminate()
+      worker.process.kill()
     for worker in pool:
       worker.process.join()
+  preemption.release()
 
 
 def _drive(pool: list[_Worker], tasks: list[graph.Task], board: _Board) -> None:
@@ -319,8 +344,11 @@ def _drive(pool: list[_Worker], tasks: list[graph.Task], board: _Board) -> None:
           try:
             worker.pipe.send(task)
           except ConnectionError:
-            raise _death(worker) from None
+            raise _death(worker, pool) from None
     running = [w for w in pool if w.task]
+    if preemption.received():
+      stop([w.process for w in pool])
+      preemption.leave('the workers have left')
     board.live(running)
     for pipe in multiprocessing.connection.wait(
         [w.pipe for w in running], timeout=0.5
@@ -329,9 +357,20 @@ def _drive(pool: list[_Worker], tasks: list[graph.Task], board: _Board) -> None:
       _receive(worker, done, board, pool)
 
 
-def _death(worker: _Worker) -> TaskError:
-  """The error of a worker that is no more."""
+def stop(processes: list[multiprocessing.Process]) -> None:
+  """Passes on that it is time to leave, until all have left."""
+  while left := [p for p in processes if p.is_alive()]:
+    for process in left:  # again, should it have come before it was awaited
+      process.terminate()
+    multiprocessing.connection.wait([p.sentinel for p in left], timeout=1)
+
+
+def _death(worker: _Worker, pool: list[_Worker]) -> TaskError:
+  """The error of a worker that is no more; leaves if it was told to leave."""
   worker.process.join()
+  if worker.process.exitcode == preemption.EXIT_CODE:
+    stop([w.process for w in pool])
+    preemption.leave('the workers have left')
   return TaskError(
       f'{worker.task.name}: the worker died (exit code'
       f' {worker.process.exitcode}; -9 is often a lack of memory). Start'
@@ -344,7 +383,7 @@ def _receive(worker: _Worker, done: set, board: _Board, pool) -> None:
   try:
     kind, first, second = worker.pipe.recv()
   except (EOFError, ConnectionError):  # the latter if it died with mail unread
-    raise _death(worker) from None
+    raise _death(worker, pool) from None
   if kind == 'progress':
     worker.done, worker.total = first, second
   elif kind == 'error':

@@ -16,7 +16,7 @@ from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.data import batching
 from rlhf_jax.learners import sft as learner
 from rlhf_jax.models import adapters, lm
-from rlhf_jax.stages import common, inputs, language_models
+from rlhf_jax.stages import common, inputs, language_models, preemption
 
 FIELDS = ('seed', 'rewards', 'data', 'world', 'sft')
 
@@ -113,8 +113,11 @@ def run(
     state, metrics = train_step(state, frozen, batch)
     writer.write(step, metrics)
     progress(step + 1, num_steps)
-    if (step + 1) % config.sft.checkpoint_every == 0:
+    stop = preemption.requested(step)
+    if stop or (step + 1) % config.sft.checkpoint_every == 0:
       writer.flush()
       checkpoint.save(mngr, step + 1, state)
+    if stop:
+      preemption.leave(f'{out} has a checkpoint of step {step + 1}')
   writer.close()
   checkpoint.save_params(out, state.params)

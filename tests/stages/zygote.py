@@ -62,6 +62,29 @@ def run_killed(stage, overrides, workdir, at, what):
   common.execute(graph.STAGES[stage], config, workdir, progress)
 
 
+def run_told(stage, overrides, workdir, at, signals):
+  """Runs a stage that is told to leave when `at` steps are reported.
+
+  Args:
+    stage: a key of graph.STAGES.
+    overrides: of the tiny config.
+    workdir: holds what the stage reads.
+    at: the step.
+    signals: numbers of those it gets, one after the other.
+  """
+  from rlhf_jax.stages import common, graph, preemption
+  from tests.stages import tiny
+
+  def progress(done, total):
+    del total
+    for signum in signals if done == at else ():
+      os.kill(os.getpid(), signum)
+
+  preemption.install()
+  config = common.with_overrides(tiny.get_config(), overrides)
+  common.execute(graph.STAGES[stage], config, workdir, progress)
+
+
 def _child(request):
   os.setsid()
   for number, name in ((1, 'out'), (2, 'err')):
@@ -70,9 +93,8 @@ def _child(request):
   os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
   code = 1
   try:
-    {'script': run_script, 'killed': run_killed}[request['do']](
-        *request['args']
-    )
+    do = {'script': run_script, 'killed': run_killed, 'told': run_told}
+    do[request['do']](*request['args'])
     code = 0
   except SystemExit as e:
     if isinstance(e.code, str):

@@ -1,0 +1,169 @@
+"""Runs everything that the `sweep()` of a config lists, here or on a cluster.
+
+  python experiments/sweep.py --config=configs/world.py --workdir=runs/world
+
+A run that sets policy.property, method, learner or kl_coef alone is a policy of the
+study in --workdir; any other field makes a study of its own there. A run that fails
+does not stop the others. The same command goes on where an earlier one ended.
+"""
+
+import inspect
+import os
+import runpy
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+import stage_main
+
+from rlhf_jax.stages import (
+    common,
+    preemption,
+    provenance,
+    scheduler,
+    sweep_board,
+    sweep_local,
+    sweep_slurm,
+    sweeps,
+)
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, with its variant: configs/world.py:tiny.',
+    lock_config=True,
+)  # fmt: skip
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Output, and resume point.')
+_WHERE = flags.DEFINE_enum(
+    'where', 'local', ['local', 'slurm'],
+    'local: processes of this machine; slurm: jobs of a cluster, for which'
+    ' --workdir is a folder that its nodes share.',
+)  # fmt: skip
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'List the jobs, run nothing.')
+_OVERWRITE = flags.DEFINE_bool(
+    'overwrite', False, 'Replace outputs that another config made.'
+)
+_CACHE = flags.DEFINE_string(
+    'compilation_cache', '~/.cache/rlhf_jax/jax',
+    'Folder of compiled programs, shared by all jobs; empty: none.',
+)  # fmt: skip
+_JOBS = flags.DEFINE_integer(
+    'jobs', None, 'local: processes at once; one a core by default. One'
+    ' accelerator is for one process: --jobs=1.', lower_bound=1,
+)  # fmt: skip
+_PARTITION = flags.DEFINE_string('partition', None, 'slurm: partition.')
+_TIMEOUT = flags.DEFINE_integer(
+    'timeout', 240, 'slurm: minutes of a job, after which it goes on in a new'
+    ' allocation.', lower_bound=1,
+)  # fmt: skip
+_CPUS = flags.DEFINE_integer(
+    'cpus_per_task', 1, 'slurm: of every process.', lower_bound=1
+)
+_GPUS = flags.DEFINE_integer(
+    'gpus_per_task', 0, 'slurm: of every process.', lower_bound=0
+)
+_NODES = flags.DEFINE_integer('nodes', 1, 'slurm: of every job.', lower_bound=1)
+_TASKS = flags.DEFINE_integer(
+    'tasks_per_node', 1, 'slurm: processes of a job on each of its nodes.',
+    lower_bound=1,
+)  # fmt: skip
+_PARALLELISM = flags.DEFINE_integer(
+    'array_parallelism', 64, 'slurm: jobs of one kind at once.', lower_bound=1
+)
+_REQUEUES = flags.DEFINE_integer(
+    'requeues',
+    20,
+    'slurm: allocations that a job may use up after the first.',
+    lower_bound=0,
+)
+_SBATCH = flags.DEFINE_multi_string(
+    'sbatch',
+    [],
+    'slurm: any other option of sbatch: --sbatch=mem=16GB',
+)
+_WAIT = flags.DEFINE_bool('wait', True, 'slurm: wait; --nowait only submits.')
+
+
+def _runs(flag) -> list[dict]:
+  """What the `sweep` of the config's file returns for its variant."""
+  path, _, variant = config_flags.get_config_filename(flag).partition(':')
+  module = runpy.run_path(path)
+  if 'sweep' not in module:
+    raise common.ConfigError(
+        f'{path} has no function sweep(variant), a list of dicts of fields: add'
+        ' one, or run the study by launch.py.'
+    )
+  takes = inspect.signature(module['sweep']).parameters
+  return module['sweep'](*([variant] if variant and takes else []))
+
+
+def _slurm(board, workdir) -> None:
+  options = {
+      'partition': _PARTITION.value,
+      'time': _TIMEOUT.value,
+      'cpus_per_task': _CPUS.value,
+      'gpus_per_task': _GPUS.value or None,
+      'nodes': _NODES.value,
+      'ntasks_per_node': _TASKS.value,
+      'array_parallelism': _PARALLELISM.value,
+  }
+  sweep_slurm.submit(
+      workdir,
+      board,
+      options={k: v for k, v in options.items() if v is not None},
+      sbatch=_SBATCH.value,
+      requeues=_REQUEUES.value,
+      cache=_CACHE.value,
+      overwrite=_OVERWRITE.value,
+  )
+  if _WAIT.value:
+    sweep_slurm.wait(workdir, board)
+
+
+def sweep(config, workdir: str) -> int:
+  """Runs the sweep; the exit code."""
+  studies = sweeps.studies(config, _runs(flags.FLAGS['config']))
+  jobs = [job for study in studies for job in sweeps.jobs(study, workdir)]
+  board = sweep_board.Board(workdir, jobs)
+  if _DRY_RUN.value:
+    for job in jobs:
+      done = job in board.having(sweep_board.DONE)
+      print(f'{"done" if done else "to do":6s} {job.name}: {job.workdir}')
+    return 0
+  for study in studies:
+    provenance.claim(
+        study.config,
+        os.path.join(workdir, study.name),
+        overwrite=_OVERWRITE.value,
+    )
+  print(f'{len(jobs)} jobs, {_WHERE.value}, into {workdir}', flush=True)
+  if _WHERE.value == 'slurm':
+    _slurm(board, workdir)
+    if not _WAIT.value:
+      return 0
+  else:
+    preemption.install()
+    sweep_local.run(
+        workdir,
+        board,
+        slots=_JOBS.value or scheduler.default_workers(),
+        cache=_CACHE.value,
+        overwrite=_OVERWRITE.value,
+    )
+  code = board.finish()
+  if code:
+    print('The same command runs what is not done.')
+  preemption.release()
+  return code
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  try:
+    sys.exit(sweep(_CONFIG.value, os.path.abspath(_WORKDIR.value)))
+  except Exception as e:  # pylint: disable=broad-exception-caught
+    stage_main.fail(e)
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config', 'workdir'])
+  app.run(main, flags_parser=stage_main.parse_flags)
