@@ -13,6 +13,7 @@ from collections.abc import Callable
 import itertools
 import os
 import pickle
+import signal
 import sys
 from typing import Any, NoReturn
 
@@ -93,7 +94,10 @@ def _mourned() -> int:
     # Runs after jax's own, which waits for the other processes.
     atexit.register(os.write, theirs, _FAREWELL)
     return theirs
-  os.close(theirs)  # a process that does nothing but wait for the other's end
+  # A process that does nothing but wait for the other's end.
+  for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(s, signal.SIG_IGN)  # clusters tell all processes of a job
+  os.close(theirs)
   last = b''
   while part := os.read(ours, 4096):
     last += part

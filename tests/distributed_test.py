@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import checkpoint, processes, sharding
-from rlhf_jax.stages import common, graph, provenance, scheduler
+from rlhf_jax.stages import common, graph, preemption, provenance, scheduler
 from tests.stages import shared, study
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
@@ -174,7 +174,7 @@ def test_one_is_killed_the_other_stops_and_both_go_on(together, tmp_path):
   study.copy(together, workdir, without=_POLICY)
   killed = os.path.join(ROOT, 'tests', 'stages', 'killed.py')
   # The last checkpoint is of step 4.
-  main, other = _two(workdir, ((_LAUNCH,), (killed, '5', _LAUNCH)))
+  main, other = _two(workdir, ((_LAUNCH,), (killed, 'SIGKILL', '5', _LAUNCH)))
   _, last = other.communicate(timeout=_LONGEST)
   assert other.returncode == -9
   assert 'process 1 of 2 was killed' in last
@@ -185,6 +185,25 @@ def test_one_is_killed_the_other_stops_and_both_go_on(together, tmp_path):
   assert 'Start all of them again to resume' in err
   assert not os.path.exists(os.path.join(workdir, _POLICY, 'done.json'))
   assert '4' in os.listdir(os.path.join(workdir, _POLICY, 'checkpoints'))
+
+  _wait(_two(workdir))
+  study.assert_same(
+      study.results(os.path.join(together, _POLICY)),
+      study.results(os.path.join(workdir, _POLICY)),
+  )
+
+
+def test_one_is_told_to_leave_and_both_do(together, tmp_path):
+  workdir = str(tmp_path / 'study')
+  study.copy(together, workdir, without=_POLICY)
+  killed = os.path.join(ROOT, 'tests', 'stages', 'killed.py')
+  main, other = _two(workdir, ((_LAUNCH,), (killed, 'SIGTERM', '2', _LAUNCH)))
+  for program in (main, other):
+    _, err = program.communicate(timeout=_LONGEST)
+    assert program.returncode == preemption.EXIT_CODE, err
+    assert 'the same command goes on' in err
+    assert 'was killed' not in err
+  assert not os.path.exists(os.path.join(workdir, _POLICY, 'done.json'))
 
   _wait(_two(workdir))
   study.assert_same(

@@ -11,8 +11,8 @@ import subprocess
 import time
 from typing import Any
 
-import jax
 
+from rlhf_jax import processes
 from rlhf_jax.stages import common, preemption, scheduler, sweep_board, sweeps
 
 _LOOK = 15.0  # seconds between two looks at the queue
@@ -28,7 +28,7 @@ class Attempt:
   def __call__(self) -> None:
     preemption.install(last_word=False)  # that of SLURM is SIGKILL
     if int(os.environ['SLURM_NTASKS']) > 1:
-      jax.distributed.initialize()
+      processes.start()
     scheduler.use_cache(self._cache)
     try:
       sweeps.run(self._root, self._job, overwrite=self._overwrite)

@@ -1,6 +1,7 @@
-"""Runs a script that kills itself on the way: killed.py STEP SCRIPT ARGS.
+"""Runs a script that sends itself a signal: killed.py SIGNAL STEP SCRIPT ARGS.
 
-As a kernel short of memory would do it, when a policy has taken STEP steps.
+When a policy has taken STEP steps: SIGKILL as a kernel short of memory would,
+SIGTERM as a cluster that wants its nodes back.
 """
 
 import os
@@ -11,19 +12,19 @@ import sys
 from rlhf_jax import metrics
 
 
-def main(step: int) -> None:
+def main(name: str, step: int) -> None:
   write = metrics.MetricWriter.write
 
   def dying(self, now, values):
     if now == step and '/policy/' in self.path:
-      os.kill(os.getpid(), signal.SIGKILL)
+      os.kill(os.getpid(), getattr(signal, name))
     write(self, now, values)
 
   metrics.MetricWriter.write = dying
-  sys.argv = sys.argv[2:]
+  sys.argv = sys.argv[3:]
   sys.path[0] = os.path.dirname(sys.argv[0])
   runpy.run_path(sys.argv[0], run_name='__main__')
 
 
 if __name__ == '__main__':
-  main(int(sys.argv[1]))
+  main(sys.argv[1], int(sys.argv[2]))
