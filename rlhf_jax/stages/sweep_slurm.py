@@ -11,7 +11,6 @@ import subprocess
 import time
 from typing import Any
 
-
 from rlhf_jax import processes
 from rlhf_jax.stages import common, preemption, scheduler, sweep_board, sweeps
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import ml_collections
 
+from rlhf_jax import processes
 from rlhf_jax.stages import common, graph, preemption, scheduler, validate
 
 RUN = (
@@ -274,4 +275,6 @@ def run(root: str, job: Job, *, overwrite: bool) -> None:
   except Exception as e:  # pylint: disable=broad-exception-caught
     traceback.print_exc()
     say(state='failed', error=f'{task.name}: {e}')
+    if processes.count() > 1:
+      processes.leave(e)
     raise SystemExit(1) from e
