@@ -112,7 +112,7 @@ def _models(c) -> None:
   # They follow it, and can be set apart: reward_model.init=sft.
   c.sft.init = config_dict.FieldReference(folder)
   c.reward_model.init = config_dict.FieldReference(folder)
-  lm = dict(dtype='bfloat16', remat=True, scan_layers=True)
+  lm = dict(dtype='bfloat16', remat='full', scan_layers=True)
   c.sft.param_dtype = c.reward_model.param_dtype = 'bfloat16'
   c.sft.lm, c.reward_model.lm = base.checkpoint(**lm), base.checkpoint(**lm)
   c.sft.train, c.policy.train = adapters(), adapters()
