@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+from jax._src.cudnn import fused_attention_stablehlo as cudnn_lib
 import jax.numpy as jnp
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 import numpy as np
@@ -100,6 +101,14 @@ def test_splash_is_plain_attention(mode):
     _same(_both(*args, True), _both(*args, False), cfg.dtype)
 
 
+def test_blocks_are_few_and_rows_little_longer(monkeypatch):
+  monkeypatch.undo()
+  for length in range(128, 3000):
+    block = attention_kernels.block_of(length)
+    assert block % 128 == 0 and block <= 512
+    assert -length % block < (128 if length <= 512 else 256)
+
+
 @pytest.fixture
 def interpreted(monkeypatch):
   """Whole models run the kernel's Python, where cfg.attention is auto."""
@@ -164,7 +173,7 @@ def test_prefill_runs_the_kernel(interpreted):
   )
 
 
-def _mesh_of(platform, sizes=(1, 1, 1)):
+def _mesh_of(platform, sizes):
   """A mesh of devices that are not there."""
   device = AbstractDevice(platform, num_cores=1, platform=platform)
   return AbstractMesh(
@@ -172,14 +181,15 @@ def _mesh_of(platform, sizes=(1, 1, 1)):
   )
 
 
-def _lowered(cfg, platform, length=LENGTH):
+def _lowered(cfg, platform, *, length=LENGTH, sizes=(1, 1, 1)):
   """A gradient of the model, lowered on this machine for another."""
   params = jax.eval_shape(lambda: lm.init(jax.random.key(0), cfg))
-  tokens = jax.ShapeDtypeStruct((2, length), jnp.int32)
-  mask = jax.ShapeDtypeStruct((2, length), jnp.bool_)
-  with jax.sharding.use_abstract_mesh(_mesh_of(platform)):
+  tokens = jax.ShapeDtypeStruct((4, length), jnp.int32)
+  mask = jax.ShapeDtypeStruct((4, length), jnp.bool_)
+  lowered_for = {'gpu': 'cuda'}.get(platform, platform)
+  with jax.sharding.use_abstract_mesh(_mesh_of(platform, sizes)):
     traced = _grad.trace(params, tokens, mask, cfg)
-    return traced.lower(lowering_platforms=(platform,)).as_text()
+    return traced.lower(lowering_platforms=(lowered_for,)).as_text()
 
 
 def test_kernels_are_for_their_platform():
@@ -189,3 +199,66 @@ def test_kernels_are_for_their_platform():
   for cfg, platform in ((CFG, 'cpu'), (plain, 'tpu')):
     assert 'tpu_custom_call' not in _lowered(cfg, platform)
   assert 'tpu_custom_call' not in _lowered(CFG, 'tpu', length=127)
+
+
+# cuDNN: what can be seen where it is not.
+
+HALF = dataclasses.replace(CFG, dtype='bfloat16')
+
+
+def test_cudnn_is_given_what_plain_attention_is(monkeypatch):
+  """By JAX's own implementation of the same function; cuDNN's was not run."""
+  own = jax.nn.dot_product_attention
+
+  def reference(*args, implementation, **kwargs):
+    assert implementation == 'cudnn'
+    return own(*args, **kwargs)
+
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', reference)
+  (q, k, v), _ = _inputs(HALF)
+  mask = _mask()
+  got = attention_kernels.cudnn(
+      q[:, 1:], k[:, :, 1:], v[:, :, 1:], mask[:, 1:], False, HALF
+  )
+  assert np.all(np.isfinite(got))
+  want = attention.attention(
+      q[:, 1:], k[:, :, 1:], v[:, :, 1:], attention.causal(mask[:, 1:]), HALF
+  )
+  valid = mask[:, 1:, None, None]
+  got, want = (
+      jnp.where(valid, a.astype(jnp.float32), 0.0) for a in (got, want)
+  )
+  assert np.linalg.norm(got - want) < 1e-2 * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize('sizes', [(1, 1, 1), (2, 2, 2)])
+def test_cudnn_is_called_forward_and_backward(monkeypatch, sizes):
+  """Lowered for a GPU, for a version of cuDNN; neither is there to compile it."""
+  monkeypatch.setattr(cudnn_lib, 'check_cudnn_version', lambda: 91000)
+  text = _lowered(HALF, 'gpu', sizes=sizes)
+  for name in ('Softmax', 'SoftmaxBackward'):
+    assert f'@__cudnn$fmhaScaleBias{name}(' in text
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(dtype='float32'),
+        dict(head_dim=12),
+        dict(head_dim=256),
+        dict(attention='plain'),
+        CAP,
+        LOCAL,
+    ],
+)
+def test_cudnn_is_not_asked_for_what_it_cannot_do(monkeypatch, change):
+  monkeypatch.setattr(attention_kernels, 'platform', lambda: 'gpu')
+  assert attention_kernels.find(LENGTH, HALF) is attention_kernels.cudnn
+  cfg = dataclasses.replace(HALF, **change)
+  assert attention_kernels.find(LENGTH, cfg) is None
+
+
+def test_windows_longer_than_rows_are_none(monkeypatch):
+  monkeypatch.setattr(attention_kernels, 'platform', lambda: 'gpu')
+  cfg = dataclasses.replace(HALF, **LOCAL)
+  assert attention_kernels.find(70, cfg) is attention_kernels.cudnn
