@@ -39,7 +39,7 @@ def model(**overrides) -> ml_collections.ConfigDict:
       # What a layer keeps for its gradient, which computes the rest again: none
       # (keeps all), products (outputs of projections) or full (its input alone)
       remat='none',
-      attention='auto',  # a TPU's or GPU's own kernel where it has one; or plain
+      attention='auto',  # by a kernel of the accelerator's; or plain
       dtype='float32',  # of matrix products; or bfloat16
   )
   c.update(overrides)
