@@ -36,7 +36,10 @@ def model(**overrides) -> ml_collections.ConfigDict:
       mlp_width=128,
       rope_theta=10_000.0,
       scan_layers=False,  # scan compiles faster, unrolled runs faster on CPU
-      remat=False,  # recompute activations in the backward pass
+      # What a layer keeps for its gradient, which computes the rest again: none
+      # (keeps all), products (outputs of projections) or full (its input alone)
+      remat='none',
+      attention='auto',  # by a kernel of the accelerator's; or plain
       dtype='float32',  # of matrix products; or bfloat16
   )
   c.update(overrides)
@@ -47,7 +50,8 @@ def checkpoint(**overrides) -> ml_collections.ConfigDict:
   """In place of `model` where `init` names a checkpoint, which tells the rest."""
   c = config_dict.create(
       scan_layers=True,
-      remat=False,
+      remat='none',  # none, products or full
+      attention='auto',  # or plain
       dtype='float32',  # of matrix products; or bfloat16
   )
   c.update(overrides)

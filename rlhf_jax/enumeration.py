@@ -127,7 +127,7 @@ def enumerate_rewards(
 
 
 def _unrolled(cfg):
-  return dataclasses.replace(cfg, scan_layers=False, remat=False)
+  return dataclasses.replace(cfg, scan_layers=False, remat='none')
 
 
 def _per_prompt(cache):

@@ -3,8 +3,9 @@
 XLA's `cost_analysis()` counts the body of a loop once, however often it runs. Here
 every computation counts as often as it is called: a loop's by the trip count that
 the compiler found, or by the caller's bound where it found none (decoding, which
-may stop early). Only products (`dot`, `convolution`) have FLOPs here; what is
-elementwise is limited by memory, and is in the bytes.
+may stop early). Only products (`dot`, `convolution`, and those inside
+splash attention's kernels) have FLOPs here; what is elementwise is limited by memory,
+and is in the bytes.
 """
 
 import dataclasses

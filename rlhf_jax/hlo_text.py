@@ -17,6 +17,15 @@ _ARRAY = re.compile(r'([a-z]+\d*[a-z\d]*)\[([\d,]*)\](\{[^}]*\})?')
 _HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$')
 _LINE = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = ')
 _COMMENT = re.compile(r'/\*.*?\*/')
+# Of kernels: it alone goes over several lines.
+_METADATA = re.compile(
+    r', frontend_attributes=\{kernel_metadata=\{.*?\}\}', re.S
+)
+_SPLASH = re.compile(r'op_name="[^"]*splash_m[hq]a_(fwd|dq|dkv)_')
+# Products of all visible pairs in the kernels of splash attention: scores and
+# output; scores again, and gradients of probabilities and queries; scores again, and
+# gradients of values, probabilities and keys.
+_PRODUCTS = {'fwd': 2, 'dq': 3, 'dkv': 4}
 _WINDOW = re.compile(r'window=\{([^}]*)\}')
 
 
@@ -45,7 +54,8 @@ class Op:
 def parse(text: str):
   """{computation: {name: op}}, and the name of the entry."""
   computations, entry, current = {}, None, None
-  for line in _COMMENT.sub('', text).splitlines():
+  text = _METADATA.sub('', _COMMENT.sub('', text))
+  for line in text.splitlines():
     if header := _HEADER.match(line):
       current = computations.setdefault(header.group(2), {})
       entry = header.group(2) if header.group(1) else entry
@@ -145,7 +155,10 @@ def sizes_of(op: Op) -> float:
 
 
 def product_flops(op: Op, ops: dict[str, Op]) -> float:
-  """2 for every multiplication of a product; 0 for other operations."""
+  """2 for every multiplication of a product; 0 for other operations.
+
+  Of kernels, splash attention's alone are known.
+  """
   if op.opcode == 'dot':
     left = ops[op.operands[0]].shape
     dims = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', op.rest)
@@ -153,7 +166,25 @@ def product_flops(op: Op, ops: dict[str, Op]) -> float:
     return 2.0 * math.prod(op.shape) * math.prod(left[d] for d in summed)
   if op.opcode == 'convolution':
     return _convolution(op, *(ops[name].shape for name in op.operands[:2]))
+  if op.opcode == 'custom-call' and (kernel := _SPLASH.search(op.rest)):
+    shapes = [ops[name].shape for name in op.operands[1:3]]
+    return _PRODUCTS[kernel.group(1)] * _splash(*shapes)
   return 0.0
+
+
+def _splash(blocks: tuple[int, ...], queries: tuple[int, ...]) -> float:
+  """Of one product of splash attention with a causal mask or a window.
+
+  It multiplies whole blocks, and none that the mask hides.
+
+  Args:
+    blocks: [1 i j] of the kernel's operand that says which blocks are visible; with
+      a window, the shorter axis counts those that a row of blocks sees at most.
+    queries: [... l h], with all rows and heads.
+  """
+  rows, most = max(blocks), min(blocks[1:])
+  visible = sum(min(i + 1, most) for i in range(rows))
+  return 2.0 * math.prod(queries) * queries[-2] / rows**2 * visible
 
 
 def _convolution(op: Op, left, right) -> float:

@@ -117,6 +117,42 @@ def test_xla_counts_the_same_where_nothing_loops():
   assert found == 2 * float(jnp.sum(run(x, kernel)))
 
 
+def _kernel(phase, blocks, outputs):
+  """A kernel of splash attention, as the TPU's compiler writes it."""
+  return f"""
+HloModule jit_f
+
+ENTRY %main (p.1: s8{blocks}, p.2: bf16[2,4,1280,128]) -> bf16[2,4,1280,128] {{
+  %p.1 = s8{blocks}{{2,1,0:T(8,128)(4,1)}} parameter(0)
+  %p.2 = bf16[2,4,1280,128]{{3,2,1,0:T(8,128)(2,1)}} parameter(1)
+  %k.1 = {outputs} custom-call(%p.1, %p.1, %p.2, /*index=3*/%p.2, %p.2), \
+custom_call_target="tpu_custom_call", frontend_attributes={{kernel_metadata={{
+"xprof_metadata":"{{\\"block_q\\": 256, \\"block_kv\\": 256}}"
+}}}}, metadata={{op_name="jit(f)/splash_mha_{phase}_segmented/pallas_call"}}
+  ROOT %out = bf16[2,4,1280,128]{{3,2,1,0}} get-tuple-element(%k.1), index=1, \
+frontend_attributes={{kernel_metadata={{
+"xprof_metadata":"{{\\"block_q\\": 256, \\"block_kv\\": 256}}"
+}}}}, metadata={{op_name="jit(f)/splash_mha_{phase}_segmented/pallas_call"}}
+}}
+"""
+
+
+def test_kernels_multiply_visible_blocks():
+  """Of 5 blocks of 256 queries, two rows with four heads of 128."""
+  outputs = '(f32[256,128]{1,0:T(8,128)}, bf16[2,4,1280,128]{3,2,1,0})'
+  block = 2 * 2 * 4 * 128 * 256 * 256
+  for phase, products in (('fwd', 2), ('dq', 3), ('dkv', 4)):
+    found = hlo.cost(_kernel(phase, '[1,5,5]', outputs))
+    assert found.flops == products * block * (1 + 2 + 3 + 4 + 5)
+  # A row of blocks sees two at most through a window of 200.
+  for phase, blocks in (('dq', '[1,5,2]'), ('dkv', '[1,2,5]')):
+    found = hlo.cost(_kernel(phase, blocks, outputs))
+    products = {'dq': 3, 'dkv': 4}[phase]
+    assert found.flops == products * block * (1 + 2 + 2 + 2 + 2)
+  # Keys and values are arrays of this size here, and read once.
+  assert found.bytes == 2 * 10 + 256 * 128 * 4 + 4 * 2 * 2 * 4 * 1280 * 128
+
+
 def test_collectives_by_kind_and_size():
   mesh = sharding.make_mesh(1, 4, 2)
   place = lambda *spec: NamedSharding(mesh, P(*spec))

@@ -6,7 +6,7 @@ experiments/aot.py compiles them (docs/scale.md has what came of it). On one
 accelerator of 80 GB, by arithmetic:
 
   --config.mesh.tensor=1 --config.sft.num_microbatches=16
-  --config.reward_model.num_microbatches=4 --config.policy.num_microbatches=4
+  --config.reward_model.num_microbatches=8 --config.policy.num_microbatches=8
 
 Hyperparameters are ours, not the paper's.
 """
@@ -112,7 +112,7 @@ def _models(c) -> None:
   # They follow it, and can be set apart: reward_model.init=sft.
   c.sft.init = config_dict.FieldReference(folder)
   c.reward_model.init = config_dict.FieldReference(folder)
-  lm = dict(dtype='bfloat16', remat=True, scan_layers=True)
+  lm = dict(dtype='bfloat16', remat='products', scan_layers=True)
   c.sft.param_dtype = c.reward_model.param_dtype = 'bfloat16'
   c.sft.lm, c.reward_model.lm = base.checkpoint(**lm), base.checkpoint(**lm)
   c.sft.train, c.policy.train = adapters(), adapters()

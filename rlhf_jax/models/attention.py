@@ -1,19 +1,44 @@
 """Attention to visible slots, and which slots are visible in which layer."""
 
+from collections.abc import Callable
 import functools
 import typing
 
 import jax
+from jax import ad_checkpoint
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rlhf_jax.models import attention_kernels
 from rlhf_jax.models.lm_config import LMConfig
 
 
-def causal(mask: Bool[Array, 'b l'], cfg: LMConfig) -> Bool[Array, 'b l l']:
-  """What each position of a whole sequence sees, windows aside."""
+def make_self_attention(
+    mask: Bool[Array, 'b l'], positions: Int[Array, 'b l'], cfg: LMConfig
+) -> Callable:
+  """attend(q, k, v, is_local) of whole rows; k and v by head (see by_head).
+
+  A token sees the valid ones up to and including itself, of which a local layer
+  sees the last cfg.window. By a kernel of the accelerator, where there is one for
+  it (attention_kernels.find): no [b l l] array is made then.
+  """
   length = mask.shape[1]
   check_length(length, cfg)
+  if kernel := attention_kernels.find(length, cfg):
+    return lambda q, k, v, is_local: kernel(q, k, v, mask, is_local, cfg)
+  full = causal(mask)
+  local = within_window(full, positions, positions, cfg)
+
+  def attend(q, k, v, is_local):
+    out = attention(q, k, v, by_layer(is_local, full, local), cfg)
+    return ad_checkpoint.checkpoint_name(out, attention_kernels.RESIDUALS)
+
+  return attend
+
+
+def causal(mask: Bool[Array, 'b l']) -> Bool[Array, 'b l l']:
+  """What each position of a whole sequence sees, windows aside."""
+  length = mask.shape[1]
   return jnp.tril(jnp.ones((length, length), bool))[None] & mask[:, None, :]
 
 

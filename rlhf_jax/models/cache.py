@@ -60,15 +60,13 @@ def prefill(
   if num_slots < length:
     raise ValueError(f'{num_slots} slots cannot hold {length} prompt tokens.')
   attention.check_length(num_slots, cfg)
-  full = attention.causal(mask, cfg)
   positions = lm.positions_of(mask)
-  visible = full, attention.within_window(full, positions, positions, cfg)
+  self_attention = attention.make_self_attention(mask, positions, cfg)
   room = ((0, 0), (0, 0), (0, num_slots - length), (0, 0))
 
   def attend(q, k, v, _, is_local):
-    seen = attention.by_layer(is_local, *visible)
     k, v = attention.by_head(k), attention.by_head(v)
-    out = attention.attention(q, k, v, seen, cfg)
+    out = self_attention(q, k, v, is_local)
     stored = jax.tree.map(lambda a: jnp.pad(a.astype(cfg.dtype), room), (k, v))
     return out, jax.tree.map(_placed, stored)
 

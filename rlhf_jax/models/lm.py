@@ -22,7 +22,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax import sharding
-from rlhf_jax.models import attention, chunks, transformer
+from rlhf_jax.models import (
+    attention,
+    attention_kernels,
+    chunks,
+    transformer,
+)
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.ops import kl as kl_ops
 from rlhf_jax.ops import logprobs as logprobs_ops
@@ -84,14 +89,12 @@ def hidden_states(
   local layers see the last cfg.window. States at padding are finite and mean
   nothing.
   """
-  full = attention.causal(mask, cfg)
   positions = positions_of(mask)
-  visible = full, attention.within_window(full, positions, positions, cfg)
+  self_attention = attention.make_self_attention(mask, positions, cfg)
 
   def attend(q, k, v, _, is_local):
-    seen = attention.by_layer(is_local, *visible)
     k, v = attention.by_head(k), attention.by_head(v)
-    return attention.attention(q, k, v, seen, cfg), None
+    return self_attention(q, k, v, is_local), None
 
   x, _ = run_layers(
       params, tokens, positions, cfg, attend, None, per_layer=True
@@ -225,7 +228,7 @@ def _run_stack(layer, x, layers, state, kinds, cfg):
 
   def make(is_local):
     one = functools.partial(layer, is_local=is_local)
-    return jax.checkpoint(one) if cfg.remat else one
+    return _rematted(one, cfg)
 
   if cfg.scan_layers and len(set(kinds)) == 1:
     one = make(kinds[0])
@@ -233,7 +236,7 @@ def _run_stack(layer, x, layers, state, kinds, cfg):
         lambda x, layer_in: one(x, *layer_in), x, (layers, state)
     )
   if cfg.scan_layers:
-    one = jax.checkpoint(layer) if cfg.remat else layer
+    one = _rematted(layer, cfg)
     return jax.lax.scan(
         lambda x, layer_in: one(x, *layer_in),
         x,
@@ -246,6 +249,21 @@ def _run_stack(layer, x, layers, state, kinds, cfg):
     x, new = of_kind[kinds[i]](x, layer_params, layer_state)
     out.append(new)
   return x, tuple(out)
+
+
+def _rematted(layer, cfg):
+  """A layer that keeps what cfg.remat says for its gradient."""
+  if cfg.remat == 'none':
+    return layer
+  policies = jax.checkpoint_policies
+  policy = policies.nothing_saveable
+  if cfg.remat == 'products':
+    # Attention's output, by name: its products have batch axes.
+    policy = policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable,
+        policies.save_only_these_names(attention_kernels.RESIDUALS),
+    )
+  return jax.checkpoint(layer, policy=policy)
 
 
 def _unstack(layers: Params, num_layers: int) -> list[Params]:

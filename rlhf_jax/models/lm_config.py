@@ -4,6 +4,8 @@ import dataclasses
 
 ACTIVATIONS = ('silu', 'gelu', 'gelu_tanh')
 NORMS = ('rms', 'rms_offset', 'layer')
+REMATS = ('none', 'products', 'full')
+ATTENTIONS = ('auto', 'plain')
 SCALINGS = ('linear', 'llama3', 'yarn')
 
 
@@ -95,7 +97,11 @@ class LMConfig:
     lora_scale: factor on the product of the adapters, where there are any.
     scan_layers: run the layers by lax.scan (compile time flat in depth) rather
       than a Python loop (faster on CPU); the parameters are the same.
-    remat: recompute a layer in the backward pass rather than store it.
+    remat: what a layer keeps for its gradient, the rest being computed again:
+      none, which keeps all that the gradient reads; products, the outputs of its
+      projections and of attention; or full, which keeps its input alone.
+    attention: over whole rows: auto, by a kernel where the accelerator has one for
+      this model; or plain, never.
     dtype: of the inputs of matrix products; they accumulate in float32.
   """
 
@@ -129,7 +135,8 @@ class LMConfig:
   final_norm: bool = True
   lora_scale: float = 1.0
   scan_layers: bool = False
-  remat: bool = False
+  remat: str = 'none'
+  attention: str = 'auto'
   dtype: str = 'float32'
 
   def __post_init__(self):
@@ -142,6 +149,12 @@ class LMConfig:
       raise ValueError(f'head_dim must be even, got {self.head_dim}.')
     if self.dtype not in ('float32', 'bfloat16'):
       raise ValueError(f'dtype is float32 or bfloat16, got {self.dtype!r}.')
+    if self.remat not in REMATS:
+      raise ValueError(f'Unknown remat {self.remat!r}; known: {REMATS}.')
+    if self.attention not in ATTENTIONS:
+      raise ValueError(
+          f'Unknown attention {self.attention!r}; known: {ATTENTIONS}.'
+      )
     if self.norm not in NORMS:
       raise ValueError(f'Unknown norm {self.norm!r}; known: {NORMS}.')
     if self.activation not in ACTIVATIONS:

@@ -43,7 +43,7 @@ def load(
   Args:
     folder: config.json and safetensors, whole or in shards with their index.
     dtype: of the parameters, float32 or bfloat16; LMConfig.dtype is another
-      choice, and the caller's, as are scan_layers and remat.
+      choice, and the caller's, as are scan_layers, remat and attention.
     shardings: where the leaves go; None for the default device.
 
   Returns:

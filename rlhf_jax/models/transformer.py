@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
+from rlhf_jax.models import attention_kernels
 from rlhf_jax.models.lm_config import LMConfig
 from rlhf_jax.types import Params
 
@@ -37,9 +38,10 @@ def dot(
     dtype: str,
     axis: int = 0,
 ) -> Float[Array, '*l f']:
-  """x @ kernel in float32, from inputs rounded to `dtype`.
+  """x @ kernel in the dtype of x, from inputs rounded to `dtype`.
 
-  The backward pass is written out for speed. Autodiff would multiply a float32
+  A device sums in float32, and rounds what it adds to the sums of others. The
+  backward pass is written out for speed: autodiff would multiply a float32
   cotangent by bfloat16 inputs, which no matrix unit does, so it is rounded.
 
   Args:
@@ -47,25 +49,26 @@ def dot(
       no transposed array in the graph.
     axis: of the kernel, which is summed over.
   """
-  return _contract(x.astype(dtype), kernel.astype(dtype), x.ndim - 1, axis)
+  return _dot_forward(x, kernel, dtype, axis)[0]
 
 
-def _contract(a, b, axis_a, axis_b):
+def _contract(a, b, axis_a, axis_b, out=jnp.float32):
   dims = (((axis_a,), (axis_b,)), ((), ()))
-  return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+  return jax.lax.dot_general(a, b, dims, preferred_element_type=out)
 
 
 def _dot_forward(x, kernel, dtype, axis):
   # Rounded copies: half the memory, and no second rounding.
+  out = x.dtype
   x, kernel = x.astype(dtype), kernel.astype(dtype)
-  return _contract(x, kernel, x.ndim - 1, axis), (x, kernel)
+  return _contract(x, kernel, x.ndim - 1, axis, out), (x, kernel)
 
 
 def _dot_backward(dtype, axis, residuals, cotangent):
   x, kernel = residuals
-  rows = x.reshape(-1, kernel.shape[axis])
+  rows, out = x.reshape(-1, kernel.shape[axis]), cotangent.dtype
   cotangent = cotangent.astype(dtype).reshape(-1, kernel.shape[1 - axis])
-  x_grad = _contract(cotangent, kernel, 1, 1 - axis).reshape(x.shape)
+  x_grad = _contract(cotangent, kernel, 1, 1 - axis, out).reshape(x.shape)
   both = (cotangent, rows) if axis else (rows, cotangent)
   kernel_grad = jax.lax.platform_dependent(
       *both, cpu=_outer_sum_on_cpu, default=_outer_sum
@@ -99,6 +102,16 @@ def _transposed(a):
 
 
 dot.defvjp(_dot_forward, _dot_backward)
+
+
+def rounded(x: Float[Array, '...'], cfg: LMConfig) -> Float[Array, '...']:
+  """What projections read: in cfg.dtype on TPU, elsewhere as it is.
+
+  Devices of a `tensor` axis then send each other half the bytes, once for all
+  projections that read it. A CPU's fast products have float32 results.
+  """
+  on_tpu = attention_kernels.platform() == 'tpu'
+  return x.astype(cfg.dtype) if on_tpu else x
 
 
 def rms_norm(
@@ -272,7 +285,7 @@ class Linear(nn.Module):
     if self.has_variable('params', 'lora_a'):
       a, b = (self.get_variable('params', n) for n in ('lora_a', 'lora_b'))
       out = out + self.cfg.lora_scale * dot(dot(x, a, dtype), b, dtype)
-    out = out.reshape(batch + out_shape)
+    out = out.reshape(batch + out_shape).astype(jnp.float32)
     if self.bias:
       bias = self.param('bias', nn.initializers.zeros, out_shape)
       out = out + bias.reshape((1,) * len(batch) + out_shape)
@@ -295,6 +308,7 @@ class Attention(nn.Module):
   def __call__(self, x, rope, attend: AttendFn):
     cfg = self.cfg
     d, n, m, h = cfg.width, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+    x = rounded(x, cfg)
     q = Linear((d, n, h), 1, cfg, bias=cfg.qkv_bias, name='q')(x)
     k = Linear((d, m, h), 1, cfg, bias=cfg.qkv_bias, name='k')(x)
     v = Linear((d, m, h), 1, cfg, bias=cfg.qkv_bias, name='v')(x)
@@ -307,7 +321,7 @@ class Attention(nn.Module):
     out, carry = attend(q, k, v)
     gain = (2 * cfg.num_layers) ** -0.5
     project = Linear((n, h, d), 2, cfg, gain, cfg.out_bias, name='o')
-    return project(out), carry
+    return project(rounded(out, cfg)), carry
 
 
 class MLP(nn.Module):
@@ -320,6 +334,7 @@ class MLP(nn.Module):
     cfg = self.cfg
     d, f = cfg.width, cfg.mlp_width
     act = ACTIVATIONS[cfg.activation]
+    x = rounded(x, cfg)
     if cfg.gated_mlp:
       gate = Linear((d, f), 1, cfg, bias=cfg.mlp_bias, name='gate')(x)
     up = Linear((d, f), 1, cfg, bias=cfg.mlp_bias, name='up')(x)
@@ -329,7 +344,8 @@ class MLP(nn.Module):
     else:
       inner = jax.checkpoint(act)(up)
     gain = (2 * cfg.num_layers) ** -0.5
-    return Linear((f, d), 1, cfg, gain, cfg.mlp_bias, name='down')(inner)
+    project = Linear((f, d), 1, cfg, gain, cfg.mlp_bias, name='down')
+    return project(rounded(inner, cfg))
 
 
 class Block(nn.Module):

@@ -36,7 +36,7 @@ from rlhf_jax.types import Params
 
 SMOLLM2 = texts.SMOLLM2
 # What a section says of any model, wherever its weights come from.
-NUMBERS = ('scan_layers', 'remat', 'dtype')
+NUMBERS = ('scan_layers', 'remat', 'attention', 'dtype')
 
 
 def shape_of(init: str) -> LMConfig:
@@ -157,7 +157,7 @@ def load_lm(
 ) -> tuple[Params, LMConfig]:
   """The checkpoint that the section's `init` names, and its shape.
 
-  With the section's own dtype, scan_layers and remat.
+  With the section's own NUMBERS.
   """
   params = load(section.init, param_dtype=section.param_dtype)
   cfg = shape_of(section.init)

@@ -44,8 +44,9 @@ class Program:
       the context when it is lowered.
     args: of jax.ShapeDtypeStruct.
     useful_flops: operations of the products it cannot do without, on all
-      devices together.
-    remat_flops: of those that `remat` does a second time.
+      devices together; of attention, those of visible pairs.
+    remat_flops: of those that remat='full' does a second time; what less of it
+      repeats is little.
     most_trips: how often its one loop of unknown length runs at most.
     shared_bytes: of `args` on a device, what is given twice and lies there once.
   """
@@ -188,7 +189,7 @@ class _Builder:
         fn=fn,
         args=(state, self._params(frozen), self._rows(batch)),
         useful_flops=one * (1 + _backward(train, cfg)),
-        remat_flops=one * cfg.remat,
+        remat_flops=one * (cfg.remat == 'full'),
     )
 
   def _reward_params(self):
@@ -327,7 +328,7 @@ class _Builder:
         fn=fn,
         args=(state, self._params(frozen), reference, rollout, utility),
         useful_flops=useful,
-        remat_flops=remat * cfg.remat,
+        remat_flops=remat * (cfg.remat == 'full'),
         shared_bytes=shared,
     )
 
@@ -337,7 +338,7 @@ class _Builder:
         cfg,
         rows=rows,
         length=length,
-        context=length,
+        context=flops.visible(cfg, length),
         scored=self._response if scored else 0,
     )
 
@@ -349,7 +350,7 @@ class _Builder:
         cfg,
         rows=c.prompts_per_step,
         length=self._prompt,
-        context=self._prompt,
+        context=flops.visible(cfg, self._prompt),
         scored=0,
     )
     decode = flops.forward(

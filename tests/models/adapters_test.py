@@ -250,7 +250,7 @@ def test_gradients_of_the_branch_in_closed_form():
 
 
 @pytest.mark.parametrize(
-    'mode', [dict(), dict(scan_layers=True, remat=True), GEMMA, GPT2]
+    'mode', [dict(), dict(scan_layers=True, remat='full'), GEMMA, GPT2]
 )
 def test_merge_computes_what_attach_does(mode):
   cfg = dataclasses.replace(CFG, **mode)

@@ -1,7 +1,31 @@
 """Operations of a forward pass, by hand."""
 
+import dataclasses
+
+import numpy as np
+
 from rlhf_jax.models import flops
 from rlhf_jax.models.lm_config import LMConfig
+
+
+def test_visible_slots_are_counted():
+  cfg = LMConfig(
+      vocab_size=10,
+      num_layers=3,
+      width=4,
+      num_heads=1,
+      num_kv_heads=1,
+      head_dim=4,
+      mlp_width=4,
+  )
+  full = (1 + 2 + 3 + 4 + 5 + 6) / 6
+  assert flops.visible(cfg, 6) == full
+  kinds = (True, False, True)
+  for window, local in ((4, (1 + 2 + 3 + 4 + 4 + 4) / 6), (7, full)):
+    own = dataclasses.replace(cfg, window=window, local_layers=kinds)
+    np.testing.assert_allclose(
+        flops.visible(own, 6), (2 * local + full) / 3, rtol=1e-12
+    )
 
 
 def test_by_hand():

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.models import attention_kernels, lm
 from rlhf_jax.models import cache as cache_lib
-from rlhf_jax.models import lm
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.types import SamplingConfig
 
@@ -30,8 +30,8 @@ SAMPLING = SamplingConfig(
 MODES = [
     dict(),
     dict(scan_layers=True),
-    dict(remat=True),
-    dict(scan_layers=True, remat=True),
+    dict(remat='full'),
+    dict(scan_layers=True, remat='full'),
     dict(tied_embeddings=False),
     dict(final_norm=False),
     dict(num_kv_heads=4),
@@ -120,10 +120,16 @@ def test_matches_numpy_twin(mode):
   np.testing.assert_allclose(got, want, atol=2e-5)
 
 
-def test_bfloat16_is_close_to_float32():
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
+def test_bfloat16_is_close_to_float32(monkeypatch, platform):
+  """On TPU, products are rounded to it as well."""
+  monkeypatch.setattr(attention_kernels, 'platform', lambda: platform)
   cfg = dataclasses.replace(CFG, dtype='bfloat16')
   batch = _batch()
-  loss = lambda p, cfg: _logprobs(p, *batch, cfg, sampling=SAMPLING)[0].sum()
+
+  def loss(params, cfg):
+    return lm.response_logprobs(params, *batch, cfg, sampling=SAMPLING)[0].sum()
+
   grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
   want, want_grad = grad(_params(), CFG)
   got, got_grad = grad(_params(), cfg)
@@ -137,7 +143,14 @@ def test_bfloat16_is_close_to_float32():
 
 
 @pytest.mark.parametrize(
-    'mode', [dict(scan_layers=True), dict(remat=True), MODES[3]]
+    'mode',
+    [
+        dict(scan_layers=True),
+        dict(remat='products'),
+        dict(remat='products', scan_layers=True),
+        dict(remat='full'),
+        MODES[3],
+    ],
 )
 def test_scan_and_remat_change_no_value_and_no_gradient(mode):
   cfg = dataclasses.replace(CFG, **mode)
@@ -154,6 +167,33 @@ def test_scan_and_remat_change_no_value_and_no_gradient(mode):
       got,
       want,
   )
+
+
+@pytest.mark.parametrize('scan_layers', [False, True])
+def test_remat_keeps_less(scan_layers):
+  """Bytes that the backward pass reads, of 2 layers and 8 rows of 64 tokens."""
+  tokens = _tokens((8, 64))
+  mask = jnp.ones(tokens.shape, bool)
+  params = _params()
+
+  def kept(remat):
+    cfg = dataclasses.replace(CFG, scan_layers=scan_layers, remat=remat)
+    run = lambda p: lm.hidden_states(p, tokens, mask, cfg)
+    vjp = jax.eval_shape(lambda p: jax.vjp(run, p)[1], params)
+    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(vjp))
+
+  none, products, full = map(kept, ('none', 'products', 'full'))
+  # Of a token: q, k, v, attention's output, o, gate and up; down is not read.
+  numbers = 16 + 8 + 8 + 16 + 16 + 24 + 24
+  assert products - full == 2 * 8 * 64 * 4 * numbers
+  # The probabilities of all pairs, of 4 heads, and more.
+  assert none > products + 2 * 8 * 64 * 4 * 4 * 64
+
+
+@pytest.mark.parametrize('field', ['remat', 'attention', 'dtype'])
+def test_ways_to_run_that_do_not_exist_are_refused(field):
+  with pytest.raises(ValueError, match=f"{field}.*'fast'"):
+    dataclasses.replace(CFG, **{field: 'fast'})
 
 
 def test_layers_are_stacked_in_a_plain_dict():

@@ -152,7 +152,7 @@ def test_scan_and_remat_change_no_gradient(name):
 
   want = grad()
   assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(want))
-  for change in (dict(remat=True), dict(remat=True, scan_layers=True)):
+  for change in (dict(remat='full'), dict(remat='full', scan_layers=True)):
     jax.tree.map(
         lambda g, w: np.testing.assert_allclose(g, w, atol=1e-5, rtol=1e-4),
         grad(**change),

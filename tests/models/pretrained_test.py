@@ -194,7 +194,7 @@ def test_older_forms_of_a_file(tmp_path):
 def test_round_trip_is_equal_to_the_byte(name, tmp_path):
   params, cfg = checkpoints.load(name)
   config = hf_config.read_config(str(checkpoints.FOLDER / name))
-  own = dataclasses.replace(cfg, scan_layers=True, remat=True, lora_scale=2.0)
+  own = dataclasses.replace(cfg, scan_layers=True, remat='full', lora_scale=2.0)
   pretrained.export(
       str(tmp_path),
       params,

@@ -64,6 +64,16 @@ def test_bfloat16_products_accumulate_in_float32():
   np.testing.assert_allclose(out, 4128.0, rtol=1e-6)
 
 
+def test_bfloat16_inputs_have_bfloat16_products():
+  """And gradients, so that parts of sums are sent in it; kernels' are float32."""
+  x, kernel = jnp.ones((3, 6), jnp.bfloat16), jnp.ones((6, 4))
+  out, vjp = jax.vjp(lambda x, k: transformer.dot(x, k, 'bfloat16'), x, kernel)
+  x_grad, kernel_grad = vjp(out)
+  assert out.dtype == x_grad.dtype == jnp.bfloat16
+  assert kernel_grad.dtype == jnp.float32
+  np.testing.assert_array_equal(x_grad, np.full((3, 6), 24.0))
+
+
 @pytest.mark.parametrize('axis', [0, 1])
 @pytest.mark.parametrize('width', [4, 5, 8])
 @pytest.mark.parametrize('length', [3, 4])

@@ -104,11 +104,11 @@ def test_a_checkpoint_with_too_few_rows_is_refused(made, tmp_path):
 
 def test_load_lm_gives_the_checkpoint_and_the_numbers_of_the_section(made):
   config = common.with_overrides(
-      made[1], {'sft.lm.dtype': 'bfloat16', 'sft.lm.remat': True}
+      made[1], {'sft.lm.dtype': 'bfloat16', 'sft.lm.remat': 'full'}
   )
   params, cfg = inputs.load_lm(config.sft)
   jax.tree.map(np.testing.assert_array_equal, params, toy.params())
-  assert (cfg.dtype, cfg.remat, cfg.scan_layers) == ('bfloat16', True, True)
+  assert (cfg.dtype, cfg.remat, cfg.scan_layers) == ('bfloat16', 'full', True)
   assert (cfg.width, cfg.vocab_size, cfg.rope_theta) == (8, 272, 500.0)
   assert cfg == inputs.model_config(config, 'sft')
 

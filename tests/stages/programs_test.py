@@ -29,7 +29,8 @@ SHAPE = LMConfig(
     num_heads=4,
     num_kv_heads=2,
     head_dim=16,
-    mlp_width=128,
+    # Most of the work: plain attention multiplies hidden pairs, too.
+    mlp_width=256,
     tied_embeddings=False,
 )
 
