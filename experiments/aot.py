@@ -174,10 +174,8 @@ def main(argv):
   name = config_flags.get_config_filename(flags.FLAGS['config'])
   try:
     wrong = run(_CONFIG.value, name)
-  except (ValueError, OSError, jax.errors.JaxRuntimeError) as e:
-    if flags.FLAGS.verbosity > 0:
-      raise
-    sys.exit(f'error: {e} (--verbosity=1 shows where)')
+  except Exception as e:  # pylint: disable=broad-exception-caught
+    stage_main.fail(e)
   if wrong:
     sys.exit('\n'.join(['', *wrong]))
 

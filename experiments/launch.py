@@ -94,24 +94,15 @@ def launch(config, workdir: str) -> None:
 
 def _workers(config) -> int:
   """How many processes run the tasks of this one; 0: it does so itself."""
-  shared = stage_main.is_one_of_several() or set(config.mesh.values()) != {1}
-  if _WORKERS.value == 0 or (shared and _WORKERS.value is None):
+  if _WORKERS.value == 0:
     return 0
-  if shared:
+  if why := stage_main.why_one_process(config):
+    if _WORKERS.value is None:
+      return 0
     raise common.ConfigError(
-        f'--workers={_WORKERS.value}: with --distributed, or a config.mesh of'
-        ' more than one device, every task runs on all devices: use --workers=0.'
+        f'--workers={_WORKERS.value}: {why}: use --workers=0.'
     )
-  import jax
-
-  if (backend := jax.default_backend()) == 'cpu':
-    return _WORKERS.value or scheduler.default_workers()
-  if _WORKERS.value is None:
-    return 0
-  raise common.ConfigError(
-      f'--workers={_WORKERS.value}: they would fight for the {backend}, which'
-      ' belongs to one process: use --workers=0.'
-  )
+  return _WORKERS.value or scheduler.default_workers()
 
 
 def main(argv):
@@ -125,7 +116,7 @@ def main(argv):
     with open(path, 'w') as f:
       f.write(e.detail)
     sys.exit(f'error: {e} (details: {path})')
-  except Exception as e:  # pylint: disable=broad-exception-caught
+  except (Exception, KeyboardInterrupt) as e:
     stage_main.fail(e)
 
 

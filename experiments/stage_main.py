@@ -63,6 +63,19 @@ def is_one_of_several() -> bool:
   return _DISTRIBUTED.value or given
 
 
+def why_one_process(config) -> str:
+  """Why no two processes may run tasks of their own side by side; '' if they may."""
+  if is_one_of_several() or set(config.mesh.values()) != {1}:
+    return (
+        'with --distributed, or a config.mesh of more than one device, every task'
+        ' runs on all devices'
+    )
+  import jax
+
+  backend = jax.default_backend()
+  return '' if backend == 'cpu' else f'the {backend} belongs to one process'
+
+
 def start_processes() -> None:
   """Joins the other processes, if there are any; the main one alone talks."""
   if not is_one_of_several():
@@ -72,9 +85,9 @@ def start_processes() -> None:
     sys.stdout = open(os.devnull, 'w')
 
 
-def fail(error: Exception) -> typing.NoReturn:
+def fail(error: BaseException) -> typing.NoReturn:
   """Ends the program with one line about the error, or all of it if asked."""
-  known = (ValueError, KeyError, OSError, FloatingPointError)
+  known = (ValueError, KeyError, OSError, ArithmeticError)
   if processes.count() == 1 and not isinstance(error, known):
     raise error
   if flags.FLAGS.verbosity > 0:
@@ -139,7 +152,7 @@ def define(stage):
             progress,
             overwrite=overwrite.value,
         )
-    except Exception as e:  # pylint: disable=broad-exception-caught
+    except (Exception, KeyboardInterrupt) as e:
       fail(e)
     print(f'{name}: {"done" if ran else "was done already"}')
 

@@ -46,8 +46,8 @@ _CACHE = flags.DEFINE_string(
     'Folder of compiled programs, shared by all jobs; empty: none.',
 )  # fmt: skip
 _JOBS = flags.DEFINE_integer(
-    'jobs', None, 'local: processes at once; one a core by default. One'
-    ' accelerator is for one process: --jobs=1.', lower_bound=1,
+    'jobs', None, 'local: processes at once; by default one a core, or 1 on accelerators and with a'
+    ' config.mesh.', lower_bound=1,
 )  # fmt: skip
 _PARTITION = flags.DEFINE_string('partition', None, 'slurm: partition.')
 _TIMEOUT = flags.DEFINE_integer(
@@ -100,7 +100,8 @@ def _slurm(board, workdir) -> None:
       'partition': _PARTITION.value,
       'time': _TIMEOUT.value,
       'cpus_per_task': _CPUS.value,
-      'gpus_per_task': _GPUS.value or None,
+      # A task sees those of all tasks of its node: jax chooses by its rank.
+      'gpus_per_node': _GPUS.value * _TASKS.value or None,
       'nodes': _NODES.value,
       'ntasks_per_node': _TASKS.value,
       'array_parallelism': _PARALLELISM.value,
@@ -116,6 +117,16 @@ def _slurm(board, workdir) -> None:
   )
   if _WAIT.value:
     sweep_slurm.wait(workdir, board)
+
+
+def _slots(studies) -> int:
+  """How many jobs run at once here."""
+  why = next(
+      filter(None, (stage_main.why_one_process(s.config) for s in studies)), ''
+  )
+  if why and (_JOBS.value or 1) > 1:
+    raise common.ConfigError(f'--jobs={_JOBS.value}: {why}: use --jobs=1.')
+  return 1 if why else _JOBS.value or scheduler.default_workers()
 
 
 def sweep(config, workdir: str) -> int:
@@ -144,7 +155,7 @@ def sweep(config, workdir: str) -> int:
     sweep_local.run(
         workdir,
         board,
-        slots=_JOBS.value or scheduler.default_workers(),
+        slots=_slots(studies),
         cache=_CACHE.value,
         overwrite=_OVERWRITE.value,
     )
@@ -160,7 +171,7 @@ def main(argv):
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
   try:
     sys.exit(sweep(_CONFIG.value, os.path.abspath(_WORKDIR.value)))
-  except Exception as e:  # pylint: disable=broad-exception-caught
+  except (Exception, KeyboardInterrupt) as e:
     stage_main.fail(e)
 
 

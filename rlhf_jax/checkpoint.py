@@ -47,8 +47,13 @@ def manager(directory: str, *, keep: int = 2) -> ocp.CheckpointManager:
 def save(mngr: ocp.CheckpointManager, step: int, state: Any) -> None:
   """Writes `state` as the checkpoint of `step`, then its digest."""
   mngr.save(step, args=ocp.args.StandardSave(state))
-  if not processes.is_main():
-    return
+  if processes.is_main():
+    _write_digests(mngr, step)
+  processes.wait()  # collectives give up on who comes late
+
+
+def _write_digests(mngr: ocp.CheckpointManager, step: int) -> None:
+  """Writes the digest of a step; removes those of steps that are no more."""
   root = str(mngr.directory)
   os.makedirs(os.path.join(root, os.pardir, _DIGESTS), exist_ok=True)
   path = _digest_path(root, step)
@@ -120,11 +125,11 @@ def save_params(directory: str, params: Any) -> None:
   path = os.path.join(os.path.abspath(directory), 'params')
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(path, params, force=True)
-  if not processes.is_main():
-    return
-  with open(path + '.digest.json.tmp', 'w') as f:
-    json.dump(_digest(path), f)
-  os.replace(path + '.digest.json.tmp', path + '.digest.json')
+  if processes.is_main():
+    with open(path + '.digest.json.tmp', 'w') as f:
+      json.dump(_digest(path), f)
+    os.replace(path + '.digest.json.tmp', path + '.digest.json')
+  processes.wait()
 
 
 def _digest_path(root: str, step: int) -> str:

@@ -13,23 +13,30 @@ from collections.abc import Callable
 import itertools
 import os
 import pickle
+import re
 import signal
 import sys
 from typing import Any, NoReturn
 
+from jaxtyping import Array
 import numpy as np
 
 # Seconds without a sign of life after which a process counts as dead: the others
 # then stop, rather than wait for it in a collective.
 HEARTBEAT_SECONDS = 30
-_LONGEST_SECONDS = (
-    24 * 3600
-)  # that the main process may keep the others waiting
+_ERRORS = (FileNotFoundError, OSError, ValueError, KeyError)  # told as such
+_DAY = 24 * 3600  # seconds; the main process keeps others waiting for less
 
 _index, _count = 0, 1
-_farewell = -1  # of the pipe to the process that tells of this one's death
-_FAREWELL = b'\0'
+_watch = -1  # the pipe to the process that tells of this one's death
+_ENDED = b'\0'  # what it is told by an end that needs no words
 _barriers = itertools.count()
+# How jax, and what it sends by, say that another process is gone.
+_SIGNS = re.compile(
+    'JaxRuntimeError.*(Gloo|NCCL|heartbeat|[Bb]arrier|peer|UNAVAILABLE|ABORTED'
+    '|CANCELLED|DEADLINE)',
+    re.DOTALL,
+)
 _LOST = (
     'another process is gone, or out of step; what went wrong first is in its'
     ' output. Start all of them again to resume.'
@@ -62,13 +69,15 @@ def start(
   global _index, _count
   import jax
 
-  mourned = _mourned()
+  _start_watcher()
+  jax.config.update('jax_enable_preemption_service', False)  # SIGTERM is ours
   try:
     jax.distributed.initialize(
         coordinator,
         num_processes,
         process_id,
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=2 * HEARTBEAT_SECONDS,
     )
   except (ValueError, TypeError, RuntimeError) as e:
     raise ProcessesError(
@@ -77,23 +86,23 @@ def start(
         ' cluster does not tell.'
     ) from e
   _index, _count = jax.process_index(), jax.process_count()
-  os.write(mourned, f'process {_index} of {_count}'.encode())
+  os.write(_watch, f'process {_index} of {_count}'.encode())
 
 
-def _mourned() -> int:
-  """Has a line written when this process is killed; the descriptor to name it.
+def _start_watcher() -> None:
+  """Has a line written should this process be killed.
 
   What a lost process leaves the others in is not always an exception: where they
   hang in a collective, jax's runtime aborts them.
   """
-  global _farewell
+  global _watch
   ours, theirs = os.pipe()
   if os.fork():
     os.close(ours)
-    _farewell = theirs
+    _watch = theirs
     # Runs after jax's own, which waits for the other processes.
-    atexit.register(os.write, theirs, _FAREWELL)
-    return theirs
+    atexit.register(os.write, theirs, _ENDED)
+    return
   # A process that does nothing but wait for the other's end.
   for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(s, signal.SIG_IGN)  # clusters tell all processes of a job
@@ -101,24 +110,24 @@ def _mourned() -> int:
   last = b''
   while part := os.read(ours, 4096):
     last += part
-  if last and not last.endswith(_FAREWELL):
+  if last and not last.endswith(_ENDED):
     os.write(2, last + f' was killed: {_LOST}\n'.encode())
   os._exit(0)
 
 
-def leave(error: Exception) -> NoReturn:
+def leave(error: BaseException) -> NoReturn:
   """Ends this process because of an error, at once, with one line about it.
 
   The usual end would wait for the others, who wait for this one.
   """
-  import jax
-
   text = str(error)
-  if isinstance(error, jax.errors.JaxRuntimeError):
+  if not text or not isinstance(error, ValueError | OSError):
+    text = f'{type(error).__name__}: {text}'
+  if _SIGNS.search(text):
     text = f'{_LOST} ({text.splitlines()[0]})'
   who = f'process {_index} of {_count}'
   print(f'{who}: error: {text}', file=sys.stderr, flush=True)
-  os.write(_farewell, _FAREWELL)
+  os.write(_watch, _ENDED)
   os._exit(1)
 
 
@@ -151,10 +160,35 @@ def from_main(fn: Callable[[], Any]) -> Any:
     except Exception as e:  # pylint: disable=broad-exception-caught
       error = e
   wait()
-  found, error = _broadcast((found, error))
+  known = next((t for t in _ERRORS if isinstance(error, t)), ProcessesError)
+  told = None if error is None else (known, str(error))
+  found, told = _broadcast((found, told))
   if error is not None:
     raise error
+  if told is not None:
+    raise told[0](told[1])
   return found
+
+
+def any_of(flag: bool) -> Array | np.bool_:
+  """Whether `flag` is set in any of the processes; all must call it.
+
+  Read at once it is waited for; read a step later, nobody waits.
+  """
+  if _count == 1:
+    return np.bool_(flag)
+  import jax
+  from jax.sharding import NamedSharding, PartitionSpec
+
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    mesh = jax.make_mesh((jax.device_count(),), ('all',))
+  where = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+  flags = jax.make_array_from_callback(
+      (mesh.size,), where, lambda _: np.array([flag])
+  )
+  one = NamedSharding(mesh, PartitionSpec())
+  return jax.jit(jax.numpy.any, out_shardings=one)(flags)
 
 
 def wait() -> None:
@@ -166,7 +200,7 @@ def wait() -> None:
   # By the coordinator; collectives of CPUs give up after half a minute.
   multihost.sync_global_processes(
       f'rlhf_jax/{next(_barriers)}',
-      timeout=_LONGEST_SECONDS,
+      timeout=_DAY,
       processes=set(range(_count)),
   )
 

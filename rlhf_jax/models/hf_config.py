@@ -21,7 +21,7 @@ CLASSES = {
 }
 _GEMMA = ('gemma2', 'gemma3_text')
 # Fields of LMConfig that say how a model is run, not which one it is.
-_OF_A_RUN = (*('lora_scale', 'scan_layers', 'remat', 'attention', 'dtype'),)
+_OF_A_RUN = ('lora_scale', 'scan_layers', 'remat', 'attention', 'dtype')
 
 
 def read_config(folder: str) -> dict[str, typing.Any]:

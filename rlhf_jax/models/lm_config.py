@@ -99,7 +99,8 @@ class LMConfig:
       than a Python loop (faster on CPU); the parameters are the same.
     remat: what a layer keeps for its gradient, the rest being computed again:
       none, which keeps all that the gradient reads; products, the outputs of its
-      projections and of attention; or full, which keeps its input alone.
+      projections and of attention (cuDNN's is computed again); or full, which
+      keeps its input alone.
     attention: over whole rows: auto, by a kernel where the accelerator has one for
       this model; or plain, never.
     dtype: of the inputs of matrix products; they accumulate in float32.

@@ -370,7 +370,7 @@ def run(
     state = dataclasses.replace(state, weights=weights)
     writer.write(step, metrics | update_metrics)
     progress(step + 1, c.num_steps)
-    stop = preemption.requested(step)
+    stop = preemption.requested()
     if stop or (step + 1) % c.checkpoint_every == 0:
       writer.flush()
       clock.write(step + 1)

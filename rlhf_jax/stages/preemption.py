@@ -3,7 +3,8 @@
 SIGTERM, or SIGUSR1 or SIGUSR2 as clusters send before a time limit, lets a
 training loop finish its step, write a checkpoint and leave with EXIT_CODE; a
 second signal ends the process at once. Outside the loops the process leaves at
-once too: what is kept there survives any kill.
+once too, as what is kept there survives any kill; one of several processes leaves
+with the others at the end of the stage.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ import contextlib
 import os
 import signal
 import sys
+from typing import Any
+
+from rlhf_jax import processes
 
 EXIT_CODE = os.EX_TEMPFAIL  # "try again later"
 BEFORE_LIMIT = (signal.SIGUSR1, signal.SIGUSR2)
@@ -27,12 +31,7 @@ class Preempted(SystemExit):
 class _State:
   received: int | None = None  # the last signal
   held: bool = False  # whether it waits for whoever asks
-
-
-def _one_of_several() -> bool:
-  import jax  # what reads and lists configs needs none
-
-  return jax.distributed.is_initialized()
+  asked: Any = None  # what all were told a step ago, of several processes
 
 
 def install(*, last_word: bool = True) -> None:
@@ -45,18 +44,14 @@ def install(*, last_word: bool = True) -> None:
 
   def handle(signum, frame):
     del frame
-    _State.received = signum
-    if _one_of_several():
-      os.kill(os.getpid(), signal.SIGTERM)  # jax tells the other processes
-      return
+    _State.received = _State.received or signum
     if last_word:
       for s in _SIGNALS:
         signal.signal(s, signal.SIG_DFL)
-    if not _State.held:
+    if not _State.held and processes.count() == 1:
       leave('what is done is kept')
 
-  # Where several processes have to agree, jax takes SIGTERM.
-  for s in _SIGNALS[_one_of_several() :]:
+  for s in _SIGNALS:
     signal.signal(s, handle)
 
 
@@ -82,27 +77,24 @@ def hold() -> None:
 
 
 def release() -> None:
-  """Ends `hold`, and leaves if a signal came meanwhile.
-
-  One of several processes does not leave alone: the next loop asks them all.
-  """
-  _State.held = False
-  if _State.received is not None and not _one_of_several():
+  """Ends `hold`, and leaves if a signal came meanwhile, to any process."""
+  _State.held, _State.asked = False, None
+  if bool(processes.any_of(_State.received is not None)):
     leave('what is done is kept')
 
 
-def requested(step: int) -> bool:
-  """Whether to write a checkpoint after `step` and leave; held from now on.
+def requested() -> bool:
+  """Whether to write a checkpoint after this step and leave; held from now on.
 
-  To be asked after every step: of several processes it is the step that they
-  agreed on, the same in all.
+  To be asked after every step. Of several processes all answer alike, a step after
+  one of them was told, so that nobody waits for the others' answers.
   """
   hold()
-  if _one_of_several():
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.reached_preemption_sync_point(step)
-  return _State.received is not None
+  if processes.count() == 1:
+    return _State.received is not None
+  earlier = _State.asked
+  _State.asked = processes.any_of(_State.received is not None)
+  return earlier is not None and bool(earlier)
 
 
 def leave(kept: str) -> None:

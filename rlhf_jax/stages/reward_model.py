@@ -303,7 +303,7 @@ def _train(config, workdir, out, key, rows, link, progress):
     state, metrics = train_step(state, frozen, batch)
     writer.write(step, metrics)
     progress(step + 1, num_steps)
-    stop = preemption.requested(step)
+    stop = preemption.requested()
     if stop or (step + 1) % c.checkpoint_every == 0:
       writer.flush()
       checkpoint.save(mngr, step + 1, state)

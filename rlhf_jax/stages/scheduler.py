@@ -17,6 +17,7 @@ import traceback
 
 import ml_collections
 
+from rlhf_jax import processes
 from rlhf_jax.stages import common, graph, preemption
 
 # Seconds that a task of each stage takes until one has been timed, in a study
@@ -178,7 +179,7 @@ class LiveLine:
   """A line that is written over where people look on; else one now and then."""
 
   def __init__(self):
-    self._live = sys.stderr.isatty()
+    self._live = sys.stderr.isatty() and processes.is_main()
     self._shown, self._width = 0.0, 0
 
   def due(self) -> bool:

@@ -113,7 +113,7 @@ def run(
     state, metrics = train_step(state, frozen, batch)
     writer.write(step, metrics)
     progress(step + 1, num_steps)
-    stop = preemption.requested(step)
+    stop = preemption.requested()
     if stop or (step + 1) % config.sft.checkpoint_every == 0:
       writer.flush()
       checkpoint.save(mngr, step + 1, state)

@@ -45,12 +45,11 @@ class Board:
     )
 
   def give_up(self) -> None:
-    """Sets aside what waits for jobs that have failed."""
+    """Sets aside what waits for jobs that have failed, or are set aside."""
     for job in self.having(WAITING):
       bad = [n for n in job.needs if self._state[n] in _BAD]
       if bad:
         self.set(job, NOT_RUN, f'it needs {bad[0]}')
-        return self.give_up()
 
   def ready(self) -> list[sweeps.Job]:
     """Jobs that could start."""

@@ -7,6 +7,7 @@ another allocation itself, and after a preemption (SIGTERM) SLURM does.
 
 import importlib
 import os
+import signal
 import subprocess
 import time
 from typing import Any
@@ -15,6 +16,7 @@ from rlhf_jax import processes
 from rlhf_jax.stages import common, preemption, scheduler, sweep_board, sweeps
 
 _LOOK = 15.0  # seconds between two looks at the queue
+_GRACE_SECONDS = 900  # after which nobody is going to end the job
 
 
 class Attempt:
@@ -26,14 +28,17 @@ class Attempt:
 
   def __call__(self) -> None:
     preemption.install(last_word=False)  # that of SLURM is SIGKILL
-    if int(os.environ['SLURM_NTASKS']) > 1:
-      processes.start()
-    scheduler.use_cache(self._cache)
     try:
+      if int(os.environ['SLURM_NTASKS']) > 1:
+        processes.start()
+      scheduler.use_cache(self._cache)
       sweeps.run(self._root, self._job, overwrite=self._overwrite)
     except preemption.Preempted:
       if int(os.environ['SLURM_PROCID']) == 0:
         self._requeue()
+      if preemption.received() == signal.SIGTERM:
+        # SLURM queues again what is still there when its time of grace ends.
+        time.sleep(_GRACE_SECONDS)
       raise
 
   def _requeue(self) -> None:

@@ -267,10 +267,11 @@ def run(root: str, job: Job, *, overwrite: bool) -> None:
           config, task, job.workdir, progress, overwrite=overwrite
       )
       took = f'{time.time() - begin:.1f} s' if ran else 'done'
-      print(f'{task.name}: {took}', flush=True)
+      if processes.is_main():
+        print(f'{task.name}: {took}', flush=True)
     say(state='done')
   except preemption.Preempted:
-    say(state='stopped', task=task.name)
+    say(state='stopped', task=task and task.name)
     raise
   except Exception as e:  # pylint: disable=broad-exception-caught
     traceback.print_exc()

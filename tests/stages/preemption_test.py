@@ -127,29 +127,39 @@ def test_launcher_passes_it_on(workers, long_study, zygote, tmp_path):
 
 _PEER = """
 import sys, time
-import jax
+from rlhf_jax import processes
 from rlhf_jax.stages import preemption
 
-port, index = sys.argv[1:]
+port, index, where = sys.argv[1:]
 preemption.install()
-jax.distributed.initialize(f'127.0.0.1:{port}', 2, int(index))
-for step in range(100_000):
+processes.start(f'127.0.0.1:{port}', 2, int(index))
+print('begun', flush=True)
+if where == 'between':  # in a stage without steps
+  while index == '1' and not preemption.received():
+    time.sleep(0.01)
+  preemption.release()
+for step in range(40, 100_000):
   time.sleep(0.001 * (1 + int(index)))  # of different speeds
-  if step == 3:
-    print('begun', flush=True)
-  if preemption.requested(step):
+  if preemption.requested():
     preemption.leave(f'step {step}')
 """
 
 
-@pytest.mark.parametrize('signum', (signal.SIGTERM, signal.SIGUSR2))
-def test_several_processes_leave_after_the_same_step(signum):
+@pytest.mark.parametrize(
+    ('signum', 'where'),
+    [
+        (signal.SIGTERM, 'loop'),
+        (signal.SIGUSR2, 'loop'),
+        (signal.SIGTERM, 'between'),
+    ],
+)
+def test_several_processes_leave_together(signum, where):
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     port = str(s.getsockname()[1])
   peers = [
       subprocess.Popen(
-          [sys.executable, '-c', _PEER, port, str(index)],
+          [sys.executable, '-c', _PEER, port, str(index), where],
           stdout=subprocess.PIPE,
           stderr=subprocess.PIPE,
           text=True,
@@ -164,8 +174,9 @@ def test_several_processes_leave_after_the_same_step(signum):
     peers[1].send_signal(signum)  # to one of them
     said = [peer.communicate(timeout=60)[1] for peer in peers]
     assert [peer.returncode for peer in peers] == [75, 75], said
-    steps = {text.split(': step ')[1].split(';')[0] for text in said}
-    assert len(steps) == 1
+    kept = 'step' if where == 'loop' else 'what is done is kept'
+    said = {text.split(': ')[-1] for text in said}
+    assert len(said) == 1 and kept in said.pop()
   finally:
     for peer in peers:
       peer.kill()
