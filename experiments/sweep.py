@@ -24,6 +24,7 @@ from rlhf_jax.stages import (
     sweep_board,
     sweep_local,
     sweep_slurm,
+    sweep_vmapped,
     sweeps,
 )
 
@@ -33,9 +34,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 )  # fmt: skip
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Output, and resume point.')
 _WHERE = flags.DEFINE_enum(
-    'where', 'local', ['local', 'slurm'],
-    'local: processes of this machine; slurm: jobs of a cluster, for which'
-    ' --workdir is a folder that its nodes share.',
+    'where', 'local', ['local', 'vmapped', 'slurm'],
+    'local: processes of this machine; vmapped: this process, with policies that'
+    ' differ in kl_coef alone trained by one program; slurm: jobs of a cluster,'
+    ' for which --workdir is a folder that its nodes share.',
 )  # fmt: skip
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'List the jobs, run nothing.')
 _OVERWRITE = flags.DEFINE_bool(
@@ -47,7 +49,8 @@ _CACHE = flags.DEFINE_string(
 )  # fmt: skip
 _JOBS = flags.DEFINE_integer(
     'jobs', None, 'local: processes at once; one a core by default. One'
-    ' accelerator is for one process: --jobs=1.', lower_bound=1,
+    ' accelerator is for one process: --jobs=1. vmapped: policies of one program'
+    ' at most; all that agree by default.', lower_bound=1,
 )  # fmt: skip
 _PARTITION = flags.DEFINE_string('partition', None, 'slurm: partition.')
 _TIMEOUT = flags.DEFINE_integer(
@@ -127,6 +130,11 @@ def sweep(config, workdir: str) -> int:
     for job in jobs:
       done = job in board.having(sweep_board.DONE)
       print(f'{"done" if done else "to do":6s} {job.name}: {job.workdir}')
+    if _WHERE.value == 'vmapped':
+      waiting = board.having(sweep_board.WAITING)
+      for group in sweep_vmapped.groups(waiting, _JOBS.value):
+        if len(group) > 1:
+          print(f'one program: {", ".join(job.name for job in group)}')
     return 0
   for study in studies:
     provenance.claim(
@@ -141,13 +149,12 @@ def sweep(config, workdir: str) -> int:
       return 0
   else:
     preemption.install()
-    sweep_local.run(
-        workdir,
-        board,
-        slots=_JOBS.value or scheduler.default_workers(),
-        cache=_CACHE.value,
-        overwrite=_OVERWRITE.value,
-    )
+    how = {'cache': _CACHE.value, 'overwrite': _OVERWRITE.value}
+    if _WHERE.value == 'vmapped':
+      sweep_vmapped.run(workdir, board, most=_JOBS.value, **how)
+    else:
+      slots = _JOBS.value or scheduler.default_workers()
+      sweep_local.run(workdir, board, slots=slots, **how)
   code = board.finish()
   if code:
     print('The same command runs what is not done.')
