@@ -2,7 +2,6 @@
 
 import os
 
-import jax
 import numpy as np
 import pytest
 
@@ -22,6 +21,7 @@ _LORA = _PPO | {
     'policy.train.targets': 'attn/(q|v)/kernel',
 }
 _KL_COEFS = (0.3, 0.6, 1.2)
+_CLOSE = dict(rtol=1e-4, atol=1e-5)
 
 
 def _configs(overrides, kl_coefs=_KL_COEFS):
@@ -50,7 +50,6 @@ def _folder(config, workdir):
 
 def _assert_close(configs, got, want):
   """The same metrics and params of every run, but for rounding."""
-  close = dict(rtol=1e-4, atol=1e-5)
   for config in configs:
     g, w = _folder(config, got), _folder(config, want)
     rows = metrics_lib.read_metrics(w)
@@ -58,19 +57,19 @@ def _assert_close(configs, got, want):
     for a, b in zip(metrics_lib.read_metrics(g), rows, strict=True):
       assert a.keys() == b.keys()
       for name in b:
-        np.testing.assert_allclose(a[name], b[name], err_msg=name, **close)
+        np.testing.assert_allclose(a[name], b[name], err_msg=name, **_CLOSE)
     for a, b in zip(
         *(study.leaves(checkpoint.restore_params(f)) for f in (g, w)),
         strict=True,
     ):
       assert a[0] == b[0]
-      np.testing.assert_allclose(a[1], b[1], err_msg=a[0], **close)
+      np.testing.assert_allclose(a[1], b[1], err_msg=a[0], **_CLOSE)
     a, b = (
         common.read_json(os.path.join(f, 'weights.json'), '') for f in (g, w)
     )
     assert a.keys() == b.keys()
     for name in b:
-      np.testing.assert_allclose(a[name], b[name], **close)
+      np.testing.assert_allclose(a[name], b[name], **_CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -87,10 +86,14 @@ def test_each_is_the_run_alone(overrides, finished_study, tmp_path):
   assert policy_group.execute(configs, got, lambda *at: seen.append(at))
   assert seen == [(step, 6) for step in range(1, 7)]
   _assert_close(configs, got, want)
-  ends = [checkpoint.restore_params(_folder(c, got)) for c in configs]
+  ends = [
+      np.concatenate([x.ravel() for _, x in study.leaves(params)])
+      for params in (
+          checkpoint.restore_params(_folder(c, got)) for c in configs
+      )
+  ]
   for a, b in zip(ends, ends[1:], strict=False):
-    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    assert max(np.abs(x - y).max() for x, y in leaves) > 1e-4
+    assert not np.allclose(a, b, **_CLOSE)  # they could be told apart
   for config in configs:  # what is done alone is done in a group, and back
     assert common.is_done(policy, config, got)
     made = [set(os.listdir(_folder(config, w))) for w in (got, want)]
@@ -120,24 +123,29 @@ def test_samples_of_different_policies_are_those_of_each(finished_study):
   assert (tokens[0] != tokens[1]).any()
 
 
-def test_one_program_for_all_groups_of_a_size(
-    finished_study, tmp_path, monkeypatch
-):
-  workdir = _copy(finished_study, tmp_path / 'study')
-  made, vmapped = [], policy_group._vmapped
+@pytest.fixture
+def programs(monkeypatch):
+  """The programs of groups that a test asks for, none compiled before it."""
+  vmapped, found = policy_group._vmapped, []
+  vmapped.cache_clear()
 
   def keep(*args, **kwargs):
-    made.append(vmapped(*args, **kwargs))
-    return made[-1]
+    found.append(vmapped(*args, **kwargs))
+    return found[-1]
 
   monkeypatch.setattr(policy_group, '_vmapped', keep)
-  policy_group.execute(_configs(_PPO, (0.3, 0.6)), workdir)
-  num, sizes = len(made), [fn._cache_size() for fn in made]
-  policy_group.execute(_configs(_PPO, (0.9, 1.2)), workdir)
-  assert made[num:] == made[:num]
-  assert [fn._cache_size() for fn in made[:num]] == sizes
-  # The group of the first test is of another size.
-  assert max(sizes) <= 2
+  return found
+
+
+def test_one_program_for_all_groups_of_a_size(
+    programs, finished_study, tmp_path
+):
+  workdir = _copy(finished_study, tmp_path / 'study')
+  for kl_coefs in ((0.3, 0.6), (0.9, 1.2)):
+    policy_group.execute(_configs(_RLOO, kl_coefs), workdir)
+  assert len(programs) == 6  # rollout, utility and update, asked for twice
+  assert programs[3:] == programs[:3]
+  assert [fn._cache_size() for fn in programs[:3]] == [1, 1, 1]
 
 
 def _stopped(monkeypatch, configs, workdir, number):
@@ -250,9 +258,10 @@ def test_runs_that_differ_otherwise_are_refused(finished_study, tmp_path):
     policy_group.execute([first, first], finished_study)
 
 
-def test_on_a_mesh(whole, finished_study, tmp_path):
+def test_on_a_mesh(programs, whole, finished_study, tmp_path):
   mesh = {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}
   configs = _configs(_RLOO | mesh)
   workdir = _copy(finished_study, tmp_path / 'study')
   policy_group.execute(configs, workdir)
   _assert_close(configs, workdir, whole)
+  assert [fn._cache_size() for fn in programs] == [1, 1, 1]
