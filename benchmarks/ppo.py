@@ -28,7 +28,7 @@ from rlhf_jax.rewards.references import Reference
 from rlhf_jax.stages import (
     inputs,
     language_models,
-    policy,
+    policy_steps,
     reward_functions,
     scorers,
 )
@@ -94,11 +94,11 @@ def make_iteration():
   reference = Reference(
       ref_reward=zeros, mean=zeros, std=zeros + 1, samples=zeros[:, None]
   )
-  rollout_fn = policy.compiled_rollout(cfg, sampling, batch, 1)
+  rollout_fn = policy_steps.compiled_rollout(cfg, sampling, batch, 1)
   reward_fn = scorers.compiled_reward(
       reward_functions.RewardFunction(lm_cfg=cfg, readout='norm')
   )
-  utility_fn = policy.compiled_utility(objective, 'none', 1)
+  utility_fn = policy_steps.compiled_utility(objective, 'none', 1)
   update_cfg = ppo.PPOConfig(
       clip_eps=0.2,
       value_clip_eps=0.2,
@@ -112,7 +112,7 @@ def make_iteration():
       kl_target=None,
       kl_horizon=10_000.0,
   )
-  update_fn, tx = policy.compiled_update(
+  update_fn, tx = policy_steps.compiled_update(
       ppo.LEARNER,
       cfg,
       sampling,
@@ -127,7 +127,7 @@ def make_iteration():
   def iteration(state, step):
     whole = adapters.combine(state.params['policy'], frozen['policy'])
     rollout, rows = rollout_fn(
-        whole, tokens, mask, np.uint32(0), np.int32(step)
+        whole, {}, tokens, mask, np.uint32(0), np.int32(step)
     )
     reward = reward_fn(
         reward_params, np.float32(1.0), *scorers.tokens_of(rollout)

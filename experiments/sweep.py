@@ -24,6 +24,7 @@ from rlhf_jax.stages import (
     sweep_board,
     sweep_local,
     sweep_slurm,
+    sweep_vmapped,
     sweeps,
 )
 
@@ -33,9 +34,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 )  # fmt: skip
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Output, and resume point.')
 _WHERE = flags.DEFINE_enum(
-    'where', 'local', ['local', 'slurm'],
-    'local: processes of this machine; slurm: jobs of a cluster, for which'
-    ' --workdir is a folder that its nodes share.',
+    'where', 'local', ['local', 'vmapped', 'slurm'],
+    'local: processes of this machine; vmapped: this process, with policies that'
+    ' differ in kl_coef alone trained by one program; slurm: jobs of a cluster,'
+    ' for which --workdir is a folder that its nodes share.',
 )  # fmt: skip
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'List the jobs, run nothing.')
 _OVERWRITE = flags.DEFINE_bool(
@@ -46,8 +48,9 @@ _CACHE = flags.DEFINE_string(
     'Folder of compiled programs, shared by all jobs; empty: none.',
 )  # fmt: skip
 _JOBS = flags.DEFINE_integer(
-    'jobs', None, 'local: processes at once; by default one a core, or 1 on accelerators and with a'
-    ' config.mesh.', lower_bound=1,
+    'jobs', None, 'local: processes at once; by default one a core, or 1 on'
+    ' accelerators and with a config.mesh. vmapped: policies of one program at most;'
+    ' all that agree by default.', lower_bound=1,
 )  # fmt: skip
 _PARTITION = flags.DEFINE_string('partition', None, 'slurm: partition.')
 _TIMEOUT = flags.DEFINE_integer(
@@ -138,6 +141,11 @@ def sweep(config, workdir: str) -> int:
     for job in jobs:
       done = job in board.having(sweep_board.DONE)
       print(f'{"done" if done else "to do":6s} {job.name}: {job.workdir}')
+    if _WHERE.value == 'vmapped':
+      waiting = board.having(sweep_board.WAITING)
+      for group in sweep_vmapped.groups(waiting, _JOBS.value):
+        if len(group) > 1:
+          print(f'one program: {", ".join(job.name for job in group)}')
     return 0
   for study in studies:
     provenance.claim(
@@ -152,13 +160,11 @@ def sweep(config, workdir: str) -> int:
       return 0
   else:
     preemption.install()
-    sweep_local.run(
-        workdir,
-        board,
-        slots=_slots(studies),
-        cache=_CACHE.value,
-        overwrite=_OVERWRITE.value,
-    )
+    how = {'cache': _CACHE.value, 'overwrite': _OVERWRITE.value}
+    if _WHERE.value == 'vmapped':
+      sweep_vmapped.run(workdir, board, most=_JOBS.value, **how)
+    else:
+      sweep_local.run(workdir, board, slots=_slots(studies), **how)
   code = board.finish()
   if code:
     print('The same command runs what is not done.')

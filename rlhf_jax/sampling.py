@@ -96,7 +96,7 @@ def sample(
   mask = write(jnp.zeros(shape, bool), jnp.ones(num_rows, bool), 0)
   logprobs = write(jnp.zeros(shape), logprob, 0)
   *_, tokens, mask, logprobs = jax.lax.while_loop(
-      lambda carry: (carry[0] < length) & ~jnp.all(carry[2]),
+      lambda carry: (carry[0] < length) & ~_all(carry[2]),
       step,
       (
           jnp.ones((), jnp.int32),
@@ -115,6 +115,20 @@ def sample(
       response_mask=mask.T,
       logprobs=logprobs.T,
   )
+
+
+@jax.custom_batching.custom_vmap
+def _all(done: Bool[Array, ' b']) -> Bool[Array, '']:
+  """Whether every row has ended; under vmap, every row of all."""
+  return jnp.all(done)
+
+
+@_all.def_vmap
+def _all_vmapped(axis_size, in_batched, done):
+  # One number for all, so that the loop's count t is one too: what is written at
+  # t stays a slice, and no row is kept from a step by copying its cache.
+  del axis_size, in_batched
+  return jnp.all(done), False
 
 
 def inverse_cdf(

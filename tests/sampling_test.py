@@ -300,3 +300,21 @@ def test_inverse_cdf_frequencies_in_two_levels():
   got = np.bincount(drawn, minlength=600) / 60_000
   error = np.sqrt(p * (1 - p) / 60_000)
   assert np.abs((got - p) / error).max() < 5
+
+
+def test_under_vmap_every_model_draws_what_it_draws_alone():
+  sampling = dataclasses.replace(SAMPLING, num_tokens=8)
+  several = [_params(seed) for seed in (2, 3, 4)]
+  for params in several:  # so that EOS is either likely or not
+    embedding = params['embed']['embedding']
+    params['embed']['embedding'] = embedding.at[sampling.eos_id].multiply(4.0)
+  draw = lambda params: _draw(1, sampling, params=params)
+  want = [draw(params) for params in several]
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
+  got = jax.vmap(draw)(stacked)
+  for i, one in enumerate(want):
+    for name in ('response_tokens', 'response_mask'):
+      np.testing.assert_array_equal(getattr(got, name)[i], getattr(one, name))
+    np.testing.assert_allclose(got.logprobs[i], one.logprobs, atol=1e-5)
+  lengths = [int(one.response_mask.sum(1).max()) for one in want]
+  assert min(lengths) < max(lengths)  # some ended while others went on

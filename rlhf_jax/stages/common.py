@@ -229,26 +229,56 @@ def execute(
     WorkdirError: the folder holds work of another config, and not `overwrite`.
   """
   mesh = config.get('mesh')
-  # Own configs are their own own config, so is_done reads it the same.
-  config = own_config(stage, config)
-  out = os.path.join(workdir, stage.folder(config))
-  if processes.from_main(lambda: is_done(stage, config, workdir)):
+  config = begin(stage, config, workdir, overwrite=overwrite)
+  if config is None:
     return False
-  processes.from_main(lambda: _claim(out, record(config), overwrite))
-  begin = time.time()
+  start = time.time()
   if getattr(stage, 'ALONE', False):
     processes.from_main(lambda: stage.run(config, workdir, progress))
   else:
-    with _on(mesh):
+    with on_mesh(mesh):
       stage.run(config, workdir, progress)
-  processes.wait()  # nobody reads what is not written
-  write_json(
-      os.path.join(out, _DONE),
-      {'key': fingerprint(config), 'seconds': round(time.time() - begin, 2)},
-  )
-  logging.info('%s done in %.1f s.', out, time.time() - begin)
+  finish(stage, config, workdir, seconds=time.time() - start)
   preemption.release()
   return True
+
+
+def begin(
+    stage: types.ModuleType,
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    *,
+    overwrite: bool,
+) -> ml_collections.ConfigDict | None:
+  """The config that `stage` is to run with, its folder claimed; None if done.
+
+  Raises:
+    WorkdirError: as of `execute`.
+  """
+  # Own configs are their own own config, so is_done reads it the same.
+  config = own_config(stage, config)
+  if processes.from_main(lambda: is_done(stage, config, workdir)):
+    return None
+  out = os.path.join(workdir, stage.folder(config))
+  processes.from_main(lambda: _claim(out, record(config), overwrite))
+  return config
+
+
+def finish(
+    stage: types.ModuleType,
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    *,
+    seconds: float,
+) -> None:
+  """Records that the output of what `begin` returned is all there."""
+  processes.wait()  # nobody reads what is not written
+  out = os.path.join(workdir, stage.folder(config))
+  write_json(
+      os.path.join(out, _DONE),
+      {'key': fingerprint(config), 'seconds': round(seconds, 2)},
+  )
+  logging.info('%s done in %.1f s.', out, seconds)
 
 
 def _claim(out: str, new: dict[str, Any], overwrite: bool) -> None:
@@ -270,7 +300,7 @@ def _claim(out: str, new: dict[str, Any], overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _on(mesh: ml_collections.ConfigDict | None) -> Iterator[None]:
+def on_mesh(mesh: ml_collections.ConfigDict | None) -> Iterator[None]:
   """In the context of the mesh that a config describes; of none if it is 1."""
   one = mesh is None or set(mesh.values()) == {1}
   if one and processes.count() == 1:

@@ -3,46 +3,30 @@
 Three jitted programs make a step: `rollout`, `reward` (one for all reward
 models of a shape) and `update`. What a sweep varies (kl_coef, references,
 reward-model weights, seed) enters them as arrays, so each compiles once; the
-utility between them is a small jitted kernel of its own, one a method.
-
-What is trained is `policy.train`. The reference policy is then the same base with
-its own layers, or with the adapters off: what is frozen has one copy, for it, for
-the policy and for the value function. The value function has a trunk of its own in
-the same sense: adapters or last layers beside the shared base, and a head. A head
-alone would have to read the utility of an unfinished response out of states made
-to predict the next token, and adapters shared with the policy would let vf_coef
-move the policy.
+utility between them is a small jitted kernel of its own, one a method. Runs that
+differ in kl_coef alone can take their steps side by side: policy_group.py.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
-import functools
 import os
 import time
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 
-from rlhf_jax import checkpoint, optim, sharding, train_state
+from rlhf_jax import checkpoint, train_state
 from rlhf_jax import metrics as metrics_lib
-from rlhf_jax import sampling as sampling_lib
-from rlhf_jax.learners import interface
-from rlhf_jax.models import adapters, heads, lm
-from rlhf_jax.rewards import aggregate, penalties
-from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.stages import (
     common,
     exports,
-    inputs,
     language_models,
-    policy_config,
+    policy_setup,
     preemption,
-    scorers,
 )
-from rlhf_jax.types import Params
 
+Tree = Any  # of arrays
 FIELDS = (
     'seed',
     'rewards',
@@ -93,180 +77,126 @@ def folder(config: ml_collections.ConfigDict) -> str:
   return os.path.join(common.seed_folder(config), 'policy', name)
 
 
-@functools.lru_cache(maxsize=8)
-def compiled_rollout(lm_cfg, sampling, prompts_per_step, samples_per_prompt):
-  """Jitted `rollout(params, prompt_tokens, prompt_mask, seed, step)`.
+class Output:
+  """The folder of a run: its metrics, its checkpoints, and what came of it.
 
-  Returns the rollout, and the row of the prompt that each response answers.
-  The prompts of a step are a draw without replacement from (seed, step).
+  The seconds in training.json are over all parts of a run that was resumed,
+  with compilation and steps that were lost to a kill.
   """
 
-  def rollout(params, prompt_tokens, prompt_mask, seed, step):
-    key = jax.random.fold_in(jax.random.key(seed), step)
-    rows = jax.random.choice(
-        jax.random.fold_in(key, 0),
-        prompt_tokens.shape[0],
-        (prompts_per_step,),
-        replace=False,
+  def __init__(self, folder: str):
+    self.folder = folder
+    self._mngr = checkpoint.manager(folder)
+
+  def restored(self, state: train_state.PolicyState):
+    """The state of the last checkpoint; `state` if there is none."""
+    return checkpoint.restore_or(self._mngr, state)
+
+  def begin(self, step: int, *, share: float) -> None:
+    """Makes ready for metrics from `step` on; `share` of the time is the run's."""
+    self._training = os.path.join(self.folder, 'training.json')
+    spent = common.read_json(self._training, 'policy') if step else {}
+    self._spent = spent.get('seconds', 0.0)
+    self._start, self._share = time.monotonic(), share
+    self._writer = metrics_lib.MetricWriter(
+        self.folder, start=step, where=self.folder
     )
-    keys = sampling_lib.sample_keys(seed, step, rows, samples_per_prompt)
-    out = sampling_lib.sample(
-        sharding.gathered(params),
-        prompt_tokens[rows],
-        prompt_mask[rows],
-        keys,
-        lm_cfg,
-        sampling=sampling,
-        num_samples=samples_per_prompt,
+    self.write = self._writer.write
+
+  def _write_time(self, num_steps: int) -> None:
+    seconds = self._spent + self._share * (time.monotonic() - self._start)
+    common.write_json(
+        self._training, {'seconds': round(seconds, 3), 'num_steps': num_steps}
     )
-    return out, jnp.repeat(rows, samples_per_prompt)
 
-  return jax.jit(rollout)
+  def save(self, step: int, state: train_state.PolicyState) -> None:
+    """Writes a checkpoint, and all metrics before it."""
+    self._writer.flush()
+    self._write_time(step)
+    checkpoint.save(self._mngr, step, state)
 
-
-@functools.lru_cache(maxsize=32)
-def compiled_utility(
-    objective: objective_lib.Objective, penalty: str, group_size: int
-):
-  """Jitted utility of a batch; compiled once for each method.
-
-  Args:
-    objective: what to compute.
-    penalty: where `coef` a token is subtracted: 'raw' (from every reward),
-      'utility', or 'none'.
-    group_size: consecutive rows that are samples of one prompt.
-  """
-
-  def utility(rewards, references, rows, weights, mask, coef):
-    length = penalties.length(mask)
-    if penalty == 'raw':
-      rewards = penalties.penalize_rewards(rewards, length, coef=coef)
-    value, metrics = objective_lib.utility(
-        rewards,
-        inputs.gathered(references, rows),
-        weights,
-        objective=objective,
-        group_size=group_size,
+  def finish(
+      self, s: policy_setup.Setup, state: train_state.PolicyState
+  ) -> None:
+    """Writes what came of the run."""
+    c = s.config.policy
+    self._writer.close()
+    self._write_time(c.num_steps)
+    common.write_json(
+        os.path.join(self.folder, 'weights.json'),
+        metrics_lib.to_floats(state.weights),
     )
-    if penalty == 'utility':
-      value = penalties.penalize_utility(value, length, coef=coef)
-    return value, metrics | {
-        'utility': value.mean(),
-        'utility_std': value.std(),
-        'length': length.mean(),
-    }
-
-  return jax.jit(utility)
+    checkpoint.save_params(self.folder, state.params['policy'])
+    if c.export:
+      params = language_models.merged(state.params['policy'], s.base, c.train)
+      exports.export(os.path.join(self.folder, 'huggingface'), params, s.config)
 
 
-@functools.lru_cache(maxsize=32)
-def compiled_dual_step(objective: objective_lib.Objective):
-  """Jitted `dual_step(weights, metrics, step_size)`; the weights that follow.
-
-  `objective` is a Lagrangian, and `metrics` are those of its utility: E[u_i] is
-  the mean over the responses that the policy gave under these weights.
-  """
-  options = aggregate.get(objective.aggregate).options | dict(objective.options)
-
-  def dual_step(weights, metrics, step_size):
-    means = {name: metrics[f'{name}/utility'] for name in weights}
-    return aggregate.dual_step(weights, means, step_size=step_size, **options)
-
-  return jax.jit(dual_step)
-
-
-@functools.lru_cache(maxsize=16)
-def compiled_update(
-    learner, lm_cfg, sampling, optim_items, update_cfg, chunk_size
-):
-  """The jitted update of a learner, and its optimizer.
-
-  update(state, frozen, ref_params, rollout, utility): state.params and `frozen`
-  are two parts of the parameters of each model, by its name.
-  """
-  models = ('policy', 'value') if learner.needs_value else ('policy',)
-  # One optimizer a model: each is clipped by its own gradient norm.
-  tx = optax.multi_transform(
-      {name: optim.make_tx(**dict(optim_items)) for name in models},
-      lambda params: {k: k for k in params},
+def take_step(s: policy_setup.Setup, state: train_state.PolicyState, step: int):
+  """(the state after a step, its metrics)."""
+  c = s.config.policy
+  parts = state.params['policy'], s.frozen['policy']
+  if s.learner.samples_from == 'reference':
+    parts = s.ref_params, {}
+  rollout, rows = s.rollout_fn(
+      *parts, *s.prompts, np.uint32(s.config.seed), np.int32(step)
   )
-  how = dict(sampling=sampling, chunk_size=chunk_size)
-
-  def update(state, frozen, ref_params, rollout, utility):
-    whole = lambda name, trained: adapters.combine(trained, frozen[name])
-
-    def policy_fn(params, rollout):
-      return lm.response_logprobs(
-          whole('policy', params), *scorers.tokens_of(rollout), lm_cfg, **how
-      )
-
-    def reference_fn(params, ref_params, rollout):
-      return lm.reference_logprobs_and_kl(
-          whole('policy', params),
-          ref_params,
-          *scorers.tokens_of(rollout),
-          lm_cfg,
-          **how,
-      )
-
-    def values_fn(params, rollout):
-      params = whole('value', params)
-      return heads.values(params, *scorers.tokens_of(rollout), lm_cfg)
-
-    fns = interface.ModelFns(policy_fn, reference_fn, values_fn)
-    take = learner.make_update(fns, tx, update_cfg)
-    return take(state, ref_params, rollout, utility)
-
-  return jax.jit(update, donate_argnums=0), tx
+  utility, metrics = s.utility_fn(
+      s.score(s.prompt_ids[rows], rollout),
+      s.references,
+      rows,
+      state.weights,
+      rollout.response_mask,
+      np.float32(c.penalty.coef),
+  )
+  weights = state.weights
+  if s.dual_step:
+    metrics |= {f'{name}/weight': w for name, w in weights.items()}
+    weights = s.dual_step(weights, metrics, np.float32(c.multiplier_lr))
+  # Without the weights: one program for all properties, whose rewards differ.
+  state = dataclasses.replace(state, weights={})
+  state, update_metrics = s.update_fn(
+      state, s.frozen, s.ref_params, rollout, utility
+  )
+  state = dataclasses.replace(state, weights=weights)
+  return state, metrics | update_metrics
 
 
-def initial(config: ml_collections.ConfigDict, base: Params, *, value: bool):
-  """(trained, frozen, reference) at step 0.
+def train(
+    s: policy_setup.Setup,
+    outputs: Sequence[Output],
+    state: train_state.PolicyState,
+    start: int,
+    progress: common.Progress,
+    parts: Callable[[Tree], Sequence[Tree]] = lambda tree: (tree,),
+) -> None:
+  """Takes the steps from `start` on, of one run or of several side by side.
 
   Args:
-    base: the SFT policy.
-    value: whether there is a value function; it starts at 0.
-
-  Returns:
-    Trained and frozen parameters by the name of the model, and those of the
-    reference policy: arrays of `frozen` wherever they stay the same.
+    s: of all of them.
+    outputs: of each.
+    state: of all of them together.
+    start: the step they are at.
+    progress: told of every step.
+    parts: from a state or metrics to those of each.
   """
-  train, key = config.policy.train, jax.random.key(config.seed)
-  # One cut for all: the stack of lower layers is a copy of theirs.
-  if train.how == 'last_n':
-    base = language_models.prepared(key, base, train)
-  ready = {'policy': base}
-  if value:
-    ready['value'] = heads.from_trunk(
-        key,
-        base,
-        inputs.model_config(config, 'sft'),
-        zero_head=True,
-        copy=False,
-    )
-  trained, frozen = {}, {}
-  for i, (name, params) in enumerate(ready.items()):
-    if train.how == 'lora':
-      own = jax.random.fold_in(key, i)
-      params = language_models.prepared(own, params, train)
-    trained[name], frozen[name] = language_models.split(params, train)
-  return trained, frozen, base
-
-
-class _Clock:
-  """Seconds spent training, over all parts of a run that was resumed.
-
-  Compilation and steps that were lost to a kill are in it.
-  """
-
-  def __init__(self, folder: str, *, resumed: bool):
-    self._path = os.path.join(folder, 'training.json')
-    spent = common.read_json(self._path, 'policy') if resumed else {}
-    self._start = time.monotonic() - spent.get('seconds', 0.0)
-
-  def write(self, num_steps: int) -> None:
-    seconds = round(time.monotonic() - self._start, 3)
-    common.write_json(self._path, {'seconds': seconds, 'num_steps': num_steps})
+  c = s.config.policy
+  for output in outputs:
+    output.begin(start, share=1 / len(outputs))
+  for step in range(start, c.num_steps):
+    state, metrics = take_step(s, state, step)
+    for output, own in zip(outputs, parts(metrics), strict=True):
+      output.write(step, own)
+    progress(step + 1, c.num_steps)
+    stop = preemption.requested()
+    if stop or (step + 1) % c.checkpoint_every == 0:
+      for output, own in zip(outputs, parts(state), strict=True):
+        output.save(step + 1, own)
+    if stop:
+      where = ', '.join(output.folder for output in outputs)
+      preemption.leave(f'{where} has a checkpoint of step {step + 1}')
+  for output, own in zip(outputs, parts(state), strict=True):
+    output.finish(s, own)
 
 
 def run(
@@ -280,109 +210,7 @@ def run(
 
   A reward or metric that is not finite stops the run, named with its step.
   """
-  c = config.policy
-  policy_config.check(config, c.property, c.method, c.learner, c.kl_coef)
-  out = os.path.join(workdir, folder(config))
-  tokenizer = inputs.make_tokenizer(config)
-  lm_cfg = dataclasses.replace(
-      inputs.model_config(config, 'sft'),
-      lora_scale=language_models.scale_of(c.train),
-  )
-  sampling = inputs.policy_sampling(config, tokenizer)
-  objective = inputs.make_objective(config, c.property, c.method, workdir)
-  learner = policy_config.learner_of(c.learner)
-  update_cfg = policy_config.update_config(learner, c)
-
-  prompts = inputs.load_prompts(config, workdir, tokenizer)
-  train = prompts.train_ids
-  prompt_ids = jnp.asarray(train)
-  prompt_tokens = jnp.asarray(prompts.tokens[train])
-  prompt_mask = jnp.asarray(prompts.mask[train])
-  references = inputs.load_references(config, workdir, c.method)
-  references = inputs.gathered(
-      {name: references[name] for name in objective.rewards}, train
-  )
-  base = inputs.load_sft_params(config, workdir)
-  trained, frozen, ref_params = initial(config, base, value=learner.needs_value)
-  score = scorers.load_all(config, workdir, objective.rewards)
-
-  prompts_per_step = min(c.prompts_per_step, len(train))
-  rollout_fn = compiled_rollout(
-      lm_cfg, sampling, prompts_per_step, c.samples_per_prompt
-  )
-  penalty = c.penalty
-  utility_fn = compiled_utility(
-      objective,
-      'none' if penalty.kind == 'none' else penalty.how,
-      c.samples_per_prompt,
-  )
-  num_updates = c.num_steps * learner.updates_per_step(update_cfg)
-  update_fn, tx = compiled_update(
-      learner,
-      lm_cfg,
-      sampling,
-      tuple(sorted({**c.optim, 'num_steps': num_updates}.items())),
-      update_cfg,
-      c.chunk_size or None,
-  )
-
-  mngr = checkpoint.manager(out)
-  state = train_state.init_policy_state(
-      trained,
-      tx,
-      kl_coef=c.kl_coef,
-      seed=config.seed,
-      weights=inputs.reward_weights(config, c.property, c.method),
-  )
-  state = checkpoint.restore_or(mngr, inputs.committed(state))
-
-  start = int(state.step)
-  seed = np.uint32(config.seed)
-  coef = np.float32(penalty.coef)
-  clock = _Clock(out, resumed=start > 0)
-  writer = metrics_lib.MetricWriter(out, start=start, where=out)
-  for step in range(start, c.num_steps):
-    rollout, rows = rollout_fn(
-        ref_params
-        if learner.samples_from == 'reference'
-        else adapters.combine(state.params['policy'], frozen['policy']),
-        prompt_tokens,
-        prompt_mask,
-        seed,
-        np.int32(step),
-    )
-    ids = prompt_ids[rows]
-    rewards = score(ids, rollout)
-    utility, metrics = utility_fn(
-        rewards, references, rows, state.weights, rollout.response_mask, coef
-    )
-    weights = state.weights
-    if c.multiplier_lr:  # and so the aggregate is a Lagrangian
-      metrics |= {f'{name}/weight': w for name, w in weights.items()}
-      weights = compiled_dual_step(objective)(
-          weights, metrics, np.float32(c.multiplier_lr)
-      )
-    # Without the weights: one program for all properties, whose rewards differ.
-    state = dataclasses.replace(state, weights={})
-    state, update_metrics = update_fn(
-        state, frozen, ref_params, rollout, utility
-    )
-    state = dataclasses.replace(state, weights=weights)
-    writer.write(step, metrics | update_metrics)
-    progress(step + 1, c.num_steps)
-    stop = preemption.requested()
-    if stop or (step + 1) % c.checkpoint_every == 0:
-      writer.flush()
-      clock.write(step + 1)
-      checkpoint.save(mngr, step + 1, state)
-    if stop:
-      preemption.leave(f'{out} has a checkpoint of step {step + 1}')
-  writer.close()
-  clock.write(c.num_steps)
-  common.write_json(
-      os.path.join(out, 'weights.json'), metrics_lib.to_floats(state.weights)
-  )
-  checkpoint.save_params(out, state.params['policy'])
-  if c.export:
-    params = language_models.merged(state.params['policy'], base, c.train)
-    exports.export(os.path.join(out, 'huggingface'), params, config)
+  s = policy_setup.set_up(config, workdir)
+  output = Output(os.path.join(workdir, folder(config)))
+  state = output.restored(s.state(config.policy.kl_coef))
+  train(s, [output], state, int(state.step), progress)

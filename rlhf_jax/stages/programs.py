@@ -23,8 +23,9 @@ from rlhf_jax.stages import (
     graph,
     inputs,
     language_models,
-    policy,
     policy_config,
+    policy_setup,
+    policy_steps,
     reward_functions,
     reward_model,
     scorers,
@@ -248,7 +249,7 @@ class _Builder:
     learner = policy_config.learner_of(c.learner)
     trained, frozen, reference = jax.eval_shape(
         functools.partial(
-            policy.initial, self._config, value=learner.needs_value
+            policy_setup.initial, self._config, value=learner.needs_value
         ),
         self._base(cfg, self._config.sft.param_dtype),
     )
@@ -264,7 +265,7 @@ class _Builder:
 
   def _rollout(self, cfg, params) -> Program:
     c = self._config.policy
-    fn = policy.compiled_rollout(
+    fn = policy_steps.compiled_rollout(
         cfg, self._sampling, c.prompts_per_step, c.samples_per_prompt
     )
     prompts = self._rows(self._tokens(self._num_prompts, self._prompt))
@@ -274,7 +275,7 @@ class _Builder:
     return Program(
         name='rollout',
         fn=fn,
-        args=(self._params(params), *prompts, seed, step),
+        args=(self._params(params), {}, *prompts, seed, step),
         useful_flops=self._rollout_flops(cfg),
         most_trips=self._response - 1,
     )
@@ -297,7 +298,7 @@ class _Builder:
   ) -> Program:
     c = self._config.policy
     update_cfg = policy_config.update_config(learner, c)
-    fn, tx = policy.compiled_update(
+    fn, tx = policy_steps.compiled_update(
         learner,
         cfg,
         self._sampling,

@@ -36,13 +36,16 @@ class Board:
     if state in (WAITING, RUNNING):
       return
     ended = len(self.having(DONE, *_BAD))
-    self._line.clear()
     elapsed = scheduler.clock(time.time() - self._begin)
-    print(
+    self.say(
         f'[{ended:3d}/{len(self.jobs)}] {elapsed:>6s} {state:8s} {job.name}'
-        f'{": " if note else ""}{note}',
-        flush=True,
+        f'{": " if note else ""}{note}'
     )
+
+  def say(self, text: str) -> None:
+    """Prints a line that stays."""
+    self._line.clear()
+    print(text, flush=True)
 
   def give_up(self) -> None:
     """Sets aside what waits for jobs that have failed, or are set aside."""

@@ -6,14 +6,16 @@ own, in a folder named by them. A study is cut into jobs: what the policies of a
 seed need, each policy, what else the seed has, and what comes after policies.
 """
 
+from collections.abc import Callable
 import dataclasses
 import difflib
 import functools
 import os
 import re
+import sys
 import time
 import traceback
-from typing import Any
+from typing import Any, TextIO
 
 import ml_collections
 
@@ -236,10 +238,28 @@ def clear_status(root: str, job: Job) -> None:
     os.remove(_status_path(root, job))
 
 
-def run(root: str, job: Job, *, overwrite: bool) -> None:
-  """Runs a job in this process; says how it goes, and how it ended.
+def reporter(
+    root: str, at: list[tuple[Job, graph.Task]], seen: Callable[[], None]
+) -> common.Progress:
+  """Says of jobs how far they are with a task, and calls `seen`; at times."""
+  last = 0.0
 
-  All that it prints goes into its log.
+  def progress(done, total):
+    nonlocal last
+    if time.time() - last < 1:
+      return
+    last = time.time()
+    for job, task in at:
+      write_status(
+          root, job, state='running', task=task.name, progress=f'{done}/{total}'
+      )
+    seen()
+
+  return progress
+
+
+def run(root: str, job: Job, *, overwrite: bool) -> None:
+  """Runs a job as what this process is for: all it prints goes into its log.
 
   Raises:
     SystemExit: code 1 if a task failed, preemption.EXIT_CODE if told to leave.
@@ -249,33 +269,45 @@ def run(root: str, job: Job, *, overwrite: bool) -> None:
   log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
   os.dup2(log, 1)
   os.dup2(log, 2)
+  try:
+    work(root, job, sys.stdout, overwrite=overwrite)
+  except Exception as e:  # pylint: disable=broad-exception-caught
+    raise SystemExit(1) from e
+
+
+def work(
+    root: str,
+    job: Job,
+    log: TextIO,
+    *,
+    overwrite: bool,
+    seen: Callable[[], None] = lambda: None,
+) -> None:
+  """Runs the tasks of a job; says how it goes, and how it ended."""
   say = functools.partial(write_status, root, job)
   config = ml_collections.ConfigDict(job.config).lock()
   task = None
   try:
     for task in job.tasks:
-      begin = last = time.time()
+      begin = time.time()
       say(state='running', task=task.name)
-
-      def progress(done, total, name=task.name):
-        nonlocal last
-        if time.time() - last > 1:
-          last = time.time()
-          say(state='running', task=name, progress=f'{done}/{total}')
-
       ran = scheduler.run_task(
-          config, task, job.workdir, progress, overwrite=overwrite
+          config,
+          task,
+          job.workdir,
+          reporter(root, [(job, task)], seen),
+          overwrite=overwrite,
       )
       took = f'{time.time() - begin:.1f} s' if ran else 'done'
       if processes.is_main():
-        print(f'{task.name}: {took}', flush=True)
+        print(f'{task.name}: {took}', file=log, flush=True)
     say(state='done')
   except preemption.Preempted:
     say(state='stopped', task=task and task.name)
     raise
   except Exception as e:  # pylint: disable=broad-exception-caught
-    traceback.print_exc()
+    traceback.print_exc(file=log)
     say(state='failed', error=f'{task.name}: {e}')
     if processes.count() > 1:
       processes.leave(e)
-    raise SystemExit(1) from e
+    raise

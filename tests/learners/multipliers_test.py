@@ -10,7 +10,7 @@ import pytest
 
 from rlhf_jax.exact import constrained, enumerated, tilted
 from rlhf_jax.rewards import objective as objective_lib
-from rlhf_jax.stages import policy
+from rlhf_jax.stages import policy_steps
 from tests.learners import all_test, tabular
 
 KL_COEF = all_test.KL_COEF
@@ -66,7 +66,7 @@ def test_multipliers_and_policy_reach_the_constrained_optimum(name):
   num_steps, step_size = 2_000, 0.02
   tx = optax.adam(optax.linear_schedule(0.05, 0.0, num_steps))
   update = all_test.make(name, tx)
-  dual_step = policy.compiled_dual_step(OBJECTIVE)
+  dual_step = policy_steps.compiled_dual_step(OBJECTIVE)
   prompts = np.repeat(np.tile([0, 1], 16), 16)  # 512 responses a step
 
   def step(state, key):

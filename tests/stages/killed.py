@@ -1,7 +1,7 @@
 """Runs a script that sends itself a signal: killed.py SIGNAL STEP SCRIPT ARGS.
 
-When a policy has taken STEP steps: SIGKILL as a kernel short of memory would,
-SIGTERM as a cluster that wants its nodes back.
+When a policy, or the first of a group, has taken STEP steps: SIGKILL as a kernel
+short of memory would, SIGTERM as a cluster that wants its nodes back.
 """
 
 import os
@@ -13,10 +13,11 @@ from rlhf_jax import metrics
 
 
 def main(name: str, step: int) -> None:
-  write = metrics.MetricWriter.write
+  write, left = metrics.MetricWriter.write, [step]
 
   def dying(self, now, values):
-    if now == step and '/policy/' in self.path:
+    if now in left and '/policy/' in self.path:
+      left.remove(now)
       os.kill(os.getpid(), getattr(signal, name))
     write(self, now, values)
 

@@ -12,7 +12,7 @@ import pytest
 from rlhf_jax.learners import ppo, registry
 from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.rewards import references
-from rlhf_jax.stages import common, policy, policy_config
+from rlhf_jax.stages import common, policy, policy_config, policy_steps
 from tests.stages import tiny
 
 
@@ -181,7 +181,7 @@ def test_penalty_is_taken_off_rewards_or_utility():
       ('raw', log_sigma([-1.5, 1.5])),
       ('utility', log_sigma([0.0, 2.0]) - [1.5, 0.5]),
   ):
-    fn = policy.compiled_utility(objective, how, 1)
+    fn = policy_steps.compiled_utility(objective, how, 1)
     got, metrics = fn(
         rewards,
         reference,

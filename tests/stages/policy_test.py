@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_jax import checkpoint
 from rlhf_jax import metrics as metrics_lib
-from rlhf_jax.stages import common, graph, inputs, policy, scorers
+from rlhf_jax.stages import common, graph, inputs, policy, policy_steps, scorers
 from tests.stages import study, tiny
 
 
@@ -42,8 +42,8 @@ def test_a_sweep_compiles_each_program_once(
 
     monkeypatch.setattr(module, f'compiled_{kind}', recorded)
 
-  keep(policy, 'rollout')
-  keep(policy, 'update')
+  keep(policy_steps, 'rollout')
+  keep(policy_steps, 'update')
   keep(scorers, 'reward')
 
   runs = (
