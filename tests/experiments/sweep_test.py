@@ -161,7 +161,7 @@ def test_finished_jobs_start_no_process(zygote, finished_study, tmp_path):
     (
         ([{'sft.num_epoch': 3}], (), 'did you mean num_epochs?'),
         ([{'sft.num_epochs': 3}] * 2, (), 'twice'),
-        ([], ('--where=moon',), 'local|slurm'),
+        ([], ('--where=moon',), 'local|vmapped|slurm'),
         ([], ('--config.sft.batch_size=0',), 'sft.batch_size must be > 0'),
     ),
 )
