@@ -149,7 +149,9 @@ def test_a_model_on_a_mesh_is_that_of_plain_attention(interpreted, mode):
   plain = dataclasses.replace(cfg, attention='plain', remat='none')
   (want, _), want_grads = _grad(params, *batch, plain)
   with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
-    args = sharding.place(params), *sharding.place_rows(tuple(batch)), cfg
+    rows = lambda part: tuple(x[part] for x in batch)
+    placed = sharding.place_rows(rows, len(batch[0]))
+    args = sharding.place(params), *placed, cfg
     (got, hidden), grads = _grad(*args)
     text = _grad.lower(*args).as_text()
   assert np.all(np.isfinite(hidden))  # at padding too
