@@ -89,6 +89,8 @@ def test_asks_for_another_allocation(
   monkeypatch.setattr(sweeps, 'run', leave)
   monkeypatch.setattr(preemption, 'install', lambda **kwargs: None)
   monkeypatch.setattr(preemption, 'received', lambda: signum)
+  slept = []
+  monkeypatch.setattr(sweep_slurm.time, 'sleep', slept.append)
   monkeypatch.setattr(sweep_slurm.scheduler, 'use_cache', lambda cache: None)
   monkeypatch.setattr(
       subprocess, 'run', lambda command, check: commands.append(command)
@@ -112,3 +114,6 @@ def test_asks_for_another_allocation(
   assert commands == ([['scontrol', 'requeue', asked]] if asked else [])
   failed = sweeps.read_status(str(tmp_path), job).get('state') == 'failed'
   assert failed == (restarts == 3)
+  # What SLURM itself ends is there when it does.
+  assert bool(slept) == (signum == signal.SIGTERM)
+
