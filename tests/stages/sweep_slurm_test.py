@@ -116,4 +116,3 @@ def test_asks_for_another_allocation(
   assert failed == (restarts == 3)
   # What SLURM itself ends is there when it does.
   assert bool(slept) == (signum == signal.SIGTERM)
-
