@@ -112,7 +112,7 @@ def run(config, config_file: str) -> list[str]:
   if config.data.pretrained:  # without it, only the shapes are there
     validate.validate(config)
   chip = chips.chip_of(_TOPOLOGY.value)
-  shape = stage_main.shape_of(config, config_file)
+  shape = costs.shape_of(config, config_file)
   if importlib.util.find_spec('libtpu') is None:
     raise common.ConfigError(
         "The TPU's compiler is not installed: pip install -e '.[tpu]'."

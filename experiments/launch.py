@@ -12,7 +12,6 @@ import sys
 import time
 
 from absl import app, flags
-from ml_collections import config_flags
 import stage_main
 
 from rlhf_jax import processes
@@ -25,11 +24,8 @@ from rlhf_jax.stages import (
     validate,
 )
 
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, with its variant: configs/world.py:tiny.',
-    lock_config=True,
-)  # fmt: skip
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Output, and resume point.')
+_STUDY = stage_main.study_flags()
+stage_main.process_flags()
 _STAGES = flags.DEFINE_list(
     'stages', [], 'Only these stages of the study, such as policy,evaluate.'
 )
@@ -41,13 +37,6 @@ _WORKERS = flags.DEFINE_integer(
     lower_bound=0,
 )  # fmt: skip
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'List the tasks, run nothing.')
-_OVERWRITE = flags.DEFINE_bool(
-    'overwrite', False, 'Replace outputs that another config made.'
-)
-_CACHE = flags.DEFINE_string(
-    'compilation_cache', '~/.cache/rlhf_jax/jax',
-    'Folder of compiled programs, shared by all runs; empty: none.',
-)  # fmt: skip
 
 
 def launch(config, workdir: str) -> None:
@@ -74,7 +63,9 @@ def launch(config, workdir: str) -> None:
   workers = _workers(config)
   stage_main.start_processes()
   processes.from_main(
-      lambda: provenance.claim(config, workdir, overwrite=_OVERWRITE.value)
+      lambda: provenance.claim(
+          config, workdir, overwrite=_STUDY.overwrite.value
+      )
   )
   where = f'on {workers} workers' if workers else 'in one process'
   if processes.count() > 1:
@@ -85,8 +76,8 @@ def launch(config, workdir: str) -> None:
       tasks,
       workdir,
       workers=workers,
-      cache=_CACHE.value,
-      overwrite=_OVERWRITE.value,
+      cache=_STUDY.cache.value,
+      overwrite=_STUDY.overwrite.value,
   )
   provenance.summary(config, workdir)
   print(f'Total: {time.time() - begin:.0f} s {where}.')
@@ -110,9 +101,9 @@ def main(argv):
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
   preemption.install()
   try:
-    launch(_CONFIG.value, _WORKDIR.value)
+    launch(_STUDY.config.value, _STUDY.workdir.value)
   except scheduler.TaskError as e:
-    path = os.path.join(_WORKDIR.value, 'error.log')
+    path = os.path.join(_STUDY.workdir.value, 'error.log')
     with open(path, 'w') as f:
       f.write(e.detail)
     sys.exit(f'error: {e} (details: {path})')
@@ -121,5 +112,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['config', 'workdir'])
   app.run(main, flags_parser=stage_main.parse_flags)

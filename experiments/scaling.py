@@ -37,7 +37,7 @@ def run(config, config_file: str) -> None:
   """Prints the table, and writes it with its plot."""
   counts = sorted(map(int, _DEVICES.value))
   jax.config.update('jax_num_cpu_devices', counts[-1])
-  shape = stage_main.shape_of(config, config_file)
+  shape = costs.shape_of(config, config_file)
   rows = []
   columns = ['devices', 'mesh', *scaling.PANELS, 'over_needed']
   for count in counts:

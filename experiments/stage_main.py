@@ -10,30 +10,67 @@ from ml_collections import config_flags
 import tqdm
 
 from rlhf_jax import processes
-from rlhf_jax.models import hf_config, hf_fields
 from rlhf_jax.stages import (
     common,
-    language_models,
     preemption,
     scheduler,
     validate,
 )
 
-_DISTRIBUTED = flags.DEFINE_bool(
-    'distributed', False,
-    'This is one of several processes (one a host) that run the same command on'
-    ' all their devices; which it is, the cluster tells (SLURM, Open MPI,'
-    ' Kubernetes, Cloud TPU), or the next three flags.',
-)  # fmt: skip
-_COORDINATOR = flags.DEFINE_string(
-    'coordinator', None, 'HOST:PORT of process 0; means --distributed.'
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-    'num_processes', None, 'How many processes there are.', lower_bound=1
-)
-_PROCESS_ID = flags.DEFINE_integer(
-    'process_id', None, 'Which of them this is, from 0.', lower_bound=0
-)
+# The flags defined below are those of the script that asks for them: of its --help.
+flags.disclaim_key_flags()
+_PROCESSES = ('distributed', 'coordinator', 'num_processes', 'process_id')
+
+
+class StudyFlags(typing.NamedTuple):
+  """What to run, and where its output goes."""
+
+  config: flags.FlagHolder
+  workdir: flags.FlagHolder
+  overwrite: flags.FlagHolder
+  cache: flags.FlagHolder
+
+
+def study_flags() -> StudyFlags:
+  """Defines --config and --workdir, which are required, and what goes with them."""
+  found = StudyFlags(
+      config=config_flags.DEFINE_config_file(
+          'config',
+          None,
+          'Config file, with its variant: configs/world.py:tiny.',
+          lock_config=True,
+      ),
+      workdir=flags.DEFINE_string('workdir', None, 'Output, and resume point.'),
+      overwrite=flags.DEFINE_bool(
+          'overwrite', False, 'Replace outputs that another config made.'
+      ),
+      cache=flags.DEFINE_string(
+          'compilation_cache',
+          '~/.cache/rlhf_jax/jax',
+          'Folder of compiled programs, shared by all runs; empty: none.',
+      ),
+  )
+  flags.mark_flags_as_required(['config', 'workdir'])
+  return found
+
+
+def process_flags() -> None:
+  """Defines the flags by which `start_processes` finds the other processes."""
+  flags.DEFINE_bool(
+      'distributed', False,
+      'This is one of several processes (one a host) that run the same command on'
+      ' all their devices; which it is, the cluster tells (SLURM, Open MPI,'
+      ' Kubernetes, Cloud TPU), or the next three flags.',
+  )  # fmt: skip
+  flags.DEFINE_string(
+      'coordinator', None, 'HOST:PORT of process 0; means --distributed.'
+  )
+  flags.DEFINE_integer(
+      'num_processes', None, 'How many processes there are.', lower_bound=1
+  )
+  flags.DEFINE_integer(
+      'process_id', None, 'Which of them this is, from 0.', lower_bound=0
+  )
 
 
 def parse_flags(argv):
@@ -54,13 +91,10 @@ def parse_flags(argv):
     sys.exit(f'error: {" ".join(str(text).split())}')
 
 
-_PROCESS_FLAGS = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
-
-
 def is_one_of_several() -> bool:
   """Whether the flags say that there are other processes."""
-  given = any(flag.value is not None for flag in _PROCESS_FLAGS)
-  return _DISTRIBUTED.value or given
+  given = [flags.FLAGS[name] for name in _PROCESSES if name in flags.FLAGS]
+  return any(flag.value != flag.default for flag in given)
 
 
 def why_one_process(config) -> str:
@@ -80,14 +114,19 @@ def start_processes() -> None:
   """Joins the other processes, if there are any; the main one alone talks."""
   if not is_one_of_several():
     return
-  processes.start(*(flag.value for flag in _PROCESS_FLAGS))
+  processes.start(*(flags.FLAGS[name].value for name in _PROCESSES[1:]))
   if not processes.is_main():
     sys.stdout = open(os.devnull, 'w')
 
 
 def fail(error: BaseException) -> typing.NoReturn:
   """Ends the program with one line about the error, or all of it if asked."""
-  known = (ValueError, KeyError, OSError, ArithmeticError)
+  import jax
+
+  known = (
+      *(ValueError, KeyError, OSError, ArithmeticError),
+      jax.errors.JaxRuntimeError,
+  )
   if processes.count() == 1 and not isinstance(error, known):
     raise error
   if flags.FLAGS.verbosity > 0:
@@ -97,47 +136,25 @@ def fail(error: BaseException) -> typing.NoReturn:
   sys.exit(f'error: {error} (--verbosity=1 shows where)')
 
 
-def shape_of(config, config_file: str):
-  """The shape of the model, from the checkpoint or from beside the config."""
-  if config.data.pretrained:
-    return language_models.shape_of(config.data.pretrained)
-  path = os.path.splitext(config_file)[0] + '.json'
-  if not os.path.exists(path):
-    raise common.ConfigError(
-        f'{path} is missing: it says which shape the model has. Set'
-        ' --config.data.pretrained to the folder of a checkpoint.'
-    )
-  return hf_config.lm_config(hf_fields.read_json(path), path)
-
-
 def run(stage):
   """Runs a script whose main program is `stage`."""
   app.run(define(stage), flags_parser=parse_flags)
 
 
 def define(stage):
-  """Defines --config, --workdir, ..., and returns `main` running `stage`."""
-  config = config_flags.DEFINE_config_file(
-      'config', None, 'Config file, with its variant.', lock_config=True
-  )
-  workdir = flags.DEFINE_string('workdir', None, 'Output, and resume point.')
-  overwrite = flags.DEFINE_bool(
-      'overwrite', False, 'Replace output that another config made.'
-  )
-  cache = flags.DEFINE_string(
-      'compilation_cache', '~/.cache/rlhf_jax/jax', 'Compiled programs.'
-  )
-  flags.mark_flags_as_required(['config', 'workdir'])
+  """Defines its flags, and returns `main` running `stage`."""
+  study = study_flags()
+  process_flags()
 
   def main(argv):
     if len(argv) > 1:
       raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
     preemption.install()
-    scheduler.use_cache(cache.value)
+    scheduler.use_cache(study.cache.value)
     name = stage.__name__.rsplit('.', maxsplit=1)[-1]
     try:
       start_processes()
-      validate.validate(config.value)
+      validate.validate(study.config.value)
       hidden = not processes.is_main()
       with tqdm.tqdm(desc=name, dynamic_ncols=True, disable=hidden) as bar:
 
@@ -147,10 +164,10 @@ def define(stage):
 
         ran = common.execute(
             stage,
-            config.value,
-            workdir.value,
+            study.config.value,
+            study.workdir.value,
             progress,
-            overwrite=overwrite.value,
+            overwrite=study.overwrite.value,
         )
     except (Exception, KeyboardInterrupt) as e:
       fail(e)

@@ -28,11 +28,7 @@ from rlhf_jax.stages import (
     sweeps,
 )
 
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, with its variant: configs/world.py:tiny.',
-    lock_config=True,
-)  # fmt: skip
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Output, and resume point.')
+_STUDY = stage_main.study_flags()
 _WHERE = flags.DEFINE_enum(
     'where', 'local', ['local', 'vmapped', 'slurm'],
     'local: processes of this machine; vmapped: this process, with policies that'
@@ -40,13 +36,6 @@ _WHERE = flags.DEFINE_enum(
     ' for which --workdir is a folder that its nodes share.',
 )  # fmt: skip
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'List the jobs, run nothing.')
-_OVERWRITE = flags.DEFINE_bool(
-    'overwrite', False, 'Replace outputs that another config made.'
-)
-_CACHE = flags.DEFINE_string(
-    'compilation_cache', '~/.cache/rlhf_jax/jax',
-    'Folder of compiled programs, shared by all jobs; empty: none.',
-)  # fmt: skip
 _JOBS = flags.DEFINE_integer(
     'jobs', None, 'local: processes at once; by default one a core, or 1 on'
     ' accelerators and with a config.mesh. vmapped: policies of one program at most;'
@@ -115,8 +104,8 @@ def _slurm(board, workdir) -> None:
       options={k: v for k, v in options.items() if v is not None},
       sbatch=_SBATCH.value,
       requeues=_REQUEUES.value,
-      cache=_CACHE.value,
-      overwrite=_OVERWRITE.value,
+      cache=_STUDY.cache.value,
+      overwrite=_STUDY.overwrite.value,
   )
   if _WAIT.value:
     sweep_slurm.wait(workdir, board)
@@ -151,7 +140,7 @@ def sweep(config, workdir: str) -> int:
     provenance.claim(
         study.config,
         os.path.join(workdir, study.name),
-        overwrite=_OVERWRITE.value,
+        overwrite=_STUDY.overwrite.value,
     )
   print(f'{len(jobs)} jobs, {_WHERE.value}, into {workdir}', flush=True)
   if _WHERE.value == 'slurm':
@@ -160,7 +149,7 @@ def sweep(config, workdir: str) -> int:
       return 0
   else:
     preemption.install()
-    how = {'cache': _CACHE.value, 'overwrite': _OVERWRITE.value}
+    how = {'cache': _STUDY.cache.value, 'overwrite': _STUDY.overwrite.value}
     if _WHERE.value == 'vmapped':
       sweep_vmapped.run(workdir, board, most=_JOBS.value, **how)
     else:
@@ -176,11 +165,10 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
   try:
-    sys.exit(sweep(_CONFIG.value, os.path.abspath(_WORKDIR.value)))
+    sys.exit(sweep(_STUDY.config.value, os.path.abspath(_STUDY.workdir.value)))
   except (Exception, KeyboardInterrupt) as e:
     stage_main.fail(e)
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['config', 'workdir'])
   app.run(main, flags_parser=stage_main.parse_flags)

@@ -189,16 +189,19 @@ def abstract(tree: Params):
     tree: of anything that has a shape and a dtype.
   """
   mesh = jax.sharding.get_mesh()
-  one = SingleDeviceSharding(jax.local_devices()[0])
+  if mesh.empty:
+    one = SingleDeviceSharding(jax.local_devices()[0])
+    return placed(tree, jax.tree.map(lambda _: one, tree))
+  return placed(tree, shardings(tree, mesh))
 
-  def struct(path, leaf):
-    where = one
-    if not mesh.empty:
-      spec = fitted(spec_of(path_of(path), leaf.shape), leaf.shape, mesh)
-      where = NamedSharding(mesh, spec)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-  return jax.tree_util.tree_map_with_path(struct, tree)
+def placed(tree: Tree, where: Tree) -> Tree:
+  """ShapeDtypeStructs of `tree`, with the shardings `where`."""
+  return jax.tree.map(
+      lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+      tree,
+      where,
+  )
 
 
 def place_rows(read: Callable[[slice], Tree], num_rows: int) -> Tree:

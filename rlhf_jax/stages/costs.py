@@ -1,15 +1,30 @@
 """What a compiled program costs a device: memory, operations, bytes."""
 
+import os
 import time
 
 import jax
 import ml_collections
 
 from rlhf_jax import hlo, sharding
+from rlhf_jax.models import hf_config, hf_fields
 from rlhf_jax.models.lm_config import LMConfig
-from rlhf_jax.stages import common, programs
+from rlhf_jax.stages import common, language_models, programs
 
 GB = 1e9
+
+
+def shape_of(config: ml_collections.ConfigDict, config_file: str) -> LMConfig:
+  """The shape of the model, from the checkpoint or from beside the config."""
+  if config.data.pretrained:
+    return language_models.shape_of(config.data.pretrained)
+  path = os.path.splitext(config_file)[0] + '.json'
+  if not os.path.exists(path):
+    raise common.ConfigError(
+        f'{path} is missing: it says which shape the model has. Set'
+        ' --config.data.pretrained to the folder of a checkpoint.'
+    )
+  return hf_config.lm_config(hf_fields.read_json(path), path)
 
 
 def cost_of(program: programs.Program, num_devices: int) -> dict:

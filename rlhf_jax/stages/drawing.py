@@ -78,10 +78,10 @@ def sample_policy(
 ) -> Iterator[tuple[np.ndarray, Rollout, dict[str, np.ndarray]]]:
   """A policy's responses to `prompt_ids`, `num_samples` each, and their scores.
 
-  Yields (prompt ids, rollout, scores by name as [x, num_samples]), all in NumPy, a
-  batch of prompts at a time; `score` gives them of (prompt of each row, rollout). Batches
-  are kept in the folder `kept`, if there is one: those of a run that was stopped
-  are not made again.
+  Yields (prompt ids, rollout, scores by name as [x, num_samples]), all in NumPy,
+  a batch of prompts at a time; `score` gives them of (prompt of each row,
+  rollout). Batches are kept in the folder `kept`, if there is one: those of a run
+  that was stopped are not made again.
   """
   tokenizer = inputs.make_tokenizer(config)
   prompts = inputs.load_prompts(config, workdir, tokenizer)

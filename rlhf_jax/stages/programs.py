@@ -135,10 +135,10 @@ class _Builder:
     return jax.eval_shape(make)
 
   def _params(self, tree):
-    return _placed(tree, sharding.shardings(tree, self._mesh))
+    return sharding.abstract(tree)
 
   def _rows(self, tree):
-    return _placed(tree, sharding.rows(tree, self._mesh))
+    return sharding.placed(tree, sharding.rows(tree, self._mesh))
 
   def _state(self, trained, tx, init_fn):
     return self._params(jax.eval_shape(lambda p: init_fn(p, tx), trained))
@@ -366,14 +366,6 @@ class _Builder:
 
 def _num_rows(rollout) -> int:
   return rollout.response_mask.shape[0]
-
-
-def _placed(tree, shardings):
-  return jax.tree.map(
-      lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-      tree,
-      shardings,
-  )
 
 
 def _steps(optim, **more):

@@ -358,9 +358,9 @@ def _drive(pool: list[_Worker], tasks: list[graph.Task], board: _Board) -> None:
       _receive(worker, done, board, pool)
 
 
-def stop(processes: list[multiprocessing.Process]) -> None:
+def stop(workers: list[multiprocessing.Process]) -> None:
   """Passes on that it is time to leave, until all have left."""
-  while left := [p for p in processes if p.is_alive()]:
+  while left := [p for p in workers if p.is_alive()]:
     for process in left:  # again, should it have come before it was awaited
       process.terminate()
     multiprocessing.connection.wait([p.sentinel for p in left], timeout=1)

@@ -243,6 +243,15 @@ def test_script_of_text_refuses_the_world(zygote, finished, stage):
   assert 'Traceback' not in program.err
 
 
+@pytest.mark.parametrize('script', ['launch', 'policy'])
+def test_help_lists_the_flags(zygote, script):
+  path = os.path.join(ROOT, 'experiments', f'{script}.py')
+  program = zygote.start('script', path, '--help')
+  program.wait()
+  for flag in ('config', 'workdir', 'compilation_cache', 'coordinator'):
+    assert f'--{flag}:' in program.out
+
+
 @pytest.mark.parametrize('stage', [s for s in graph.STAGES if s not in OF_TEXT])
 def test_script_of_one_stage(zygote, finished, stage):
   args = {

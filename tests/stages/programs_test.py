@@ -150,23 +150,40 @@ def test_random_models_are_refused():
     programs.build(tiny.get_config(), SHAPE, mesh, num_prompts=8)
 
 
-@pytest.mark.skipif(
+def _aot(*args):
+  """The script, run on a config of 8B parameters."""
+  config = f'--config={PAPER / "hh_llama3_8b.py"}:tiny'
+  path = os.pathsep.join([str(ROOT), *sys.path])
+  return subprocess.run(
+      [sys.executable, str(ROOT / 'experiments' / 'aot.py'), config, *args],
+      env=os.environ | {'PYTHONPATH': path},
+      capture_output=True,
+      text=True,
+      check=False,
+  )
+
+
+_needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None, reason='needs the extra [tpu]'
 )
+
+
+@_needs_libtpu
 def test_the_script_compiles_for_a_tpu(tmp_path):
   out = tmp_path / 'aot.json'
-  command = [
-      *(sys.executable, str(ROOT / 'experiments' / 'aot.py')),
-      f'--config={PAPER / "hh_llama3_8b.py"}:tiny',
+  done = _aot(
       *('--topology=v5e:2x2', '--programs=score', '--num_prompts=64'),
       *('--config.mesh.fsdp=4', f'--out={out}'),
-  ]
-  path = os.pathsep.join([str(ROOT), *sys.path])
-  env = os.environ | {'PYTHONPATH': path}
-  done = subprocess.run(
-      command, env=env, capture_output=True, text=True, check=False
   )
   # 8B parameters in bfloat16 are 4 GB on each of four devices.
   assert done.returncode == 0, done.stderr[-2000:]
   (row,) = json.loads(out.read_text())['programs']
   assert row['name'] == 'score' and 3.5 < row['arguments'] < 4.5
+
+
+@_needs_libtpu
+def test_a_layout_of_no_chips_is_refused_in_one_line():
+  done = _aot('--topology=v5e:7x7')
+  assert done.returncode == 1
+  (line,) = done.stderr.strip().splitlines()
+  assert line.startswith('error: ') and 'v5e:7x7' in line
