@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import checkpoint, processes, sharding
-from rlhf_jax.stages import common, graph, preemption, provenance, scheduler
+from rlhf_jax.stages import common, graph, preemption, provenance
 from tests.stages import shared, study
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
@@ -109,14 +109,7 @@ def alone(tmp_path_factory):
       {f'mesh.{name}': size for name, size in shared.SINGLE.items()},
   )
   provenance.claim(config, workdir, overwrite=False)
-  scheduler.run(
-      config,
-      graph.tasks(config),
-      workdir,
-      workers=0,
-      cache=jax.config.jax_compilation_cache_dir,
-      overwrite=False,
-  )
+  study.run(config, workdir)
   return workdir
 
 

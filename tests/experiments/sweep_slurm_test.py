@@ -10,8 +10,6 @@ import pytest
 
 from rlhf_jax.stages import (
     common,
-    graph,
-    scheduler,
 )
 from tests.experiments import cluster, sweep_test
 from tests.stages import study, tiny
@@ -30,14 +28,7 @@ def undisturbed(tmp_path_factory):
   """The same study, made by one process."""
   workdir = str(tmp_path_factory.mktemp('undisturbed'))
   config = common.with_overrides(tiny.get_config(), _CHANGED)
-  scheduler.run(
-      config,
-      graph.tasks(config),
-      workdir,
-      workers=0,
-      cache='',
-      overwrite=False,
-  )
+  study.run(config, workdir)
   return workdir
 
 

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax.stages import common, graph, inputs, policy, scheduler
+from rlhf_jax.stages import common, inputs, policy
 from tests import configs_test
+from tests.stages import study
 
 REAL = pathlib.Path(__file__).parents[3] / 'shared' / 'data' / 'hh'
 _NUM_ROWS = 300
@@ -34,9 +35,7 @@ def made(tmp_path_factory):
       {'data.path': str(root / 'hh')},
   )
   workdir = str(root / 'study')
-  scheduler.run(
-      config, graph.tasks(config), workdir, workers=0, cache='', overwrite=False
-  )
+  study.run(config, workdir)
   return config, workdir
 
 

@@ -5,7 +5,7 @@ import os
 import pandas as pd
 import pytest
 
-from rlhf_jax.stages import common, graph, scheduler
+from rlhf_jax.stages import common, graph
 from tests.stages import study, tiny
 
 # What a learner must attain of the optimum's gain on its training prompts.
@@ -40,14 +40,7 @@ def shares(session_dir):
   workdir = str(session_dir / 'learning')
   config = _config()
   with study.locked(workdir + '.lock'):
-    scheduler.run(
-        config,
-        graph.tasks(config),
-        workdir,
-        workers=0,
-        cache='',
-        overwrite=False,
-    )
+    study.run(config, workdir)
   [task] = [t for t in graph.tasks(config) if t.stage == 'evaluate']
   path = os.path.join(workdir, task.name, 'optimality.csv')
   assert common.is_done(

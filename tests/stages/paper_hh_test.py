@@ -13,9 +13,9 @@ from rlhf_jax import checkpoint
 from rlhf_jax.data import preferences
 from rlhf_jax.models import hf_config, pretrained
 from rlhf_jax.models.lm_config import RopeScaling
-from rlhf_jax.stages import common, graph, inputs, policy, scheduler
+from rlhf_jax.stages import common, inputs, policy
 from tests import configs_test
-from tests.stages import toy
+from tests.stages import study, toy
 
 _LLAMA3 = RopeScaling(
     kind='llama3',
@@ -102,9 +102,7 @@ def test_every_stage(name, tmp_path):
   config.data.pretrained = folder
   config.data.path = str(tmp_path / 'hh')
   workdir = str(tmp_path / 'study')
-  scheduler.run(
-      config, graph.tasks(config), workdir, workers=0, cache='', overwrite=False
-  )
+  study.run(config, workdir)
   assert os.path.exists(os.path.join(workdir, 'figures', 'F6.png'))
   for overrides in load(name).sweep('tiny'):
     run = common.with_overrides(config, overrides)

@@ -14,10 +14,9 @@ from rlhf_jax.stages import (
     judge,
     sampled,
     samples,
-    scheduler,
     validate,
 )
-from tests.stages import tiny, toy
+from tests.stages import study, tiny, toy
 
 N, M = 6, 3
 
@@ -70,9 +69,7 @@ def made(tmp_path_factory):
   config = common.with_overrides(_config(root), {})
   validate.validate(config)
   workdir = str(root / 'study')
-  scheduler.run(
-      config, graph.tasks(config), workdir, workers=0, cache='', overwrite=False
-  )
+  study.run(config, workdir)
   return config, workdir
 
 

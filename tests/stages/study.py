@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 
+import ml_collections
 import numpy as np
 
 from rlhf_jax import checkpoint
@@ -35,16 +36,21 @@ def build(workdir: str) -> str:
     config = tiny.get_config().lock()
     if not os.path.exists(os.path.join(workdir, 'complete')):
       provenance.claim(config, workdir, overwrite=False)
-      scheduler.run(
-          config,
-          graph.tasks(config),
-          workdir,
-          workers=0,
-          cache='',
-          overwrite=False,
-      )
+      run(config, workdir)
       common.write_json(os.path.join(workdir, 'complete'), True)
   return workdir
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Runs every stage of a study in this process."""
+  scheduler.run(
+      config,
+      graph.tasks(config),
+      workdir,
+      workers=0,
+      cache='',
+      overwrite=False,
+  )
 
 
 def copy(study: str, workdir: str, *, without: str) -> None:
