@@ -22,8 +22,19 @@ _POLICY = 'seed_0/policy/both_lsc_ppo_0.6'
 _LONGEST = 240  # seconds, after which a test hangs
 
 
+_started: list[subprocess.Popen] = []
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _nobody_is_left():
+  """Ends what a failed test has left running."""
+  yield
+  for program in _started:
+    program.kill()
+
+
 def _start(command, workdir, *, env=(), flags=()):
-  return subprocess.Popen(
+  program = subprocess.Popen(
       [
           sys.executable,
           *command,
@@ -44,6 +55,8 @@ def _start(command, workdir, *, env=(), flags=()):
       }
       | dict(env),
   )
+  _started.append(program)
+  return program
 
 
 def _port() -> int:
