@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.models import lm
-from rlhf_jax.models.lm_config import LMConfig
-from rlhf_jax.stages import language_models
+from rlhf_jax.models.config import LMConfig
+from rlhf_jax.study import models as language_models
 from rlhf_jax.types import Params
 
 # The sizes of the small model, as the scripts of the other libraries have them.

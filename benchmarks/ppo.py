@@ -25,12 +25,14 @@ from rlhf_jax.learners import ppo
 from rlhf_jax.models import adapters, heads
 from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.rewards.references import Reference
-from rlhf_jax.stages import (
+from rlhf_jax.stages import policy_steps
+from rlhf_jax.study import (
     inputs,
-    language_models,
-    policy_steps,
     reward_functions,
     scorers,
+)
+from rlhf_jax.study import (
+    models as language_models,
 )
 from rlhf_jax.types import SamplingConfig
 

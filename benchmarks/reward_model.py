@@ -13,8 +13,8 @@ import measure
 
 from rlhf_jax import train_state
 from rlhf_jax.models import heads
-from rlhf_jax.stages import inputs, reward_functions
 from rlhf_jax.stages import reward_model as stage
+from rlhf_jax.study import inputs, reward_functions
 from rlhf_jax.types import PreferenceBatch
 
 _MODEL = flags.DEFINE_enum('model', 'tiny', ['tiny', 'smollm2'], 'Which.')

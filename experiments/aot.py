@@ -31,8 +31,9 @@ from jax.experimental import topologies
 from ml_collections import config_flags
 import stage_main
 
-from rlhf_jax import chips, sharding
-from rlhf_jax.stages import common, costs, programs, validate
+from rlhf_jax import sharding
+from rlhf_jax.aot import chips, costs, programs
+from rlhf_jax.study import common, validate
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with its variant.', lock_config=True

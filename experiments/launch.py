@@ -14,15 +14,9 @@ import time
 from absl import app, flags
 import stage_main
 
-from rlhf_jax import processes
-from rlhf_jax.stages import (
-    common,
-    graph,
-    preemption,
-    provenance,
-    scheduler,
-    validate,
-)
+from rlhf_jax import preemption, processes
+from rlhf_jax.launch import graph, provenance, scheduler
+from rlhf_jax.study import common, validate
 
 _STUDY = stage_main.study_flags()
 stage_main.process_flags()

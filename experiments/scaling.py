@@ -20,8 +20,9 @@ from ml_collections import config_flags
 import pandas as pd
 import stage_main
 
-from rlhf_jax.figures import scaling, style
-from rlhf_jax.stages import common, costs
+from rlhf_jax.aot import costs, scaling
+from rlhf_jax.figures import style
+from rlhf_jax.study import common
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with its variant.', lock_config=True

@@ -9,13 +9,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 import tqdm
 
-from rlhf_jax import processes
-from rlhf_jax.stages import (
-    common,
-    preemption,
-    scheduler,
-    validate,
-)
+from rlhf_jax import preemption, processes
+from rlhf_jax.launch import scheduler
+from rlhf_jax.study import common, validate
 
 # The flags defined below are those of the script that asks for them: of its --help.
 flags.disclaim_key_flags()

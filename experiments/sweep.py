@@ -16,9 +16,8 @@ from absl import app, flags
 from ml_collections import config_flags
 import stage_main
 
-from rlhf_jax.stages import (
-    common,
-    preemption,
+from rlhf_jax import preemption
+from rlhf_jax.launch import (
     provenance,
     scheduler,
     sweep_board,
@@ -27,6 +26,7 @@ from rlhf_jax.stages import (
     sweep_vmapped,
     sweeps,
 )
+from rlhf_jax.study import common
 
 _STUDY = stage_main.study_flags()
 _WHERE = flags.DEFINE_enum(

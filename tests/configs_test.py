@@ -8,7 +8,8 @@ import re
 
 import pytest
 
-from rlhf_jax.stages import common, graph, validate
+from rlhf_jax.launch import graph
+from rlhf_jax.study import common, validate
 from tests.stages import toy
 
 ROOT = pathlib.Path(__file__).parents[1]

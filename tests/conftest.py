@@ -23,7 +23,7 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 @pytest.fixture(scope='module', autouse=True)
 def _room_for_programs():
   """A process of the tests compiles thousands, more than it can hold."""
-  from rlhf_jax.stages import scheduler
+  from rlhf_jax.launch import scheduler
 
   scheduler.free_programs()
 

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax import checkpoint, processes, sharding
-from rlhf_jax.stages import common, graph, preemption, provenance
+from rlhf_jax import checkpoint, preemption, processes, sharding
+from rlhf_jax.launch import graph, provenance
+from rlhf_jax.study import common
 from tests.stages import shared, study
 
 ROOT = os.path.dirname(os.path.dirname(__file__))

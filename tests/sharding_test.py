@@ -13,8 +13,9 @@ import pytest
 from rlhf_jax import sampling as sampling_lib
 from rlhf_jax import sharding, train_state
 from rlhf_jax.learners import interface, ppo, reward_model, sft
-from rlhf_jax.models import adapters, heads, hf_config, lm, probe
-from rlhf_jax.models.lm_config import LMConfig
+from rlhf_jax.models import adapters, heads, lm, probe
+from rlhf_jax.models.config import LMConfig
+from rlhf_jax.models.hf import config
 from rlhf_jax.rewards import links
 from rlhf_jax.types import PreferenceBatch, SamplingConfig
 
@@ -44,7 +45,7 @@ def _init(cfg):
 def test_every_parameter_of_every_family_has_a_rule(family):
   """With adapters everywhere, as a scalar model, and with optimizer moments."""
   folder = str(GOLDEN / family)
-  cfg = hf_config.lm_config(hf_config.read_config(folder), folder)
+  cfg = config.lm_config(config.read_config(folder), folder)
 
   def make():
     params = lm.init(jax.random.key(0), cfg)

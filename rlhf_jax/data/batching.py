@@ -18,9 +18,9 @@ from jaxtyping import Bool, Int
 import numpy as np
 
 from rlhf_jax import types
-from rlhf_jax.data import preferences
-from rlhf_jax.data import ratings as ratings_lib
 from rlhf_jax.data import tokenizer as tokenizer_lib
+from rlhf_jax.data.text import preferences
+from rlhf_jax.data.text import ratings as ratings_lib
 
 Tokens = Int[np.ndarray, 'b l']
 Mask = Bool[np.ndarray, 'b l']

@@ -6,7 +6,7 @@ import hashlib
 import json
 import typing
 
-from rlhf_jax.data import world_rules
+from rlhf_jax.data.world import rules
 
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 _SPECIAL = ('<pad>', '<bos>', '<eos>')
@@ -145,4 +145,4 @@ def _content(ids: Iterable[typing.SupportsInt]) -> list[int]:
 
 def world_tokenizer() -> WordTokenizer:
   """The words of the embedded world; its moves have contiguous ids from 3."""
-  return WordTokenizer(world_rules.MOVES + world_rules.PROMPT_WORDS)
+  return WordTokenizer(rules.MOVES + rules.PROMPT_WORDS)

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.figures import dots, page, style, tables, words
+from rlhf_jax.figures import dots, style, tables, words
 from rlhf_jax.learners import registry
 
 TITLE = 'How near the optimum each learner comes'
@@ -264,55 +264,3 @@ def _compare(name: str, own: pd.DataFrame) -> list[str]:
       f'{name}: the mean share is lower for LSC than for raw with'
       f' {len(lower)} of {len(share)} learners ({"; ".join(lower)}).'
   ]
-
-
-def optimality(evaluation_dir: str) -> page.Markup:
-  """The share of the attainable objective that each learner realised."""
-  shares = tables.load(evaluation_dir, 'optimality.csv', optional=True)
-  if not len(shares):
-    return page.tag('p', 'No policy was trained in this run.')
-  rows = []
-  for property in tables.present(shares, 'property', tables.PROPERTIES):
-    own = shares[shares['property'] == property]
-    points = tables.summarize(own, value='objective_share')
-    points = points.sort_values(['family', 'method', 'kl'])
-    for _, row in points.iterrows():
-      rows.append(
-          (
-              style.label(property),
-              style.label(row['family']),
-              style.short(row['method']),
-              f'{row["strength"]:.4g}',
-              words.number(row['kl'], 2),
-              words.level(row),
-              int(row['num_seeds']),
-          )
-      )
-  header = [
-      'property',
-      'learner',
-      'method',
-      'kl_coef',
-      'KL',
-      'share of the attainable objective',
-      'seeds',
-  ]
-  elsewhere = [
-      style.label(learner)
-      for learner, own in shares.groupby('learner', sort=False)
-      if objective(own) != TILTED
-  ]
-  by_design = (
-      f' Of {", ".join(elsewhere)} it is no measure of success: by design they'
-      ' converge to another optimum.'
-  )
-  return page.join(
-      page.tag(
-          'p',
-          'With J = E[u] - kl_coef KL, the share is (J - J_sft) / (J* - J_sft)'
-          ' on training prompts: 1 at the exact optimum, 0 at the SFT policy.'
-          ' Where seeds use different kl_coef, the column numbers them from'
-          ' the strongest.' + by_design * bool(elsewhere),
-      ),
-      page.table(header, rows),
-  )

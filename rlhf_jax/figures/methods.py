@@ -8,7 +8,7 @@ Frechet bound and the others. LSC is one of them, and not always the best.
 from matplotlib.figure import Figure
 import pandas as pd
 
-from rlhf_jax.figures import matched, style, tables, words
+from rlhf_jax.figures import at_one_kl, style, tables, words
 
 TITLE = 'Every way to combine two rewards'
 INPUTS = ('results.csv',)
@@ -26,8 +26,8 @@ def _methods(frame: pd.DataFrame) -> list[str]:
 def table(evaluation_dir: str) -> pd.DataFrame:
   """Differences from raw at the matched KL for every method."""
   results = tables.load(evaluation_dir, 'results.csv')
-  own = results[results['property'] == matched.PROPERTY]
-  return matched.table(results, _methods(own))
+  own = results[results['property'] == at_one_kl.PROPERTY]
+  return at_one_kl.table(results, _methods(own))
 
 
 def _sorted(frame: pd.DataFrame) -> list[str]:
@@ -43,7 +43,7 @@ def _sorted(frame: pd.DataFrame) -> list[str]:
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """A row per method, best first, and a panel per measure."""
-  return matched.draw(
+  return at_one_kl.draw(
       frame,
       _sorted(frame),
       title=f'{TITLE}, at equal KL',
@@ -59,8 +59,8 @@ def caption(frame: pd.DataFrame) -> list[str]:
       'Joint quality of each method minus that of the sum of raw rewards, exact'
       ' optima at equal KL. ' + style.seeds_note(frame, 'Bars')
   ]
-  out += matched.sentences(frame, methods, {})
-  for metric, title, rows in matched.panels(frame):
+  out += at_one_kl.sentences(frame, methods, {})
+  for metric, title, rows in at_one_kl.panels(frame):
     if metric == 'win_rate':
       continue
     gains = rows[rows['quantity'] == 'difference'].set_index('method')['mean']

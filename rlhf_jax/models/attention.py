@@ -9,8 +9,8 @@ from jax import ad_checkpoint
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax.models import attention_kernels
-from rlhf_jax.models.lm_config import LMConfig
+from rlhf_jax.models import kernels
+from rlhf_jax.models.config import LMConfig
 
 
 def make_self_attention(
@@ -24,14 +24,14 @@ def make_self_attention(
   """
   length = mask.shape[1]
   check_length(length, cfg)
-  if kernel := attention_kernels.find(length, cfg):
+  if kernel := kernels.find(length, cfg):
     return lambda q, k, v, is_local: kernel(q, k, v, mask, is_local, cfg)
   full = causal(mask)
   local = within_window(full, positions, positions, cfg)
 
   def attend(q, k, v, is_local):
     out = attention(q, k, v, by_layer(is_local, full, local), cfg)
-    return ad_checkpoint.checkpoint_name(out, attention_kernels.RESIDUALS)
+    return ad_checkpoint.checkpoint_name(out, kernels.RESIDUALS)
 
   return attend
 

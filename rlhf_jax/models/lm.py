@@ -22,12 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax import sharding
-from rlhf_jax.models import (
-    attention,
-    attention_kernels,
-    chunks,
-    transformer,
-)
+from rlhf_jax.models import attention, chunks, kernels, transformer
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.ops import kl as kl_ops
 from rlhf_jax.ops import logprobs as logprobs_ops
@@ -261,7 +256,7 @@ def _rematted(layer, cfg):
     # Attention's output, by name: its products have batch axes.
     policy = policies.save_from_both_policies(
         policies.dots_with_no_batch_dims_saveable,
-        policies.save_only_these_names(attention_kernels.RESIDUALS),
+        policies.save_only_these_names(kernels.RESIDUALS),
     )
   return jax.checkpoint(layer, policy=policy)
 

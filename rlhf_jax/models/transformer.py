@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from rlhf_jax.models import attention_kernels
-from rlhf_jax.models.lm_config import LMConfig
+from rlhf_jax.models import kernels
+from rlhf_jax.models.config import LMConfig
 from rlhf_jax.types import Params
 
 # attend(q, k, v) -> (output with the shape of q, anything to carry).
@@ -110,7 +110,7 @@ def rounded(x: Float[Array, '...'], cfg: LMConfig) -> Float[Array, '...']:
   Devices of a `tensor` axis then send each other half the bytes, once for all
   projections that read it. A CPU's fast products have float32 results.
   """
-  on_tpu = attention_kernels.platform() == 'tpu'
+  on_tpu = kernels.platform() == 'tpu'
   return x.astype(cfg.dtype) if on_tpu else x
 
 

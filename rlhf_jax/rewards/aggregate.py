@@ -12,8 +12,10 @@ it, and `@register` it; its name is its name in a config.
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
+from rlhf_jax.ops.log1mexp import log1mexp as log1mexp
+
 # Importing it registers its aggregators.
-from rlhf_jax.rewards import probability as probability
+from rlhf_jax.rewards import logic as logic
 from rlhf_jax.rewards.aggregator_registry import Aggregator as Aggregator
 from rlhf_jax.rewards.aggregator_registry import (
     cone,
@@ -27,7 +29,6 @@ from rlhf_jax.rewards.aggregator_registry import (
 from rlhf_jax.rewards.aggregator_registry import get as get
 from rlhf_jax.rewards.aggregator_registry import names as names
 from rlhf_jax.rewards.aggregator_registry import register as register
-from rlhf_jax.rewards.log_probability import log1mexp as log1mexp
 from rlhf_jax.rewards.options import check_positive
 
 

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
+from rlhf_jax.ops.log1mexp import log1mexp
 from rlhf_jax.rewards import aggregate, transforms
-from rlhf_jax.rewards.log_probability import log1mexp
 from rlhf_jax.rewards.references import Reference
 from rlhf_jax.types import Metrics
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from rlhf_jax.ops import masked
+from rlhf_jax.ops.log1mexp import log1mexp
 from rlhf_jax.rewards.link_registry import (
     clean,
     Link,
@@ -15,7 +16,6 @@ from rlhf_jax.rewards.link_registry import (
     Loss,
 )
 from rlhf_jax.rewards.link_registry import register as register_link
-from rlhf_jax.rewards.log_probability import log1mexp
 from rlhf_jax.rewards.options import check_positive
 from rlhf_jax.rewards.references import Reference
 from rlhf_jax.rewards.transform_registry import centered_reward, register

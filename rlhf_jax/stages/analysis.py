@@ -18,13 +18,14 @@ import ml_collections
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.data import world as world_lib
-from rlhf_jax.data import world_samples
+from rlhf_jax.data.world import samples
+from rlhf_jax.data.world import world as world_lib
 from rlhf_jax.evaluation import diagnostics, independence
 from rlhf_jax.exact import enumerated, gaussian, tilted
+from rlhf_jax.measure import spaces as study_lib
 from rlhf_jax.rewards import references as references_lib
-from rlhf_jax.stages import common, inputs, tables
-from rlhf_jax.stages import study as study_lib
+from rlhf_jax.stages import tables
+from rlhf_jax.study import common, inputs
 
 FIELDS = (
     *tables.FIELDS,
@@ -243,7 +244,7 @@ class Pair:
     prompt = np.repeat(self._ids, c.num_responses)
     rows, curves = [], {}
     for i, rho in enumerate(c.rhos):
-      judged = world_samples.sample_judgements(
+      judged = samples.sample_judgements(
           study.world,
           study.rewards,
           prompt,

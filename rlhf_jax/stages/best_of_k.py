@@ -14,9 +14,10 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax.exact import best_of_k, tilted
-from rlhf_jax.stages import common, drawing, evaluate, inputs, scorers
-from rlhf_jax.stages import judgements as judgements_lib
-from rlhf_jax.stages import study as study_lib
+from rlhf_jax.measure import features as judgements_lib
+from rlhf_jax.measure import spaces as study_lib
+from rlhf_jax.stages import evaluate
+from rlhf_jax.study import common, drawing, inputs, scorers
 
 FIELDS = (*evaluate.FIELDS, 'best_of_k')
 

@@ -29,12 +29,13 @@ import os
 
 import ml_collections
 
-from rlhf_jax.data import hh, hh_hub, preferences, world_samples
-from rlhf_jax.data import ratings as ratings_lib
 from rlhf_jax.data import tokenizer as tokenizer_lib
-from rlhf_jax.data import world as world_lib
+from rlhf_jax.data.text import hh, hub, preferences
+from rlhf_jax.data.text import ratings as ratings_lib
+from rlhf_jax.data.world import samples
+from rlhf_jax.data.world import world as world_lib
 from rlhf_jax.rewards import links
-from rlhf_jax.stages import common, inputs
+from rlhf_jax.study import common, inputs
 
 FIELDS = (
     'seed',
@@ -157,14 +158,12 @@ def _write_world(config, out, progress):
           for text, held_out in zip(world.prompts, world.is_eval, strict=True)
       ],
   )
-  prompt, response = world_samples.sample_demonstrations(
-      world, c.num_demonstrations
-  )
+  prompt, response = samples.sample_demonstrations(world, c.num_demonstrations)
   _write_rows(
       os.path.join(out, 'demonstrations.jsonl'),
       _demonstration_rows(world, prompt, response),
   )
-  held_out = world_samples.sample_held_out_demonstrations(world)
+  held_out = samples.sample_held_out_demonstrations(world)
   _write_rows(
       os.path.join(out, 'held_out_demonstrations.jsonl'),
       _demonstration_rows(world, *held_out),
@@ -200,7 +199,7 @@ def _splits_of(what: str) -> tuple[str, ...]:
 def _world_pairs(config, world, reward, who):
   """Comparisons for a role, or for test or calibration: nobody's pairs."""
   c, unseen = config.world, who in ('test', 'calibration')
-  pairs = world_samples.sample_comparisons_with_ties(
+  pairs = samples.sample_comparisons_with_ties(
       world,
       reward,
       c.num_test_pairs if unseen else c.num_pairs,
@@ -209,21 +208,21 @@ def _world_pairs(config, world, reward, who):
       band=c.tie_band if data_kind(config) == 'ties' else 0.0,
       stream='calibration' if who == 'calibration' else '',
   )
-  rows = world_samples.to_comparisons(world, pairs)
+  rows = samples.to_comparisons(world, pairs)
   return _by_annotators(config, reward, rows, 'the world')
 
 
 def _world_ratings(config, world, reward, who):
   """Ratings for a role, or for test: nobody's, on held-out prompts."""
   c, held_out = config.world, who == 'test'
-  ratings = world_samples.sample_ratings(
+  ratings = samples.sample_ratings(
       world,
       reward,
       c.num_test_pairs if held_out else c.num_ratings,
       role='held_out' if held_out else who,
       prompts=world.eval_prompts if held_out else None,
   )
-  rows = world_samples.to_ratings(world, ratings)
+  rows = samples.to_ratings(world, ratings)
   return _by_annotators(config, reward, rows, 'the world')
 
 
@@ -276,7 +275,7 @@ def _read_comparisons(config, reward, out):
   c = config.data
   where = os.path.join(c.path, c.files[reward])
   if c.source == 'hub':
-    hh_hub.fetch(c.path, c.files[reward], split=c.hh_split)
+    hub.fetch(c.path, c.files[reward], split=c.hh_split)
   if c.source in ('hh', 'hub'):
     rows, counts = hh.load_hh(
         c.path,

@@ -16,11 +16,13 @@ import numpy as np
 import pandas as pd
 
 from rlhf_jax.exact import enumerated, tilted
-from rlhf_jax.stages import common, responses, sampled, trained
-from rlhf_jax.stages import judgements as judgements_lib
-from rlhf_jax.stages import matched as matched_lib
+from rlhf_jax.measure import features as judgements_lib
+from rlhf_jax.measure import matched as matched_lib
+from rlhf_jax.measure import optimality as trained
+from rlhf_jax.measure import responses, sampled
+from rlhf_jax.measure import spaces as study_lib
 from rlhf_jax.stages import policy as policy_stage
-from rlhf_jax.stages import study as study_lib
+from rlhf_jax.study import common
 
 FIELDS = (
     *policy_stage.FIELDS,

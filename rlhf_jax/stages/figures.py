@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from rlhf_jax.figures import build, report
+from rlhf_jax.figures import make
+from rlhf_jax.report import report
 from rlhf_jax.rewards import references, transforms
-from rlhf_jax.stages import analysis, best_of_k, common, evaluate, inputs
+from rlhf_jax.stages import analysis, best_of_k, evaluate
+from rlhf_jax.study import common, inputs
 
 FIELDS = (
     *evaluate.FIELDS,
@@ -98,7 +100,7 @@ def wanted(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     names += ['C1', 'G1'] + (['I1'] if len(config.rewards) > 1 else [])
   names += ['F10'] if set(config.regimes) - {_GROWTH} else []
   names += ['N1'] if _GROWTH in config.regimes else []
-  return tuple(name for name in build.NAMES if name in names)
+  return tuple(name for name in make.NAMES if name in names)
 
 
 def _read(workdir: str, stage, config, name: str) -> pd.DataFrame:
@@ -217,7 +219,7 @@ def run(
     inputs.registered(method.transform)  # those of projects are drawn as well
   write('transforms', transform_table())
   progress(1, 3)
-  build.build(evaluation, os.path.join(workdir, 'figures'), names)
+  make.build(evaluation, os.path.join(workdir, 'figures'), names)
   progress(2, 3)
   report.write_report(workdir, os.path.join(workdir, 'report.html'))
   progress(3, 3)

@@ -12,16 +12,12 @@ import ml_collections
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.evaluation import judge as judge_lib
-from rlhf_jax.models import judge as judge_model
-from rlhf_jax.stages import (
-    common,
-    inputs,
-    language_models,
-    samples,
-    verdicts,
-)
+from rlhf_jax.evaluation import pairwise as judge_lib
+from rlhf_jax.models import pairwise as judge_model
 from rlhf_jax.stages import policy as policy_stage
+from rlhf_jax.stages import samples, verdicts
+from rlhf_jax.study import common, inputs
+from rlhf_jax.study import models as language_models
 
 FIELDS = (*samples.FIELDS, 'judge')
 narrowed = policy_stage.narrowed  # with this run's method and property alone

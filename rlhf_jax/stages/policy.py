@@ -16,15 +16,11 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from rlhf_jax import checkpoint, train_state
+from rlhf_jax import checkpoint, preemption, train_state
 from rlhf_jax import metrics as metrics_lib
-from rlhf_jax.stages import (
-    common,
-    exports,
-    language_models,
-    policy_setup,
-    preemption,
-)
+from rlhf_jax.stages import policy_setup
+from rlhf_jax.study import common, models
+from rlhf_jax.study import export as exports
 
 Tree = Any  # of arrays
 FIELDS = (
@@ -128,7 +124,7 @@ class Output:
     )
     checkpoint.save_params(self.folder, state.params['policy'])
     if c.export:
-      params = language_models.merged(state.params['policy'], s.base, c.train)
+      params = models.merged(state.params['policy'], s.base, c.train)
       exports.export(os.path.join(self.folder, 'huggingface'), params, s.config)
 
 

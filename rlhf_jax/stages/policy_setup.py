@@ -21,12 +21,16 @@ from rlhf_jax import train_state
 from rlhf_jax.learners import interface
 from rlhf_jax.models import heads
 from rlhf_jax.rewards import references as references_lib
-from rlhf_jax.stages import (
+from rlhf_jax.stages import policy_steps
+from rlhf_jax.study import (
     inputs,
-    language_models,
-    policy_config,
-    policy_steps,
     scorers,
+)
+from rlhf_jax.study import (
+    learner as policy_config,
+)
+from rlhf_jax.study import (
+    models as language_models,
 )
 from rlhf_jax.types import Params
 

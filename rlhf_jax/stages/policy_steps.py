@@ -15,7 +15,7 @@ from rlhf_jax.learners import interface
 from rlhf_jax.models import adapters, heads, lm
 from rlhf_jax.rewards import aggregate, penalties
 from rlhf_jax.rewards import objective as objective_lib
-from rlhf_jax.stages import inputs, scorers
+from rlhf_jax.study import inputs, scorers
 
 
 @functools.lru_cache(maxsize=8)

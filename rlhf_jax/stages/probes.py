@@ -17,7 +17,7 @@ import numpy as np
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax import optim, processes, sharding
 from rlhf_jax.models import probe
-from rlhf_jax.stages import common, inputs, reward_functions
+from rlhf_jax.study import common, inputs, reward_functions
 from rlhf_jax.types import Params, PreferenceBatch
 
 _WIDTH = 64  # columns of a batch are a multiple of it

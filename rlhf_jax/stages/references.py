@@ -23,7 +23,7 @@ from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.learners import quantile_regression
 from rlhf_jax.models import heads
 from rlhf_jax.rewards import references as references_lib
-from rlhf_jax.stages import common, drawing, inputs, scorers
+from rlhf_jax.study import common, drawing, inputs, scorers
 from rlhf_jax.types import Rollout
 
 FIELDS = (

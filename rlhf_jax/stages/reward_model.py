@@ -16,20 +16,22 @@ import ml_collections
 import numpy as np
 import optax
 
-from rlhf_jax import checkpoint, optim, sharding, train_state
+from rlhf_jax import checkpoint, optim, preemption, sharding, train_state
 from rlhf_jax import metrics as metrics_lib
-from rlhf_jax.data import batching, preferences
+from rlhf_jax.data import batching
+from rlhf_jax.data.text import preferences
 from rlhf_jax.learners import reward_model as learner
 from rlhf_jax.models import adapters, heads
 from rlhf_jax.rewards import bradley_terry, calibration, links
-from rlhf_jax.stages import (
+from rlhf_jax.stages import probes
+from rlhf_jax.study import (
     common,
     inputs,
-    language_models,
-    preemption,
-    probes,
     reward_data,
     reward_functions,
+)
+from rlhf_jax.study import (
+    models as language_models,
 )
 from rlhf_jax.types import PreferenceBatch
 

@@ -13,8 +13,8 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax.models import lm
-from rlhf_jax.stages import common, drawing, inputs, scorers
 from rlhf_jax.stages import policy as policy_stage
+from rlhf_jax.study import common, drawing, inputs, scorers
 
 FIELDS = (*policy_stage.FIELDS, 'samples')
 _SFT_STREAM, _POLICY_STREAM = 2, 4

@@ -11,12 +11,13 @@ import os
 import jax
 import ml_collections
 
-from rlhf_jax import checkpoint, optim, sharding, train_state
+from rlhf_jax import checkpoint, optim, preemption, sharding, train_state
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.data import batching
 from rlhf_jax.learners import sft as learner
 from rlhf_jax.models import adapters, lm
-from rlhf_jax.stages import common, inputs, language_models, preemption
+from rlhf_jax.study import common, inputs
+from rlhf_jax.study import models as language_models
 
 FIELDS = ('seed', 'rewards', 'data', 'world', 'sft')
 

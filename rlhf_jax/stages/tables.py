@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import enumeration
-from rlhf_jax.stages import common, inputs, scorers
+from rlhf_jax.study import common, inputs, scorers
 
 FIELDS = (
     'seed',

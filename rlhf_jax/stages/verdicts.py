@@ -14,7 +14,7 @@ import typing
 import numpy as np
 
 from rlhf_jax import processes
-from rlhf_jax.evaluation import judge as judge_lib
+from rlhf_jax.evaluation import pairwise as judge_lib
 
 
 class Judged(typing.NamedTuple):

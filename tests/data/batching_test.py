@@ -5,8 +5,9 @@ import jax
 import numpy as np
 
 from rlhf_jax import types
-from rlhf_jax.data import batching, preferences, ratings
+from rlhf_jax.data import batching
 from rlhf_jax.data import tokenizer as tokenizer_lib
+from rlhf_jax.data.text import preferences, ratings
 
 TOKENIZER = tokenizer_lib.WordTokenizer(list('abcdef'))  # a = 3, .., f = 8
 

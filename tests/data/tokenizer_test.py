@@ -4,8 +4,8 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from rlhf_jax.data import tokenizer as tokenizer_lib
-from rlhf_jax.data import world as world_lib
-from rlhf_jax.data import world_rules as rules
+from rlhf_jax.data.world import rules
+from rlhf_jax.data.world import world as world_lib
 
 
 class WordTokenizerTest(parameterized.TestCase):

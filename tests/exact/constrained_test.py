@@ -6,8 +6,9 @@ from absl.testing import absltest, parameterized
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.exact import constrained, tilted
+from rlhf_jax.exact import tilted
 from rlhf_jax.rewards import aggregate
+from tests.reference import constrained
 from tests.reference import exact_numpy as twin
 
 

@@ -8,7 +8,8 @@ import time
 import jax
 import pytest
 
-from rlhf_jax.stages import common, graph
+from rlhf_jax.launch import graph
+from rlhf_jax.study import common
 from tests.stages import study, tiny
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))

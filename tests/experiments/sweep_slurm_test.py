@@ -8,9 +8,7 @@ import sys
 import jax
 import pytest
 
-from rlhf_jax.stages import (
-    common,
-)
+from rlhf_jax.study import common
 from tests.experiments import cluster, sweep_test
 from tests.stages import study, tiny
 

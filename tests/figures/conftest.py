@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rlhf_jax.figures import build
+from rlhf_jax.figures import make as build
 from tests.figures import synthetic
 
 ALL_LEARNERS = ('ppo', 'best_of', 'grpo', 'grpo_std', 'dpo', 'raft')

@@ -7,15 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from rlhf_jax.figures import (
-    build,
-    f4,
-    pairwise,
-    report,
-    resampling,
-    style,
-    tables,
-)
+from rlhf_jax.figures import evenness, make, resampling, style, tables
+from rlhf_jax.report import pairwise, report
 
 NAMES = ('F1', 'F4', 'F5', 'F6', 'F7')
 KLS = (0.5, 1.0, 1.5)
@@ -96,7 +89,7 @@ def run(tmp_path_factory):
   pd.DataFrame(joint, columns=columns('joint.csv', 'prompt', 'kind')).to_csv(
       folder / 'joint.csv', index=False
   )
-  build.build(str(folder), str(root / 'figures'), NAMES)
+  make.build(str(folder), str(root / 'figures'), NAMES)
   return root
 
 
@@ -151,7 +144,7 @@ def test_text_is_compared_at_the_kl_that_samples_reach(run):
 def test_f5_counts_what_text_has(run):
   frame = _figure(run, 'F5')
   assert set(frame['metric']) == {'num_list_items', 'refuses', 'num_words'}
-  assert 'refuse' in build.get('F5').caption(frame)[0]
+  assert 'refuse' in make.get('F5').caption(frame)[0]
 
 
 def test_f6_compares_best_of_k_within_prompts(run):
@@ -172,7 +165,7 @@ def test_f4_redraws_prompts_in_pairs(run):
   np.testing.assert_allclose(row['mean'], -sd)
   # Halving the spread of the same prompts is certain: no interval holds zero.
   assert (row['high'] < 0).all() and (row['low'] < -sd).all()
-  assert 'bootstrap' in f4.caption(frame)[0]
+  assert 'bootstrap' in evenness.caption(frame)[0]
 
 
 def test_the_bootstrap_knows_the_error_of_a_mean():

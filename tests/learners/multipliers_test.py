@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf_jax.exact import constrained, enumerated, tilted
+from rlhf_jax.exact import enumerated, tilted
 from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.stages import policy_steps
 from tests.learners import all_test, tabular
+from tests.reference import constrained
 
 KL_COEF = all_test.KL_COEF
 REF_PARAMS = all_test.REF_PARAMS

@@ -8,7 +8,7 @@ import pathlib
 
 import numpy as np
 
-from rlhf_jax.models import pretrained
+from rlhf_jax.models.hf import checkpoint
 
 FOLDER = pathlib.Path(__file__).parent / 'golden'
 NAMES = sorted(path.name for path in FOLDER.iterdir())
@@ -19,7 +19,7 @@ LMS = [name for name in NAMES if name not in SCORES]
 @functools.cache
 def load(name):
   """Parameters and config of a checkpoint; not to be changed in place."""
-  return pretrained.load(str(FOLDER / name))
+  return checkpoint.load(str(FOLDER / name))
 
 
 @functools.cache

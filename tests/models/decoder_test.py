@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_jax import enumeration
 from rlhf_jax.models import attention, cache, lm, transformer
-from rlhf_jax.models.lm_config import LMConfig, RopeScaling
+from rlhf_jax.models.config import LMConfig, RopeScaling
 from rlhf_jax.types import SamplingConfig
 from tests.models import checkpoints
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import attention_kernels, lm
 from rlhf_jax.models import cache as cache_lib
+from rlhf_jax.models import kernels, lm
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.types import SamplingConfig
 
@@ -123,7 +123,7 @@ def test_matches_numpy_twin(mode):
 @pytest.mark.parametrize('platform', ['cpu', 'tpu'])
 def test_bfloat16_is_close_to_float32(monkeypatch, platform):
   """On TPU, products are rounded to it as well."""
-  monkeypatch.setattr(attention_kernels, 'platform', lambda: platform)
+  monkeypatch.setattr(kernels, 'platform', lambda: platform)
   cfg = dataclasses.replace(CFG, dtype='bfloat16')
   batch = _batch()
 

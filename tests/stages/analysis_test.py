@@ -11,8 +11,9 @@ import pytest
 
 from rlhf_jax.evaluation import independence
 from rlhf_jax.exact import enumerated, tilted
-from rlhf_jax.stages import analysis, common, inputs
-from rlhf_jax.stages import study as study_lib
+from rlhf_jax.measure import spaces as study_lib
+from rlhf_jax.stages import analysis
+from rlhf_jax.study import common, inputs
 from tests.stages import tiny
 
 _RHOS = (-0.8, 0.0, 0.8)

@@ -8,10 +8,11 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from rlhf_jax.data import preferences, properties
-from rlhf_jax.data import ratings as ratings_lib
-from rlhf_jax.stages import common
+from rlhf_jax.data.text import preferences
+from rlhf_jax.data.text import ratings as ratings_lib
+from rlhf_jax.data.world import properties
 from rlhf_jax.stages import data as data_stage
+from rlhf_jax.study import common
 from tests.stages import tiny
 
 _REWARDS = ('helpful', 'harmless')

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax.stages import common, inputs, policy
+from rlhf_jax.stages import policy
+from rlhf_jax.study import common, inputs
 from tests import configs_test
 from tests.stages import study
 

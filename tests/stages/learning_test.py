@@ -5,7 +5,8 @@ import os
 import pandas as pd
 import pytest
 
-from rlhf_jax.stages import common, graph
+from rlhf_jax.launch import graph
+from rlhf_jax.study import common
 from tests.stages import study, tiny
 
 # What a learner must attain of the optimum's gain on its training prompts.

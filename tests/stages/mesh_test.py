@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax import checkpoint, sharding
-from rlhf_jax.stages import common, graph, language_models, provenance
+from rlhf_jax.launch import graph, provenance
+from rlhf_jax.study import common, models
 from tests.stages import study, tiny
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'models' / 'golden'
@@ -96,10 +97,10 @@ def test_a_mesh_that_does_not_fit_names_its_field(finished_study, tmp_path):
 
 def test_a_pretrained_model_is_read_onto_its_devices():
   folder = str(GOLDEN / 'qwen3')
-  want = language_models.load(folder, param_dtype='float32')
+  want = models.load(folder, param_dtype='float32')
   mesh = sharding.make_mesh(1, 4, 2)
   with jax.set_mesh(mesh):
-    got = language_models.load(folder, param_dtype='float32')
+    got = models.load(folder, param_dtype='float32')
   where = sharding.shardings(want, mesh)
   for a, b, place in zip(
       *map(jax.tree.leaves, (got, want, where)), strict=True

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from rlhf_jax import metrics as metrics_lib
-from rlhf_jax.stages import common, policy, trained
-from rlhf_jax.stages import study as study_lib
+from rlhf_jax.measure import optimality
+from rlhf_jax.measure import spaces as study_lib
+from rlhf_jax.stages import policy
+from rlhf_jax.study import common
 from tests.stages import study, tiny
 
 _THRESHOLD, _STEP_SIZE = -0.5, 0.25
@@ -81,7 +83,7 @@ def test_multipliers_survive_a_kill_to_the_bit(
 def test_optimality_is_under_the_weights_at_the_end(whole):
   made = study_lib.Study(_config(), whole, 'both')
   what = dict(property='both', method='lsc', learner='rloo', kl_coef=0.6)
-  _, row = trained.measured(made, what)
+  _, row = optimality.measured(made, what)
   ids = made.prompts.train_ids
   start = made.utility('lsc', ids)
   weights = _weights(os.path.join(whole, policy.folder(_config())))

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from rlhf_jax import checkpoint
-from rlhf_jax.data import preferences
-from rlhf_jax.models import hf_config, pretrained
-from rlhf_jax.models.lm_config import RopeScaling
-from rlhf_jax.stages import common, inputs, policy
+from rlhf_jax.data.text import preferences
+from rlhf_jax.models.config import RopeScaling
+from rlhf_jax.models.hf import checkpoint as pretrained
+from rlhf_jax.models.hf import config as hf_config
+from rlhf_jax.stages import policy
+from rlhf_jax.study import common, inputs
 from tests import configs_test
 from tests.stages import study, toy
 

@@ -9,7 +9,9 @@ import pytest
 
 from rlhf_jax import checkpoint
 from rlhf_jax import metrics as metrics_lib
-from rlhf_jax.stages import common, graph, inputs, policy, policy_steps, scorers
+from rlhf_jax.launch import graph
+from rlhf_jax.stages import policy, policy_steps
+from rlhf_jax.study import common, inputs, scorers
 from tests.stages import study, tiny
 
 

@@ -10,22 +10,19 @@ import numpy as np
 import pytest
 
 from rlhf_jax import checkpoint, train_state
-from rlhf_jax.data import hf_tokenizer
-from rlhf_jax.models import pretrained, probe
+from rlhf_jax.data.text import pretrained_tokenizer
+from rlhf_jax.models import probe
+from rlhf_jax.models.hf import checkpoint as pretrained
 from rlhf_jax.stages import (
-    common,
     data,
-    inputs,
     policy,
     policy_setup,
     references,
-    reward_functions,
     reward_model,
-    scorers,
     sft,
     tables,
-    validate,
 )
+from rlhf_jax.study import common, inputs, reward_functions, scorers, validate
 from tests.stages import study, tiny, toy
 
 LAST_N = {'how': 'last_n', 'last_n': 1}
@@ -402,7 +399,7 @@ def test_a_policy_of_a_checkpoint(made, tmp_path, learner, how):
   exported, cfg = pretrained.load(folder)
   assert all(equal(exported, params))
   assert cfg == toy.CFG
-  tokenizer = hf_tokenizer.load(folder)
+  tokenizer = pretrained_tokenizer.load(folder)
   mine = inputs.make_tokenizer(config).tokenizer
   assert tokenizer.fingerprint == mine.fingerprint
 

@@ -6,12 +6,13 @@ import os
 import numpy as np
 import pytest
 
-from rlhf_jax.data import world_rules
+from rlhf_jax.data.world import rules
 from rlhf_jax.rewards import references as references_lib
-from rlhf_jax.stages import common, inputs, references, scorers
+from rlhf_jax.stages import references
+from rlhf_jax.study import common, inputs, scorers
 from tests.stages import study, tiny
 
-_CANNED = world_rules.MOVES[0]
+_CANNED = rules.MOVES[0]
 
 
 def _config():
@@ -85,7 +86,7 @@ def test_quantiles_are_those_of_the_samples(made):
 def test_canned_is_the_reward_of_that_response(made):
   config, workdir, _ = made
   table = _table(config, workdir, 'helpful')
-  row = world_rules.response_index(np.array([[0] + [-1] * 2]))[0]
+  row = rules.response_index(np.array([[0] + [-1] * 2]))[0]
   np.testing.assert_allclose(
       _spec(made, 'helpful', 'canned'), table[:, row], rtol=1e-3, atol=1e-4
   )
@@ -129,11 +130,11 @@ def test_dataset_response_is_the_first_demonstration(made):
   }
   first |= held_out
   with_one = [i for i, p in enumerate(prompts.texts) if p in first]
-  ids = tokenizer.encode(' '.join(world_rules.MOVES))
+  ids = tokenizer.encode(' '.join(rules.MOVES))
   for i in {*with_one[::17], *prompts.eval_ids[::5]}:
     moves = [ids.index(t) for t in tokenizer.encode(first[prompts.texts[i]])]
     moves += [-1] * (config.data.max_response_tokens - len(moves))
-    row = world_rules.response_index(np.array([moves]))[0]
+    row = rules.response_index(np.array([moves]))[0]
     np.testing.assert_allclose(got[i], table[i, row], rtol=1e-3, atol=1e-4)
 
 

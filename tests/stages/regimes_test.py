@@ -5,7 +5,8 @@ import os
 import pandas as pd
 import pytest
 
-from rlhf_jax.stages import common, graph, validate
+from rlhf_jax.launch import graph
+from rlhf_jax.study import common, validate
 from tests.stages import tiny
 
 

@@ -10,7 +10,8 @@ import shutil
 
 import pytest
 
-from rlhf_jax.stages import common, graph
+from rlhf_jax.launch import graph
+from rlhf_jax.study import common
 from tests.stages import study, tiny
 
 _LSC = {'policy.method': 'lsc', 'policy.kl_coef': 0.6}

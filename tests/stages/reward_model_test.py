@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from rlhf_jax import train_state
-from rlhf_jax.data import world as world_lib
-from rlhf_jax.data import world_samples
+from rlhf_jax.data.world import samples
+from rlhf_jax.data.world import world as world_lib
 from rlhf_jax.learners import reward_model as learner
 from rlhf_jax.models import heads
 from rlhf_jax.rewards import calibration, links
-from rlhf_jax.stages import common, inputs, reward_model, validate
+from rlhf_jax.stages import reward_model
+from rlhf_jax.study import common, inputs, validate
 from tests.stages import tiny
 
 
@@ -158,7 +159,7 @@ def _tied_pairs():
   world = world_lib.make_world(
       0, world_lib.WorldConfig(max_moves=2, lazy_rate=0.0)
   )
-  pairs = world_samples.sample_comparisons_with_ties(
+  pairs = samples.sample_comparisons_with_ties(
       world, 'helpful', 10_000, role='reward_model', band=0.5
   )
   ids = lambda x: jnp.asarray(x)[:, None]

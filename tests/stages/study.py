@@ -9,7 +9,8 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import checkpoint
-from rlhf_jax.stages import common, graph, provenance, scheduler
+from rlhf_jax.launch import graph, provenance, scheduler
+from rlhf_jax.study import common
 from tests.stages import tiny
 
 # Records of when something was made, not of what was made.

@@ -9,10 +9,13 @@ import pandas as pd
 import pytest
 
 from rlhf_jax.exact import best_of_k, tilted
+from rlhf_jax.launch import graph
+from rlhf_jax.measure import features as judgements_lib
+from rlhf_jax.measure import optimality
+from rlhf_jax.measure import spaces as study_lib
 from rlhf_jax.stages import best_of_k as best_of_k_stage
-from rlhf_jax.stages import common, figures, graph, trained
-from rlhf_jax.stages import judgements as judgements_lib
-from rlhf_jax.stages import study as study_lib
+from rlhf_jax.stages import figures
+from rlhf_jax.study import common
 from tests.stages import study as shared
 from tests.stages import tiny
 
@@ -58,7 +61,7 @@ def test_every_task_is_done(finished_study):
 def test_columns(finished_study, results):
   names = 'property method learner kl_coef seed kl judge metric value'
   assert list(results.columns) == names.split()
-  names = list(trained.COLUMNS)
+  names = list(optimality.COLUMNS)
   assert list(_table(finished_study, 'optimality').columns) == names
   for name in ('prompts', 'prompt_values', 'joint', 'responses', 'transforms'):
     assert len(_table(finished_study, name))
@@ -235,7 +238,7 @@ def _run_of(config, finished_study, learner='ppo'):
   study = study_lib.Study(config, finished_study, 'both')
   what = next(
       w
-      for w in trained.runs(config)
+      for w in optimality.runs(config)
       if w['learner'] == learner and w['method'] == 'lsc'
   )
   return study, what
@@ -246,7 +249,7 @@ def test_shares_are_of_what_a_penalized_policy_was_trained_on(finished_study):
   plain, what = _run_of(tiny.get_config(), finished_study)
   train = plain.prompts.train_ids
   length = jnp.asarray(plain.world.lengths + 1.0)[None]  # and EOS
-  without = trained.measured(plain, what)[1]
+  without = optimality.measured(plain, what)[1]
   assert without['objective'] == 'tilted'
   for how in ('raw', 'utility'):
     penalty = {'kind': 'length', 'how': how, 'coef': 0.5}
@@ -263,7 +266,7 @@ def test_shares_are_of_what_a_penalized_policy_was_trained_on(finished_study):
     np.testing.assert_allclose(
         study.penalized_utility('lsc', train), utility, rtol=1e-5, atol=1e-5
     )
-    row = trained.measured(study, what)[1]
+    row = optimality.measured(study, what)[1]
     np.testing.assert_allclose(
         row['gap'], row['kl_coef'] * row['kl_to_optimum'], atol=5e-4
     )
@@ -285,7 +288,7 @@ def test_no_shares_without_an_optimum(
 ):
   config = common.with_overrides(tiny.get_config(), {f'policy.{field}': value})
   study, what = _run_of(config, finished_study, learner)
-  row = trained.measured(study, what)[1]
+  row = optimality.measured(study, what)[1]
   for share in ('objective_share', 'held_out_share', 'frontier_share', 'gap'):
     assert np.isfinite(row[share]) == known
   assert np.isfinite(row['kl']) and row['seconds'] > 0

@@ -10,9 +10,10 @@ import pathlib
 
 import jax
 
-from rlhf_jax.models import lm, pretrained
-from rlhf_jax.models.lm_config import LMConfig
-from tests.data import tiny_bpe
+from rlhf_jax.models import lm
+from rlhf_jax.models.config import LMConfig
+from rlhf_jax.models.hf import checkpoint as pretrained
+from tests.data.text import tiny_bpe
 from tests.stages import tiny
 
 CFG = LMConfig(

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from rlhf_jax.evaluation import judge as judge_lib
+from rlhf_jax.evaluation import pairwise as judge_lib
 from rlhf_jax.stages import verdicts
 
 

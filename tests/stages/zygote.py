@@ -40,7 +40,8 @@ def run_killed(stage, overrides, workdir, at, what):
       or folder appears under a name that ends with `what`.
     what: see `at`.
   """
-  from rlhf_jax.stages import common, graph
+  from rlhf_jax.launch import graph
+  from rlhf_jax.study import common
   from tests.stages import tiny
 
   def progress(done, total):
@@ -72,7 +73,9 @@ def run_told(stage, overrides, workdir, at, signals):
     at: the step.
     signals: numbers of those it gets, one after the other.
   """
-  from rlhf_jax.stages import common, graph, preemption
+  from rlhf_jax import preemption
+  from rlhf_jax.launch import graph
+  from rlhf_jax.study import common
   from tests.stages import tiny
 
   def progress(done, total):
@@ -122,8 +125,6 @@ def _serve(cache):
   from absl import app, flags  # noqa: F401
   from ml_collections import config_flags  # noqa: F401
   import tqdm  # noqa: F401
-
-  from rlhf_jax.stages import provenance, scheduler, validate  # noqa: F401
 
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)

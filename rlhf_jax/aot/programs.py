@@ -1,0 +1,384 @@
+"""The programs that a study spends its time in, at their shapes, without arrays.
+
+They are the very functions that the stages run, with the shapes of what they are
+given and where each part of it lies on a mesh. So they can be compiled for devices
+that are not there, and for weights that are nowhere.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from rlhf_jax import sharding, train_state
+from rlhf_jax.aot import flops
+from rlhf_jax.launch import graph
+from rlhf_jax.learners import sft as sft_learner
+from rlhf_jax.models import adapters, heads, lm
+from rlhf_jax.models.config import LMConfig
+from rlhf_jax.rewards import links
+from rlhf_jax.stages import policy_setup, policy_steps, reward_model, sft
+from rlhf_jax.study import (
+    common,
+    inputs,
+    reward_functions,
+    scorers,
+)
+from rlhf_jax.study import (
+    learner as policy_config,
+)
+from rlhf_jax.study import (
+    models as language_models,
+)
+from rlhf_jax.types import PreferenceBatch, SamplingConfig
+
+NAMES = ('sft', 'reward_model', 'rollout', 'score', 'update')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+  """A jitted function and the shapes of its arguments.
+
+  Attributes:
+    fn: with `lower`; its arguments are placed on a mesh, which must be that of
+      the context when it is lowered.
+    args: of jax.ShapeDtypeStruct.
+    useful_flops: operations of the products it cannot do without, on all
+      devices together; of attention, those of visible pairs.
+    remat_flops: of those that remat='full' does a second time; what less of it
+      repeats is little.
+    most_trips: how often its one loop of unknown length runs at most.
+    shared_bytes: of `args` on a device, what is given twice and lies there once.
+  """
+
+  name: str
+  fn: Callable
+  args: tuple
+  useful_flops: float
+  remat_flops: float = 0.0
+  most_trips: int = 1
+  shared_bytes: float = 0.0
+
+  def lower(self):
+    return self.fn.lower(*self.args)
+
+
+def build(
+    config: ml_collections.ConfigDict,
+    shape: LMConfig,
+    mesh: jax.sharding.Mesh,
+    *,
+    num_prompts: int,
+) -> list[Program]:
+  """The programs of NAMES that the study has stages for.
+
+  Args:
+    config: of a study whose models all start from one checkpoint.
+    shape: of that checkpoint.
+    mesh: where everything lies.
+    num_prompts: alignment prompts on the devices.
+
+  Raises:
+    ConfigError: the study has no policy, or its models no checkpoint.
+  """
+  for name in ('sft', 'reward_model'):
+    if 'width' in config[name].lm or config[name].train.how == 'probe':
+      raise common.ConfigError(
+          f'{name} is a random model or a probe: only models on a checkpoint'
+          ' whose layers are trained are compiled here.'
+      )
+  first = next((t for t in graph.tasks(config) if t.stage == 'policy'), None)
+  if first is None:
+    raise common.ConfigError('The study trains no policy: set policy.sweep.')
+  with jax.set_mesh(mesh):
+    return _Builder(
+        graph.task_config(config, first), shape, mesh, num_prompts
+    ).build()
+
+
+class _Builder:
+  """The shapes that programs share."""
+
+  def __init__(self, config, shape, mesh, num_prompts):
+    self._config = config
+    self._mesh = mesh
+    self._num_prompts = num_prompts
+    self._lm_cfg = language_models.with_numbers(shape, config.sft)
+    self._reward_cfg = language_models.with_numbers(shape, config.reward_model)
+    self._prompt = config.data.max_prompt_tokens
+    self._response = config.sampling.max_tokens or (
+        config.data.max_response_tokens
+    )
+    self._sampling = SamplingConfig(
+        num_tokens=self._response,
+        temperature=config.sampling.temperature,
+        eos_id=1,
+        pad_id=0,
+    )
+
+  def build(self) -> list[Program]:
+    found = []
+    if self._config.sft.train.how != 'none':
+      found.append(self._sft())
+    return [*found, self._reward_model(), *self._policy()]
+
+  # Parameters.
+
+  def _base(self, cfg, dtype):
+    """The checkpoint's parameters."""
+
+    def make():
+      params = lm.init(jax.random.key(0), cfg)
+      return jax.tree.map(lambda a: a.astype(dtype), params)
+
+    return jax.eval_shape(make)
+
+  def _params(self, tree):
+    return sharding.abstract(tree)
+
+  def _rows(self, tree):
+    return sharding.placed(tree, sharding.rows(tree, self._mesh))
+
+  def _state(self, trained, tx, init_fn):
+    return self._params(jax.eval_shape(lambda p: init_fn(p, tx), trained))
+
+  def _tokens(self, rows, length):
+    return (
+        jax.ShapeDtypeStruct((rows, length), jnp.int32),
+        jax.ShapeDtypeStruct((rows, length), jnp.bool_),
+    )
+
+  def _texts(self, rows):
+    """Prompts and responses as they are in files."""
+    length = self._config.data.max_response_tokens
+    return self._tokens(rows, self._prompt), self._tokens(rows, length)
+
+  # Programs.
+
+  def _sft(self) -> Program:
+    c = self._config.sft
+    cfg = dataclasses.replace(
+        self._lm_cfg, lora_scale=language_models.scale_of(c.train)
+    )
+    base = self._base(cfg, c.param_dtype)
+    trained, frozen = jax.eval_shape(
+        lambda p: language_models.split(
+            language_models.prepared(jax.random.key(0), p, c.train), c.train
+        ),
+        base,
+    )
+    fn, tx = sft.compiled_step(
+        cfg, self._sampling, _steps(c.optim), c.num_microbatches, c.chunk_size
+    )
+    prompt, response = self._texts(c.batch_size)
+    batch = sft_learner.Demonstrations(
+        prompt_tokens=prompt[0],
+        prompt_mask=prompt[1],
+        response_tokens=response[0],
+        response_mask=response[1],
+    )
+    state = self._state(trained, tx, train_state.init_train_state)
+    one = self._pass(cfg, c.batch_size, scored=True)
+    return self._training('sft', fn, (state, frozen, batch), one, c.train, cfg)
+
+  def _training(self, name, fn, args, one, train, cfg) -> Program:
+    """A supervised step: a pass of `one` FLOPs and its gradient."""
+    state, frozen, batch = args
+    return Program(
+        name=name,
+        fn=fn,
+        args=(state, self._params(frozen), self._rows(batch)),
+        useful_flops=one * (1 + _backward(train, cfg)),
+        remat_flops=one * (cfg.remat == 'full'),
+    )
+
+  def _reward_params(self):
+    c = self._config.reward_model
+    cfg = dataclasses.replace(
+        self._reward_cfg, lora_scale=language_models.scale_of(c.train)
+    )
+    base = self._base(cfg, c.param_dtype)
+
+    def make(base):
+      key = jax.random.key(0)
+      params = heads.from_trunk(key, base, cfg, copy=False)
+      params = language_models.prepared(key, params, c.train)
+      return language_models.split(params, c.train)
+
+    trained, frozen = jax.eval_shape(make, base)
+    fn = reward_functions.RewardFunction(lm_cfg=cfg, readout=c.readout)
+    return fn, trained, frozen
+
+  def _reward_model(self) -> Program:
+    c = self._config.reward_model
+    reward_fn, trained, frozen = self._reward_params()
+    link = links.get(inputs.registered(c.link))
+    trained['link'] = jax.eval_shape(
+        lambda: jax.tree.map(jnp.float32, link.init())
+    )
+    fn, _, tx = reward_model.compiled_step(
+        reward_fn,
+        _steps(c.optim, link_lr_factor=c.link_lr_factor),
+        link.name,
+        c.margin,
+        c.center_coef,
+        c.num_microbatches,
+    )
+    prompt, response = self._texts(c.batch_size)
+    batch = PreferenceBatch(
+        prompt_tokens=prompt[0],
+        prompt_mask=prompt[1],
+        chosen_tokens=response[0],
+        chosen_mask=response[1],
+        rejected_tokens=response[0],
+        rejected_mask=response[1],
+        valid=jax.ShapeDtypeStruct((c.batch_size,), jnp.bool_),
+    )
+    state = self._state(trained, tx, train_state.init_train_state)
+    cfg, args = reward_fn.lm_cfg, (state, frozen, batch)
+    one = self._pass(cfg, 2 * c.batch_size, scored=False)
+    return self._training('reward_model', fn, args, one, c.train, cfg)
+
+  def _policy(self) -> list[Program]:
+    """Rollout, the score of one reward model, and the learner's update."""
+    c = self._config.policy
+    cfg = dataclasses.replace(
+        self._lm_cfg, lora_scale=language_models.scale_of(c.train)
+    )
+    learner = policy_config.learner_of(c.learner)
+    trained, frozen, reference = jax.eval_shape(
+        functools.partial(
+            policy_setup.initial, self._config, value=learner.needs_value
+        ),
+        self._base(cfg, self._config.sft.param_dtype),
+    )
+    policy_params = adapters.combine(trained['policy'], frozen['policy'])
+    rollout_program = self._rollout(cfg, policy_params)
+    rollout, _ = jax.eval_shape(rollout_program.fn, *rollout_program.args)
+    rollout = self._rows(rollout)
+    return [
+        rollout_program,
+        self._score(rollout),
+        self._update(cfg, learner, trained, frozen, reference, rollout),
+    ]
+
+  def _rollout(self, cfg, params) -> Program:
+    c = self._config.policy
+    fn = policy_steps.compiled_rollout(
+        cfg, self._sampling, c.prompts_per_step, c.samples_per_prompt
+    )
+    prompts = self._rows(self._tokens(self._num_prompts, self._prompt))
+    seed, step = (
+        jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.uint32, jnp.int32)
+    )
+    return Program(
+        name='rollout',
+        fn=fn,
+        args=(self._params(params), {}, *prompts, seed, step),
+        useful_flops=self._rollout_flops(cfg),
+        most_trips=self._response - 1,
+    )
+
+  def _score(self, rollout) -> Program:
+    fn, trained, frozen = self._reward_params()
+    return Program(
+        name='score',
+        fn=scorers.compiled_reward(fn),
+        args=(
+            self._params(adapters.combine(trained, frozen)),
+            jax.ShapeDtypeStruct((), jnp.float32),
+            *scorers.tokens_of(rollout),
+        ),
+        useful_flops=self._pass(fn.lm_cfg, _num_rows(rollout), scored=False),
+    )
+
+  def _update(
+      self, cfg, learner, trained, frozen, reference, rollout
+  ) -> Program:
+    c = self._config.policy
+    update_cfg = policy_config.update_config(learner, c)
+    fn, tx = policy_steps.compiled_update(
+        learner,
+        cfg,
+        self._sampling,
+        _steps(c.optim),
+        update_cfg,
+        c.chunk_size or None,
+    )
+    state = self._state(
+        trained,
+        tx,
+        functools.partial(train_state.init_policy_state, kl_coef=0.0, seed=0),
+    )
+    num_rows = _num_rows(rollout)
+    utility = self._rows(jax.ShapeDtypeStruct((num_rows,), jnp.float32))
+    reference = self._params(reference)
+    epochs = getattr(update_cfg, 'num_epochs', 1)
+    gradient = 1 + _backward(c.train, cfg)
+    one = self._pass(cfg, num_rows, scored=True)
+    # The policy and its reference once, and then what is differentiated.
+    useful, remat = (2 + epochs * gradient) * one, epochs * one
+    if learner.needs_value:
+      value = self._pass(cfg, num_rows, scored=False)
+      useful += (1 + epochs * gradient) * value
+      remat += epochs * value
+    shared = sharding.device_bytes(reference) if c.train.how == 'lora' else 0.0
+    return Program(
+        name='update',
+        fn=fn,
+        args=(state, self._params(frozen), reference, rollout, utility),
+        useful_flops=useful,
+        remat_flops=remat * (cfg.remat == 'full'),
+        shared_bytes=shared,
+    )
+
+  def _pass(self, cfg, rows, *, scored: bool) -> float:
+    length = self._prompt + self._response
+    return flops.forward(
+        cfg,
+        rows=rows,
+        length=length,
+        context=flops.visible(cfg, length),
+        scored=self._response if scored else 0,
+    )
+
+  def _rollout_flops(self, cfg) -> float:
+    """Each prompt once, and then the responses a token at a time."""
+    c = self._config.policy
+    slots = self._prompt + self._response - 1
+    prefill = flops.forward(
+        cfg,
+        rows=c.prompts_per_step,
+        length=self._prompt,
+        context=flops.visible(cfg, self._prompt),
+        scored=0,
+    )
+    decode = flops.forward(
+        cfg,
+        rows=c.prompts_per_step * c.samples_per_prompt,
+        length=self._response - 1,
+        context=slots,
+        scored=self._response,
+    )
+    return prefill + decode
+
+
+def _num_rows(rollout) -> int:
+  return rollout.response_mask.shape[0]
+
+
+def _steps(optim, **more):
+  """An optimizer's numbers, hashable; its schedule's length changes no shape."""
+  return tuple(sorted({**optim, 'num_steps': 1_000, **more}.items()))
+
+
+def _backward(train, cfg: LMConfig) -> float:
+  """Passes' worth of a gradient: of the states, and of the weights trained."""
+  if train.how == 'full':
+    return 2.0
+  if train.how == 'last_n':
+    return 2.0 * train.last_n / cfg.num_layers
+  return 1.0  # adapters' own products are thin

@@ -1,0 +1,110 @@
+"""What a working directory says of itself: config, environment, results."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import ml_collections
+import pandas as pd
+
+from rlhf_jax.study import common
+
+_PACKAGES = (
+    'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy',
+    'ml-collections', 'tensorflow-datasets', 'matplotlib', 'pandas',
+)  # fmt: skip
+
+
+def environment() -> dict:
+  """Versions, machine, command line and git revision."""
+  root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+
+  def git(*words):
+    try:
+      return subprocess.run(
+          ('git', '-C', root, *words),
+          capture_output=True,
+          text=True,
+          check=True,
+      ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+      return ''
+
+  return {
+      'python': platform.python_version(),
+      'platform': platform.platform(),
+      'cores': len(os.sched_getaffinity(0))
+      if hasattr(os, 'sched_getaffinity')
+      else os.cpu_count(),
+      'packages': {
+          name: importlib.metadata.version(name) for name in _PACKAGES
+      },
+      'git_revision': git('rev-parse', 'HEAD') or 'unknown',
+      'git_dirty': bool(git('status', '--porcelain')),
+      'command': ' '.join(sys.argv),
+  }
+
+
+def claim(
+    config: ml_collections.ConfigDict, workdir: str, *, overwrite: bool
+) -> None:
+  """Makes `workdir` this config's, or raises if it is another's."""
+  path = os.path.join(workdir, 'config.json')
+  new = common.record(config)
+  if os.path.exists(path) and not overwrite:
+    try:
+      with open(path) as f:
+        found = [
+            d
+            for d in common.differences(json.load(f), new)
+            if not d.startswith('mesh')  # it decides no result
+        ]
+    except ValueError as e:
+      raise common.WorkdirError(
+          f'{path} is not JSON ({e}): pass --overwrite to replace it.'
+      ) from e
+    if found:
+      raise common.WorkdirError(
+          f'{workdir} belongs to another config: {"; ".join(found[:3])}'
+          f'{"; ..." if len(found) > 3 else ""}. Choose another --workdir, or'
+          ' pass --overwrite to remake what differs.'
+      )
+  common.write_json(path, new)
+  common.write_json(os.path.join(workdir, 'environment.json'), environment())
+
+
+def summary(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Prints reward-model accuracies, shares of the optimum, and where to look."""
+  for seed in config.seeds:
+    for role in ('reward_model', 'evaluator'):
+      for reward in config.rewards:
+        path = os.path.join(
+            workdir,
+            f'seed_{seed}',
+            'reward_model',
+            f'{reward}_{role}',
+            'results.json',
+        )
+        if os.path.exists(path):
+          test = common.read_json(path, 'reward_model')['test']
+          ece = test['ece']  # null where the link's probability is another
+          print(
+              f'seed {seed} {role:12s} {reward:9s} accuracy'
+              f' {test["accuracy"]:.3f} +- {test["accuracy_se"]:.3f} on'
+              f' {test["pairs"]} held-out pairs (longer wins'
+              f' {test["longer_wins"]:.3f}, shorter {test["shorter_wins"]:.3f}'
+              + ('' if ece is None else f'; ECE {ece:.3f}')
+              + ')'
+          )
+  path = os.path.join(workdir, 'evaluation', 'optimality.csv')
+  if os.path.exists(path):
+    frame = pd.read_csv(path)
+    print('\nShare of the exact optimum, (J - J_sft) / (J* - J_sft), on the')
+    print('training prompts:')
+    print(frame.round(3).to_string(index=False))
+  for name in ('figures', 'evaluation', 'report.html'):
+    if os.path.exists(os.path.join(workdir, name)):
+      print(os.path.join(workdir, name))

@@ -1,0 +1,314 @@
+"""The runs that a config's `sweep()` lists, as jobs: which, after which others.
+
+A run that sets fields of RUN alone is a policy of the study in the working
+directory. Runs that set any other field to the same values are a study of their
+own, in a folder named by them. A study is cut into jobs: what the policies of a
+seed need, each policy, what else the seed has, and what comes after policies.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import difflib
+import functools
+import os
+import re
+import sys
+import time
+import traceback
+from typing import Any, TextIO
+
+import ml_collections
+
+from rlhf_jax import preemption, processes
+from rlhf_jax.launch import graph, scheduler
+from rlhf_jax.study import common, validate
+
+RUN = (
+    'seed',
+    'policy.property',
+    'policy.method',
+    'policy.learner',
+    'policy.kl_coef',
+)
+_OF_A_RUN = ('policy', 'samples', 'judge')  # stages made for one policy
+_LISTS = ('seeds', 'policy_seeds', 'policy.sweep')
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """A config and its folder in the working directory; '' is the directory."""
+
+  name: str
+  config: ml_collections.ConfigDict
+  tasks: tuple[graph.Task, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """Tasks of a study that one process runs, one after the other.
+
+  Attributes:
+    name: which no other job of the sweep has.
+    config: of the study, as plain values.
+    workdir: of the study.
+    tasks: from graph.tasks, each after those it needs.
+    needs: names of the jobs that have to be done before.
+  """
+
+  name: str
+  config: dict[str, Any]
+  workdir: str
+  tasks: tuple[graph.Task, ...]
+  needs: tuple[str, ...]
+
+  def is_done(self) -> bool:
+    """Whether all outputs are there."""
+    config = ml_collections.ConfigDict(self.config).lock()
+    return all(
+        common.is_done(
+            graph.STAGES[task.stage],
+            graph.task_config(config, task),
+            self.workdir,
+        )
+        for task in self.tasks
+    )
+
+
+def studies(
+    config: ml_collections.ConfigDict, runs: list[dict[str, Any]]
+) -> list[Study]:
+  """The studies that `runs` belong to.
+
+  Raises:
+    ConfigError: a run that is listed twice, that its study does not have, or that
+      cannot be.
+  """
+  if not runs:
+    raise common.ConfigError('sweep() lists no runs: launch.py runs a study.')
+  found: dict[str, tuple[dict, list]] = {}
+  for i, overrides in enumerate(runs):
+    run, rest = _split(config, overrides, f'sweep()[{i}], {overrides},')
+    name = ','.join(f'{k}={_word(v)}' for k, v in sorted(rest.items()))
+    first, listed = found.setdefault(name, (rest, []))
+    if first != rest:
+      raise common.ConfigError(
+          f'sweep(): {first} and {rest} would share the folder {name}, which'
+          ' tells values apart by letters, digits and .+- alone.'
+      )
+    if run in listed:
+      raise common.ConfigError(f'sweep() lists {overrides} twice.')
+    listed.append(run)
+  return [
+      _study(config, rest, [r for r in listed if r], name)
+      for name, (rest, listed) in found.items()
+  ]
+
+
+def _word(value: Any) -> str:
+  """`value` in the name of a folder."""
+  return re.sub(r'[^\w.+-]+', '_', f'{value}').strip('_')
+
+
+def _split(config, overrides, where):
+  """The fields of RUN, all of them or none, and the other overrides."""
+  for path in overrides:
+    _get(config, path, where)
+  rest = {k: v for k, v in overrides.items() if k not in RUN}
+  if len(rest) == len(overrides):
+    return {}, rest
+  if set(overrides) - set(rest) == {'seed'}:
+    raise common.ConfigError(
+        f"{where} sets seed, that of one stage: set 'seeds': (1,) for a study of"
+        ' another seed, or policy.property, method, learner or kl_coef as well'
+        ' for a policy.'
+    )
+  if twice := sorted(set(rest) & set(_LISTS)):
+    raise common.ConfigError(
+        f'{where} is one policy, whose study has no other: leave out {twice}.'
+    )
+  run = {k: overrides.get(k, _get(config, k, where)) for k in RUN}
+  return run, rest
+
+
+def _get(config, path, where):
+  """The field `path`."""
+  for part in path.split('.'):
+    known = config if isinstance(config, ml_collections.ConfigDict) else ()
+    if part not in known:
+      near = difflib.get_close_matches(part, known)
+      hint = f'; did you mean {near[0]}?' if near else '.'
+      raise common.ConfigError(f'{where} there is no field {path}{hint}')
+    config = config[part]
+  return config
+
+
+def _study(config, rest, runs, name):
+  """The study with the overrides `rest` and the policies `runs`."""
+  lists = {}
+  if rest and runs:
+    seeds = tuple(sorted({run['seed'] for run in runs}))
+    policies = dict.fromkeys(tuple(run[k] for k in RUN[1:]) for run in runs)
+    sweep = tuple((*policy[:3], (policy[3],)) for policy in policies)
+    lists = dict(zip(_LISTS, (seeds, seeds, sweep), strict=True))
+  try:
+    config = common.with_overrides(config, rest | lists)
+    validate.validate(config)
+  except (TypeError, ValueError) as e:
+    raise common.ConfigError(f'sweep(): {name or "the study"}: {e}') from e
+  tasks = tuple(graph.tasks(config))
+  have = [t.overrides for t in tasks if t.stage == 'policy']
+  if unknown := [run for run in runs if run not in have]:
+    raise common.ConfigError(
+        f'sweep() lists {unknown[0]}, which is no policy of the study: add it to'
+        ' policy.sweep, or its seed to policy_seeds.'
+    )
+  if lists and len(have) != len(runs):
+    extra = next(run for run in have if run not in runs)
+    raise common.ConfigError(
+        f'sweep(): the seeds of {name} have different policies: list {extra} as'
+        ' well.'
+    )
+  return Study(name, config, tasks)
+
+
+def jobs(study: Study, workdir: str) -> list[Job]:
+  """The jobs of a study, each after those it needs."""
+  tasks = study.tasks
+  # Of every task the policies it comes after, and whether a policy needs it.
+  after: dict[str, set[str]] = {}
+  for task in tasks:
+    after[task.name] = set().union(*(after[name] for name in task.needs))
+    after[task.name] |= {task.name} if task.stage == 'policy' else set()
+  of_a_run = lambda t: t.stage in _OF_A_RUN and len(after[t.name]) == 1
+  before: set[str] = set()
+  for task in reversed(tasks):
+    if of_a_run(task) or task.name in before:
+      before |= set(task.needs)
+
+  groups: dict[str, list[graph.Task]] = {}
+  job_of: dict[str, str] = {}
+  for task in tasks:
+    if of_a_run(task):
+      (group,) = after[task.name]
+    elif after[task.name] or 'seed' not in task.overrides:
+      group = 'finish'
+    else:
+      kind = 'shared' if task.name in before else 'rest'
+      group = f'seed_{task.overrides["seed"]}/{kind}'
+    job_of[task.name] = os.path.join(study.name, group)
+    groups.setdefault(job_of[task.name], []).append(task)
+
+  def job(name):
+    needs = (job_of[n] for task in groups[name] for n in task.needs)
+    return Job(
+        name=name,
+        config=study.config.to_dict(),
+        workdir=os.path.normpath(os.path.join(workdir, study.name)),
+        tasks=tuple(groups[name]),
+        needs=tuple(dict.fromkeys(n for n in needs if n != name)),
+    )
+
+  # What comes last may have been met before the last policy.
+  last = os.path.join(study.name, 'finish')
+  return [job(name) for name in sorted(groups, key=lambda name: name == last)]
+
+
+def log_path(root: str, job: Job) -> str:
+  """The log of a job; of all its attempts."""
+  return os.path.join(root, 'sweep', f'{job.name}.log')
+
+
+def _status_path(root: str, job: Job) -> str:
+  return os.path.join(root, 'sweep', f'{job.name}.json')
+
+
+def read_status(root: str, job: Job) -> dict[str, Any]:
+  """What a job said last: its `state`, `task`, `progress` or `error`."""
+  path = _status_path(root, job)
+  return common.read_json(path, job.name) if os.path.exists(path) else {}
+
+
+def write_status(root: str, job: Job, **status: Any) -> None:
+  """Says how a job is doing, where `read_status` finds it."""
+  common.write_json(_status_path(root, job), status)
+
+
+def clear_status(root: str, job: Job) -> None:
+  """Forgets what was said of an earlier attempt."""
+  if os.path.exists(_status_path(root, job)):
+    os.remove(_status_path(root, job))
+
+
+def reporter(
+    root: str, at: list[tuple[Job, graph.Task]], seen: Callable[[], None]
+) -> common.Progress:
+  """Says of jobs how far they are with a task, and calls `seen`; at times."""
+  last = 0.0
+
+  def progress(done, total):
+    nonlocal last
+    if time.time() - last < 1:
+      return
+    last = time.time()
+    for job, task in at:
+      write_status(
+          root, job, state='running', task=task.name, progress=f'{done}/{total}'
+      )
+    seen()
+
+  return progress
+
+
+def run(root: str, job: Job, *, overwrite: bool) -> None:
+  """Runs a job as what this process is for: all it prints goes into its log.
+
+  Raises:
+    SystemExit: code 1 if a task failed, preemption.EXIT_CODE if told to leave.
+  """
+  path = log_path(root, job)
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+  os.dup2(log, 1)
+  os.dup2(log, 2)
+  try:
+    work(root, job, sys.stdout, overwrite=overwrite)
+  except Exception as e:  # pylint: disable=broad-exception-caught
+    raise SystemExit(1) from e
+
+
+def work(
+    root: str,
+    job: Job,
+    log: TextIO,
+    *,
+    overwrite: bool,
+    seen: Callable[[], None] = lambda: None,
+) -> None:
+  """Runs the tasks of a job; says how it goes, and how it ended."""
+  say = functools.partial(write_status, root, job)
+  config = ml_collections.ConfigDict(job.config).lock()
+  task = None
+  try:
+    for task in job.tasks:
+      begin = time.time()
+      say(state='running', task=task.name)
+      ran = scheduler.run_task(
+          config,
+          task,
+          job.workdir,
+          reporter(root, [(job, task)], seen),
+          overwrite=overwrite,
+      )
+      took = f'{time.time() - begin:.1f} s' if ran else 'done'
+      if processes.is_main():
+        print(f'{task.name}: {took}', file=log, flush=True)
+    say(state='done')
+  except preemption.Preempted:
+    say(state='stopped', task=task and task.name)
+    raise
+  except Exception as e:  # pylint: disable=broad-exception-caught
+    traceback.print_exc(file=log)
+    say(state='failed', error=f'{task.name}: {e}')
+    if processes.count() > 1:
+      processes.leave(e)
+    raise

@@ -1,0 +1,148 @@
+"""Measuring trained policies: how near the exact optimum they came."""
+
+import dataclasses
+import os
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from rlhf_jax.exact import enumerated, tilted
+from rlhf_jax.learners import registry
+from rlhf_jax.measure import spaces as study_lib
+from rlhf_jax.stages import policy as policy_stage
+from rlhf_jax.stages import tables as tables_stage
+from rlhf_jax.study import common, inputs
+from rlhf_jax.study import learner as policy_config
+
+COLUMNS = (
+    'property',
+    'method',
+    'learner',
+    'objective',
+    'kl_coef',
+    'seed',
+    'kl',
+    'objective_share',
+    'held_out_share',
+    'frontier_share',
+    'gap',
+    'kl_to_optimum',
+    'seconds',
+    'num_steps',
+)
+
+
+def runs(config: ml_collections.ConfigDict) -> list[dict]:
+  """The policy runs of this seed and property, as the sweep lists them."""
+  if config.seed not in config.policy_seeds:
+    return []
+  return [
+      dict(
+          property=p,
+          method=method,
+          learner=policy_config.learner_of(learner).name,
+          kl_coef=kl_coef,
+      )
+      for p, method, learner, kl_coefs in config.policy.sweep
+      for kl_coef in kl_coefs
+      if p == config.evaluate.property
+  ]
+
+
+def measured(
+    study: study_lib.Study, what: dict
+) -> tuple[jnp.ndarray, dict[str, float | int | str]]:
+  """A trained policy's held-out log-probabilities, and its optimality row.
+
+  Shares and gaps are of J = E[u] - kl_coef KL with u as the policy was trained on
+  it, less its penalty; NaN where training had no such J (see `has_optimum`).
+  `objective` says whether the learner converges to the optimum of J at all.
+  """
+  folder = os.path.join(
+      study.workdir,
+      common.seed_folder(study.config),
+      'policy',
+      policy_stage.run_name(*what.values()),
+  )
+  params = inputs.load_policy_params(study.config, study.workdir, folder)
+  prompts = study.prompts
+  logprobs = jnp.asarray(
+      tables_stage.policy_logprobs(
+          study.config, params, prompts.tokens, prompts.mask
+      )
+  )
+  training = common.read_json(os.path.join(folder, 'training.json'), 'policy')
+  train, held_out = prompts.train_ids, prompts.eval_ids
+  learner = registry.get(what['learner'])
+  if what['method'] in study.methods and has_optimum(
+      study.config.policy, learner
+  ):
+    # Under the weights it ended with: multipliers may have moved.
+    weights = common.read_json(os.path.join(folder, 'weights.json'), 'policy')
+    row = optimality(
+        logprobs[train],
+        jnp.asarray(study.tables['sft'][train]),
+        study.penalized_utility(what['method'], train, weights),
+        kl_coef=what['kl_coef'],
+    )
+    share = tilted.objective_share(
+        logprobs[held_out],
+        study.ref_logprobs,
+        study.penalized_utility(what['method'], held_out, weights),
+        kl_coef=what['kl_coef'],
+    )
+    row['held_out_share'] = float(share)
+  else:  # as a utility of whole batches, which no one response has
+    row = dict.fromkeys(COLUMNS, np.nan)
+    row['kl'] = float(
+        tilted.sequence_kl(
+            logprobs[train], jnp.asarray(study.tables['sft'][train])
+        ).mean()
+    )
+  row |= what | {'seed': study.config.seed, 'objective': learner.objective}
+  row |= {name: training[name] for name in ('seconds', 'num_steps')}
+  return logprobs[held_out], row
+
+
+def has_optimum(c: ml_collections.ConfigDict, learner) -> bool:
+  """Whether a learner under config.policy maximises E[u] - kl_coef KL.
+
+  Not with a kl_coef that is steered, an entropy bonus or a discount, of learners
+  that have them.
+  """
+  fields = {f.name for f in dataclasses.fields(learner.config_class)}
+  return not (
+      ('kl_target' in fields and c.kl_target > 0)
+      or ('entropy_coef' in fields and c.entropy_coef > 0)
+      or ('gamma' in fields and c.gamma < 1)
+  )
+
+
+def optimality(logprobs, ref_logprobs, utility, *, kl_coef) -> dict[str, float]:
+  """How near a policy [x y] is to the optimum of J = E[u] - kl_coef KL.
+
+    objective_share: (J - J_0) / (J* - J_0)
+    gap:             J* - J, which is kl_coef KL(pi || pi*)
+    kl_to_optimum:   KL(pi || pi*)
+    frontier_share:  (E_pi[u] - E_0[u]) / (E_f[u] - E_0[u]), with f the optimum
+                     of whatever kl_coef spends the same KL as pi
+
+  The last one judges what a policy made of the KL it spent, and not how much
+  it spent; NaN where no optimum spends as much.
+  """
+  kl = tilted.sequence_kl(logprobs, ref_logprobs).mean()
+  optimum = tilted.tilted_logprobs(ref_logprobs, utility, kl_coef=kl_coef)
+  best = tilted.optimal_objective(ref_logprobs, utility, kl_coef=kl_coef).mean()
+  got = tilted.objective(logprobs, ref_logprobs, utility, kl_coef=kl_coef)
+  mean = lambda p: enumerated.expectation(p, utility).mean()
+  start = mean(ref_logprobs)
+  same_kl = tilted.frontier(ref_logprobs, utility, kl[None], min_kl_coef=1e-3)
+  attainable = mean(same_kl.logprobs[0]) - start
+  return {
+      'kl': float(kl),
+      'objective_share': float((got.mean() - start) / (best - start)),
+      'gap': float(best - got.mean()),
+      'kl_to_optimum': float(tilted.sequence_kl(logprobs, optimum).mean()),
+      'frontier_share': float((mean(logprobs) - start) / attainable),
+  }

@@ -1,0 +1,70 @@
+"""What a language model says of trained policies against the SFT policy."""
+
+import pandas as pd
+
+from rlhf_jax.figures import style, tables, words
+from rlhf_jax.report import page
+
+JUDGE = 'lm_judge'
+
+
+def table(results: pd.DataFrame) -> pd.DataFrame:
+  """A row for each policy and question; no row where no judge was asked.
+
+  win_rate, flip_rate (the two orders disagree) and position_bias (towards the
+  response that is shown first) as `tables.interval`, in columns NAME.STATISTIC.
+  """
+  rows = results[results['judge'] == JUDGE]
+  if not len(rows):
+    return rows
+  rows = rows.assign(
+      question=rows['metric'].str.partition('/')[2],
+      measure=rows['metric'].str.partition('/')[0],
+  )
+  by = ['property', 'question', 'learner', 'method', 'kl_coef']
+  out = []
+  for key, own in rows.groupby(by, sort=False):
+    row = dict(zip(by, key, strict=True), kl=own['kl'].mean())
+    for measure, values in own.groupby('measure', sort=False):
+      found = tables.interval(values['value'].dropna())
+      row |= {f'{measure}.{name}': v for name, v in found.items()}
+    out.append(row)
+  return pd.DataFrame(out)
+
+
+def section(results: pd.DataFrame) -> page.Markup | None:
+  """The table with what it means; None where no judge was asked."""
+  found = table(results)
+  if not len(found):
+    return None
+  body = [
+      (
+          f'{style.label(r["learner"])} {style.short(r["method"])},'
+          f' kl_coef {r["kl_coef"]:g} (KL {words.number(r["kl"], 2)})',
+          r['question'] or r['property'],
+          *(words.level(_of(r, m)) for m in _MEASURES),
+          f'{r["win_rate.num_seeds"]:.0f}',
+      )
+      for _, r in found.iterrows()
+  ]
+  unit = tables.unit(results)
+  return page.join(
+      page.tag(
+          'p',
+          'A language model was shown a response of the policy and one of SFT to'
+          ' the same prompt, in both orders. A win is a preference over the mean of'
+          ' both; flips are pairs on which the orders disagree; bias is the'
+          ' probability given to the response shown first, less one half.'
+          f' Intervals: 95%, over {unit}.',
+      ),
+      page.table(
+          ['policy', 'question', 'wins', 'flips', 'position bias', unit], body
+      ),
+  )
+
+
+_MEASURES = ('win_rate', 'flip_rate', 'position_bias')
+
+
+def _of(row, measure: str) -> dict[str, float]:
+  return {name: row[f'{measure}.{name}'] for name in ('mean', 'low', 'high')}

@@ -1,0 +1,152 @@
+"""Responses of SFT, raw and LSC to one prompt, side by side, for the report.
+
+The rows of responses.csv as one small tree inside the page; the page's script
+shows one prompt of it at a time, and puts every text in as text.
+"""
+
+import os
+
+import pandas as pd
+
+from rlhf_jax.figures import style, tables
+from rlhf_jax.report import page
+
+COLUMNS = 'property seed prompt method learner kl draw response text'.split()
+METHODS = ('sft', 'raw', 'lsc')
+# Column prefix, head of the column on the page, and how it is written.
+_SCORES = {
+    'centered': ('r − r_ref', '{:+.2f}'),
+    'utility': ('log σ', '{:+.2f}'),
+    'gold': ('gold', '{:+.2f}'),
+    'evaluator': ('evaluator', '{:.0%}'),
+}
+
+
+def load(evaluation_dir: str) -> pd.DataFrame:
+  """responses.csv of the first seed; an empty frame when there is no file.
+
+  Words stay words: a response that reads "NA" or "1" is a response.
+  """
+  path = os.path.join(evaluation_dir, 'responses.csv')
+  if not os.path.exists(path) or not os.path.getsize(path):
+    return pd.DataFrame(columns=COLUMNS)
+  names = list(pd.read_csv(path, nrows=0).columns)
+  if missing := sorted(set(COLUMNS) - set(names)):
+    raise ValueError(f'{path}: no column {missing}.')
+  scores = [n for n in names if '/' in n]
+  rows = pd.read_csv(
+      path,
+      dtype={n: str for n in ('property', 'prompt', 'response', 'text')},
+      keep_default_na=False,
+      na_values={n: [''] for n in scores},
+  )
+  return rows[rows['seed'] == rows['seed'].min()]
+
+
+def tree(rows: pd.DataFrame) -> list[dict]:
+  """The rows as the page's script reads them, a dict for each property.
+
+  name, label   of the property
+  rewards       labels of its rewards
+  scores        heads of the columns of scores
+  methods       {name, note} with learner and KL, in the order of METHODS
+  prompts       {text, answers}; answers[method][draw] = {moves, text, scores}
+                and scores[reward][column] is text, '' where missing
+  """
+  return [
+      _property(name, rows[rows['property'] == name])
+      for name in tables.present(rows, 'property', tables.PROPERTIES)
+  ]
+
+
+def _property(name: str, rows: pd.DataFrame) -> dict:
+  columns = [
+      c for c in rows.columns if '/' in c and rows[c].notna().any()
+  ]  # other properties have other rewards
+  rewards = list(dict.fromkeys(c.split('/', 1)[1] for c in columns))
+  kinds = [k for k in _SCORES if any(c.startswith(f'{k}/') for c in columns)]
+  methods = tables.present(rows, 'method', METHODS)
+  first = rows.drop_duplicates('method').set_index('method')
+  return {
+      'name': name,
+      'label': style.label(name),
+      'rewards': [style.label(r) for r in rewards],
+      'scores': [_SCORES[k][0] for k in kinds],
+      'methods': [
+          {'name': m, 'label': style.label(m), 'note': _note(first.loc[m])}
+          for m in methods
+      ],
+      'prompts': [
+          {
+              'text': prompt,
+              'answers': [
+                  [
+                      _answer(row, rewards, kinds)
+                      for row in own[own['method'] == m].to_dict('records')
+                  ]
+                  for m in methods
+              ],
+          }
+          for prompt, own in rows.groupby('prompt', sort=False)
+      ],
+  }
+
+
+def _note(row: pd.Series) -> str:
+  if row['learner'] == 'sft':
+    return 'KL 0'
+  return f'{style.label(row["learner"])}, KL {float(row["kl"]):.2f} nats'
+
+
+def _answer(row: dict, rewards: list[str], kinds: list[str]) -> dict:
+  def score(kind, reward):
+    value = row.get(f'{kind}/{reward}')
+    if pd.isna(value):
+      return ''
+    # A rounded -0.001 is zero, and has no sign of its own.
+    return _SCORES[kind][1].format(round(value, 2) + 0.0)
+
+  return {
+      'moves': row['response'],
+      'text': row['text'],
+      'scores': [[score(k, r) for k in kinds] for r in rewards],
+  }
+
+
+def section(evaluation_dir: str) -> page.Markup:
+  """The browser: its controls, an empty place, and the data it shows."""
+  properties = tree(load(evaluation_dir))
+  if not properties:
+    return page.tag('p', 'No responses were kept.')
+  num_prompts = len(properties[0]['prompts'])
+  return page.join(
+      page.tag(
+          'p',
+          f'Responses drawn to all {num_prompts} held-out prompts of the first'
+          ' seed; none was selected. All policies use the same random numbers.'
+          ' For each reward: r − r_ref, in logits above the 85% quantile of'
+          ' the prompt under SFT; log σ(r − r_ref), which LSC sums; gold'
+          ' quality above its own 85% quantile; and how often the held-out'
+          ' evaluator prefers the response to one of SFT.',
+      ),
+      page.tag(
+          'form',
+          _select('browser-property', 'Aligned for'),
+          _select('browser-prompt', 'Prompt'),
+          page.tag('button', 'Previous', type='button', id='browser-previous'),
+          page.tag('button', 'Next', type='button', id='browser-next'),
+          page.tag('a', 'Link to this', href='#responses', id='browser-link'),
+          class_='controls',
+      ),
+      page.tag('p', id='browser-text', class_='prompt', aria_live='polite'),
+      page.tag('div', id='browser', class_='responses'),
+      page.tag(
+          'noscript',
+          page.tag('p', 'Without JavaScript, see evaluation/responses.csv.'),
+      ),
+      page.data('browser-data', properties),
+  )
+
+
+def _select(id: str, label: str) -> page.Markup:
+  return page.tag('label', f'{label} ', page.tag('select', id=id), for_=id)

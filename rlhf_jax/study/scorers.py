@@ -1,0 +1,227 @@
+"""r(x, y) of every reward, whatever it is that scores it.
+
+A reward is learned from comparisons, known (gold, in the world), or given by a
+rule. Learners, references and tables see one function of prompts and responses.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import ml_collections
+import numpy as np
+
+from rlhf_jax import enumeration, sharding
+from rlhf_jax.data.world import rules
+from rlhf_jax.data.world import world as world_lib
+from rlhf_jax.models import probe
+from rlhf_jax.stages import data as data_stage
+from rlhf_jax.study import common, inputs, reward_functions
+from rlhf_jax.types import Rollout
+
+# (prompt rows [b], rollout) -> [b]; a row is a prompt's place in prompts.json.
+Scorer = Callable[[jax.Array | np.ndarray, Rollout], Array]
+
+
+@functools.lru_cache(maxsize=8)
+def compiled_reward(reward_fn):
+  """Jitted `reward(params, scale, prompt and response tokens and masks)`."""
+
+  def reward(params, scale, *tokens):
+    return scale * reward_fn(params, *tokens)
+
+  return jax.jit(reward)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_table(reward_fn, sampling, moves):
+  """Jitted rewards [x y] of every response, by a learned model."""
+
+  def rewards(params, scale, tokens, mask):
+    return scale * enumeration.enumerate_rewards(
+        params,
+        tokens,
+        mask,
+        reward_fn.lm_cfg,
+        readout=reward_fn.readout,
+        sampling=sampling,
+        moves=jnp.array(moves),
+    )
+
+  return jax.jit(rewards)
+
+
+@functools.lru_cache(maxsize=32)
+def _rule(name: str):
+  """The jitted function that MODULE:NAME names."""
+  module, _, function = name.rpartition(':')
+  if not module:
+    raise common.ConfigError(
+        f'Unknown scorer {name!r}; it is learned, gold, or MODULE:NAME.'
+    )
+  found = getattr(importlib.import_module(module), function, None)
+  if found is None:
+    raise common.ConfigError(f'{module} has no function {function!r}.')
+  return jax.jit(
+      lambda scale, *tokens: scale * found(*tokens).astype(jnp.float32)
+  )
+
+
+def _how(
+    config: ml_collections.ConfigDict, reward: str, role: str
+) -> tuple[str, np.float32]:
+  """What scores a reward, and a factor on it; evaluators are always learned."""
+  if role != 'reward_model':
+    return 'learned', np.float32(1.0)
+  how = config.scorers.get(reward, 'learned')
+  return how, np.float32(config.reward_scales.get(reward, 1.0))
+
+
+def _gold_table(config, reward) -> np.ndarray:
+  if config.data.source != 'world':
+    raise common.ConfigError(
+        f'scorers.{reward}=gold needs data.source=world, where gold is known.'
+    )
+  return world_lib.oracle_reward(data_stage.make_world(config), reward)
+
+
+def response_indices(tokens, mask, tokenizer) -> np.ndarray:
+  """Where each response [b t] stands among all responses of the world."""
+  first = inputs.move_ids(tokenizer)[0]
+  moves = np.where(mask & (tokens != tokenizer.eos_id), tokens - first, -1)
+  return rules.response_index(moves)
+
+
+def load(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    reward: str,
+    role: str = 'reward_model',
+) -> Scorer:
+  """The scorer of a reward, with its weights read; or an evaluator of it."""
+  how, scale = _how(config, reward, role)
+  tokenizer = inputs.make_tokenizer(config)
+  if how == 'learned':
+    fn = compiled_reward(reward_functions.of(config, role))
+    params = inputs.load_reward_params(config, workdir, reward, role)
+    return lambda rows, rollout: fn(params, scale, *tokens_of(rollout))
+  if how == 'gold':
+    table = scale * _gold_table(config, reward)
+
+    def known(rows, rollout):
+      index = response_indices(
+          sharding.to_host(rollout.response_tokens),
+          sharding.to_host(rollout.response_mask),
+          tokenizer,
+      )
+      return jnp.asarray(table[sharding.to_host(rows), index])
+
+    return known
+  rule = _rule(how)
+  return lambda rows, rollout: rule(scale, *tokens_of(rollout))
+
+
+def load_all(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    rewards: Sequence[str],
+    role: str = 'reward_model',
+) -> Callable[[jax.Array | np.ndarray, Rollout], dict[str, Array]]:
+  """`load` of several rewards at once, as one function.
+
+  Probes on the same states of one trunk share one pass through it.
+  """
+  reward_fn = reward_functions.of(config, role)
+  others, probes, scales, trunk = {}, {}, {}, None
+  for name in rewards:
+    how, scale = _how(config, name, role)
+    if how != 'learned' or not reward_fn.pooling:
+      others[name] = load(config, workdir, name, role)
+      continue
+    params = inputs.load_reward_params(config, workdir, name, role)
+    probes[name] = reward_functions.probe_of(params)
+    trunk, scales[name] = {'trunk': params['trunk']}, scale
+  fn = _compiled_probes(reward_fn)
+
+  def score(rows, rollout):
+    found = {name: other(rows, rollout) for name, other in others.items()}
+    if probes:
+      found |= fn(trunk, probes, scales, *tokens_of(rollout))
+    return {name: found[name] for name in rewards}
+
+  return score
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_probes(reward_fn):
+  """Jitted rewards of probes on one trunk, by name."""
+
+  def rewards(trunk, probes, scales, *tokens):
+    x = reward_fn.features(trunk, *tokens)
+    return {n: scales[n] * probe.score(p, x) for n, p in probes.items()}
+
+  return jax.jit(rewards)
+
+
+def tokens_of(rollout: Rollout):
+  """Prompt tokens and mask, response tokens and mask."""
+  return (
+      rollout.prompt_tokens,
+      rollout.prompt_mask,
+      rollout.response_tokens,
+      rollout.response_mask,
+  )
+
+
+def table(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    reward: str,
+    role: str,
+    prompts: inputs.Prompts,
+    ids: np.ndarray,
+) -> Float[np.ndarray, 'x y']:
+  """The reward of every response to the prompts `ids`.
+
+  Evaluators are always learned; only the reward models may be something else.
+  """
+  how, scale = _how(config, reward, role)
+  tokenizer = inputs.make_tokenizer(config)
+  sampling = inputs.sampling_config(config, tokenizer, temperature=1.0)
+  moves = inputs.move_ids(tokenizer)
+  tokens, mask = prompts.tokens[ids], prompts.mask[ids]
+  if how == 'gold':
+    return scale * _gold_table(config, reward)[ids]
+  if how == 'learned':
+    fn = _compiled_table(reward_functions.of(config, role), sampling, moves)
+    params = inputs.load_reward_params(config, workdir, reward, role)
+    return in_chunks(
+        functools.partial(fn, params, np.float32(scale)), tokens, mask, 32
+    )
+  responses, valid = enumeration.all_responses(
+      jnp.array(moves), sampling=sampling
+  )
+
+  def one(tokens, mask):
+    spread = lambda a: jnp.broadcast_to(a, (len(responses), a.shape[-1]))
+    return _rule(how)(scale, spread(tokens), spread(mask), responses, valid)
+
+  return np.stack(
+      [sharding.to_host(one(tokens[i], mask[i])) for i in range(len(ids))]
+  )
+
+
+def in_chunks(fn, tokens, mask, chunk):
+  """fn over prompts, `chunk` at a time, as one numpy array.
+
+  The last chunk is filled up, so that one program serves them all.
+  """
+  num = tokens.shape[0]
+  parts = []
+  for start in range(0, num, chunk):
+    rows = np.minimum(np.arange(start, start + chunk), num - 1)
+    parts.append(sharding.to_host(fn(tokens[rows], mask[rows])))
+  return np.concatenate(parts)[:num]
