@@ -43,6 +43,15 @@ class Rollout:
   response_mask: Bool[Array, 'b t']  # True up to and including EOS
   logprobs: Float[Array, 'b t']  # under the policy that sampled, 0 when masked
 
+  def tokens(self) -> tuple[Array, Array, Array, Array]:
+    """Prompt tokens and mask, response tokens and mask."""
+    return (
+        self.prompt_tokens,
+        self.prompt_mask,
+        self.response_tokens,
+        self.response_mask,
+    )
+
 
 @pytree
 class PreferenceBatch:
