@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from rlhf_jax.evaluation import schema
 from rlhf_jax.exact import enumerated, tilted
 from rlhf_jax.learners import registry
 from rlhf_jax.measure import spaces as study_lib
@@ -14,23 +15,6 @@ from rlhf_jax.stages import policy as policy_stage
 from rlhf_jax.stages import tables as tables_stage
 from rlhf_jax.study import common, inputs
 from rlhf_jax.study import learner as policy_config
-
-COLUMNS = (
-    'property',
-    'method',
-    'learner',
-    'objective',
-    'kl_coef',
-    'seed',
-    'kl',
-    'objective_share',
-    'held_out_share',
-    'frontier_share',
-    'gap',
-    'kl_to_optimum',
-    'seconds',
-    'num_steps',
-)
 
 
 def runs(config: ml_collections.ConfigDict) -> list[dict]:
@@ -94,7 +78,7 @@ def measured(
     )
     row['held_out_share'] = float(share)
   else:  # as a utility of whole batches, which no one response has
-    row = dict.fromkeys(COLUMNS, np.nan)
+    row = dict.fromkeys(schema.COLUMNS['optimality'], np.nan)
     row['kl'] = float(
         tilted.sequence_kl(
             logprobs[train], jnp.asarray(study.tables['sft'][train])

@@ -21,7 +21,7 @@ import ml_collections
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.evaluation import shortcuts
+from rlhf_jax.evaluation import schema, shortcuts
 from rlhf_jax.exact import best_of_k, enumerated, offline
 from rlhf_jax.measure import features as judgements_lib
 from rlhf_jax.measure import matched as matched_lib
@@ -190,7 +190,7 @@ def run(
     progress(len(known.methods) + done + 1, total)
   frames = {
       'results': rows.frame(),
-      'optimality': pd.DataFrame([], columns=list(optimality.COLUMNS)),
+      'optimality': pd.DataFrame([], columns=schema.COLUMNS['optimality']),
       'prompts': matched_lib.by_prompt(known, matched),
       'prompt_values': matched_lib.prompt_values(known, matched),
       'joint': _joint(known, matched),

@@ -20,7 +20,7 @@ import pandas as pd
 
 from rlhf_jax.data.world import samples
 from rlhf_jax.data.world import world as world_lib
-from rlhf_jax.evaluation import diagnostics, independence
+from rlhf_jax.evaluation import diagnostics, independence, schema
 from rlhf_jax.exact import enumerated, gaussian, tilted
 from rlhf_jax.measure import spaces as study_lib
 from rlhf_jax.rewards import references as references_lib
@@ -42,18 +42,6 @@ TABLES = (
     'independence',
     'copula',
 )
-_COLUMNS = {
-    'diagnostics': 'property method seed quantity decile value',
-    'calibration': 'seed reward role kind bin share confidence frequency',
-    'calibration_summary': (
-        'seed reward role kind accuracy log_loss brier ece temperature pairs'
-    ),
-    'independence': (
-        'seed rho num_repeats statistic p_value product observed frechet_low'
-        ' frechet_high ece'
-    ),
-    'copula': 'seed rho method kl value',
-}
 _CURVE = ('share', 'confidence', 'frequency')
 _NUM_BINS = 10
 
@@ -83,7 +71,7 @@ def run(
       rows['copula'] = judged.copula()
     progress(done + 2, total)
   for name in TABLES:
-    frame = pd.DataFrame(rows[name], columns=_COLUMNS[name].split())
+    frame = pd.DataFrame(rows[name], columns=schema.COLUMNS[name])
     with common.atomic(os.path.join(out, f'{name}.csv')) as f:
       frame.to_csv(f, index=False)
   progress(total, total)
@@ -167,7 +155,7 @@ def calibration(
       kinds = common.read_json(path, 'reward_model')['calibration']['kinds']
       for kind, found in kinds.items():
         head = (config.seed, reward, role, kind)
-        columns = _COLUMNS['calibration_summary'].split()[len(head) :]
+        columns = schema.COLUMNS['calibration_summary'][len(head) :]
         summaries.append((*head, *(found[name] for name in columns)))
         curves += _curve_rows(head, found['curve'])
   return curves, summaries
@@ -328,5 +316,4 @@ def gaussian_table(
       for method, values in rates.items():
         for kl, value in zip(kls, values, strict=True):
           rows.append((scale, tail, correlation, method, kl, float(value)))
-  names = 'scale tail correlation method kl value'
-  return pd.DataFrame(rows, columns=names.split())
+  return pd.DataFrame(rows, columns=schema.COLUMNS['gaussian'])

@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 import pandas as pd
 
+from rlhf_jax.evaluation import schema
 from rlhf_jax.exact import enumerated, tilted
 from rlhf_jax.measure import features as judgements_lib
 from rlhf_jax.measure import matched as matched_lib
@@ -118,7 +119,9 @@ def run(
   frames = {'results': results.frame()}
   if not config.regime:
     frames |= {
-        'optimality': pd.DataFrame(optimality, columns=list(trained.COLUMNS)),
+        'optimality': pd.DataFrame(
+            optimality, columns=schema.COLUMNS['optimality']
+        ),
         'prompts': matched_lib.by_prompt(study, matched),
         'prompt_values': matched_lib.prompt_values(study, matched),
         'joint': matched_lib.joint(study, matched),
@@ -161,5 +164,4 @@ class Rows:
       self.add(method, learner, kl_coefs[g], kls[g], found)
 
   def frame(self) -> pd.DataFrame:
-    names = 'property method learner kl_coef seed kl judge metric value'
-    return pd.DataFrame(self._rows, columns=names.split())
+    return pd.DataFrame(self._rows, columns=schema.COLUMNS['results'])

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from rlhf_jax.evaluation import schema
 from rlhf_jax.figures import make
 from rlhf_jax.report import report
 from rlhf_jax.rewards import references, transforms
@@ -189,8 +190,7 @@ def growth_table(
     rows = rows[rows['judge'] == 'gold']
     n = len(c.properties[c.evaluate.property])
     frames.append(rows.assign(n=n))
-  names = 'seed n method kl kl_coef metric value'
-  return _concat(frames)[names.split()]
+  return _concat(frames)[list(schema.COLUMNS['growth'])]
 
 
 def run(

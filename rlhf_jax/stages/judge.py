@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from rlhf_jax.evaluation import pairwise as judge_lib
+from rlhf_jax.evaluation import schema
 from rlhf_jax.models import pairwise as judge_model
 from rlhf_jax.stages import policy as policy_stage
 from rlhf_jax.stages import samples, verdicts
@@ -21,16 +22,6 @@ from rlhf_jax.study import models as language_models
 
 FIELDS = (*samples.FIELDS, 'judge')
 narrowed = policy_stage.narrowed  # with this run's method and property alone
-COLUMNS = (
-    'prompt',
-    'reward',
-    'probability',
-    'score',
-    'flipped',
-    'shown_first',
-    'length',
-    'other_length',
-)
 
 
 def folder(config: ml_collections.ConfigDict) -> str:
@@ -140,7 +131,7 @@ def run(
       rows, columns=['prompt', 'reward', 'length', 'other_length']
   ).assign(**found)
   with common.atomic(os.path.join(out, 'verdicts.csv')) as f:
-    frame[list(COLUMNS)].to_csv(f, index=False)
+    frame[list(schema.COLUMNS['verdicts'])].to_csv(f, index=False)
   common.write_json(
       os.path.join(out, 'report.json'),
       {'pairs': len(pairs), 'left_out': left_out, 'asked': asked},

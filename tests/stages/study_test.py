@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rlhf_jax.evaluation import schema
 from rlhf_jax.exact import best_of_k, tilted
 from rlhf_jax.launch import graph
 from rlhf_jax.measure import features as judgements_lib
@@ -61,7 +62,7 @@ def test_every_task_is_done(finished_study):
 def test_columns(finished_study, results):
   names = 'property method learner kl_coef seed kl judge metric value'
   assert list(results.columns) == names.split()
-  names = list(optimality.COLUMNS)
+  names = list(schema.COLUMNS['optimality'])
   assert list(_table(finished_study, 'optimality').columns) == names
   for name in ('prompts', 'prompt_values', 'joint', 'responses', 'transforms'):
     assert len(_table(finished_study, name))
