@@ -8,7 +8,7 @@ import ml_collections
 from rlhf_jax import processes
 from rlhf_jax.models.hf import checkpoint
 from rlhf_jax.models.hf import config as hf_config
-from rlhf_jax.study import inputs
+from rlhf_jax.study import models
 from rlhf_jax.types import Params
 
 # Of a model's folder, what decides how texts become tokens and when they end.
@@ -35,7 +35,7 @@ def export(
     params: whole, adapters merged.
     config: the study's.
   """
-  cfg = inputs.model_config(config, 'sft')
+  cfg = models.model_config(config, 'sft')
   checkpoint.export(
       folder, params, cfg, config=hf_config.read_config(config.sft.init)
   )

