@@ -103,6 +103,11 @@ def own_config(
   return stage.narrowed(own) if hasattr(stage, 'narrowed') else own
 
 
+def responses_are_listed(config: ml_collections.ConfigDict) -> bool:
+  """Tells whether all responses to a prompt are known, and can be enumerated."""
+  return config.data.source == 'world'
+
+
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """`config` as JSON would give it back."""
   return json.loads(json.dumps(config.to_dict(), sort_keys=True))
