@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from rlhf_jax.exact import enumerated
-from rlhf_jax.measure.spaces import Policy, Space
+from rlhf_jax.measure.space import Policy, Space
 
 METHODS = ('raw', 'lsc')
 

@@ -12,7 +12,7 @@ from rlhf_jax.evaluation import schema
 from rlhf_jax.exact import enumerated
 from rlhf_jax.measure import features as features_lib
 from rlhf_jax.measure import responses
-from rlhf_jax.measure.spaces import Policy, Space
+from rlhf_jax.measure.space import Policy, Space
 
 # The metrics that are kept prompt by prompt, for intervals over prompts.
 _BY_PROMPT = ('win_rate', 'above_q50', 'above_q85')

@@ -14,6 +14,7 @@ from rlhf_jax import files
 from rlhf_jax.exact import best_of_k, tilted
 from rlhf_jax.measure import features as features_lib
 from rlhf_jax.measure import spaces, tables
+from rlhf_jax.measure.space import Policy
 from rlhf_jax.study import fields, folders, samples, scorers, tokenizers
 from rlhf_jax.types import Progress
 
@@ -75,7 +76,7 @@ def run(
       # The KL among the samples is not that of the policies.
       del numbers['none', 'kl_sd']
       results.add(
-          spaces.Policy(
+          Policy(
               method=method,
               learner=f'best_of_{k}',
               kl=kl,

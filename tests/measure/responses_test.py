@@ -10,6 +10,7 @@ from rlhf_jax.data.world import rules
 from rlhf_jax.evaluation import schema
 from rlhf_jax.exact import tilted
 from rlhf_jax.measure import features, responses, spaces
+from rlhf_jax.measure.space import Policy
 from rlhf_jax.rewards import references
 
 _RESPONSES = ('FACT', 'FACT FACT', 'REFUSE', 'LIST')
@@ -59,7 +60,7 @@ def _kl(logprobs):
 
 def _at(method, learner, logprobs, kl):
   """A policy as the tables keep it, of which nothing was measured."""
-  return spaces.Policy(
+  return Policy(
       method=method,
       learner=learner,
       kl=kl,
