@@ -22,6 +22,7 @@ from rlhf_jax.study import (
     fields,
     folders,
     models,
+    origin,
     parameters,
     samples,
     tokenizers,
@@ -58,9 +59,9 @@ def _load_judge(config, workdir):
   if c.init == 'sft':
     params = parameters.load_sft_params(config, workdir)
     cfg = models.model_config(config, 'sft')
-    found = models.sft_digest(config, workdir)
+    found = origin.sft_digest(config, workdir)
   else:
-    cfg, found = models.shape_of(c.init), models.digest(c.init)
+    cfg, found = models.shape_of(c.init), origin.digest(c.init)
     params = models.frozen(c.init, param_dtype=c.lm.dtype)
   cfg = models.with_numbers(cfg, c)
   return params, cfg, f'{c.init} {found} {cfg.dtype} chat'
