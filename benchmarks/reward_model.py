@@ -17,7 +17,7 @@ from rlhf_jax.stages import reward_model as stage
 from rlhf_jax.study import reward_functions
 from rlhf_jax.types import PreferenceBatch
 
-_MODEL = flags.DEFINE_enum('model', 'tiny', ['tiny', 'smollm2'], 'Which.')
+_MODEL = flags.DEFINE_string('model', 'tiny', "tiny, or a model's folder.")
 _DTYPES = flags.DEFINE_list('dtypes', ['float32', 'bfloat16'], 'Of products.')
 _BATCH = flags.DEFINE_integer('batch', 8, 'Pairs of a step.')
 _LENGTH = flags.DEFINE_integer('length', 128, 'Tokens of prompt and response.')

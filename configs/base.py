@@ -152,7 +152,7 @@ def get_config() -> ml_collections.ConfigDict:
       # of rows; all of them for a reward not named.
       annotators=ml_collections.ConfigDict(),
       tokenizer='word',  # word (the world's), byte or pretrained
-      pretrained='',  # of tokenizer=pretrained: the model's folder, or smollm2
+      pretrained='',  # of tokenizer=pretrained: the model's folder
       # How dialogues become texts: '' as they are (word, byte), own (the chat
       # template of the pretrained model) or hh (the plain form of the data).
       template='',
@@ -180,7 +180,7 @@ def get_config() -> ml_collections.ConfigDict:
 
   # -- Supervised fine-tuning: the reference policy.
   c.sft = config_dict.create(
-      init='',  # '': random weights; or a checkpoint's folder, or smollm2
+      init='',  # '': random weights; or a checkpoint's folder
       lm=model(),  # of random weights; with a checkpoint, checkpoint()
       # Of a checkpoint's parameters; bfloat16, half the memory, if they stay
       # frozen.
@@ -309,8 +309,8 @@ def get_config() -> ml_collections.ConfigDict:
 
   # A language model that compares them in pairs, in both orders (stage judge).
   c.judge = config_dict.create(
-      # sft, the reference policy; or a checkpoint's folder, or smollm2, with the
-      # tokenizer of data.
+      # sft, the reference policy; or a checkpoint's folder, with the tokenizer of
+      # data.
       init='sft',
       lm=checkpoint(),
       num_pairs=0,  # a prompt, policy and reward; 0: no judge

