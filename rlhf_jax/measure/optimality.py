@@ -12,7 +12,7 @@ from rlhf_jax import files
 from rlhf_jax.evaluation import schema
 from rlhf_jax.exact import enumerated, tilted
 from rlhf_jax.learners import registry
-from rlhf_jax.study import folders, listed, parameters
+from rlhf_jax.study import configs, folders, listed, parameters
 from rlhf_jax.study import learner as learner_lib
 
 
@@ -21,15 +21,9 @@ def runs(config: ml_collections.ConfigDict) -> list[dict]:
   if config.seed not in config.policy_seeds:
     return []
   return [
-      dict(
-          property=p,
-          method=method,
-          learner=learner_lib.learner_of(learner).name,
-          kl_coef=kl_coef,
-      )
-      for p, method, learner, kl_coefs in config.policy.sweep
-      for kl_coef in kl_coefs
-      if p == config.evaluate.property
+      policy | {'learner': learner_lib.learner_of(policy['learner']).name}
+      for policy in configs.policies(config)
+      if policy['property'] == config.evaluate.property
   ]
 
 

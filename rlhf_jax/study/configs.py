@@ -157,6 +157,25 @@ def with_overrides(
   return copy
 
 
+def policies(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
+  """The policies that `policy.sweep` lists, of every seed in `policy_seeds`.
+
+  Returns:
+    One dict a policy of its property, method, learner and kl_coef: fields of
+    config.policy, in this order.
+  """
+  return [
+      {
+          'property': name,
+          'method': method,
+          'learner': learner,
+          'kl_coef': float(kl_coef),
+      }
+      for name, method, learner, kl_coefs in config.policy.sweep
+      for kl_coef in kl_coefs
+  ]
+
+
 def differences(
     old: dict[str, Any], new: dict[str, Any], prefix: str = ''
 ) -> list[str]:
