@@ -9,7 +9,7 @@ import pytest
 from rlhf_jax import programs
 from rlhf_jax.launch import execute, graph
 from rlhf_jax.measure import responses
-from rlhf_jax.study import configs, objectives, tokenizers, validate
+from rlhf_jax.study import checks, configs, objectives, tokenizers
 from rlhf_jax.study import prompts as prompts_lib
 from rlhf_jax.study import samples as samples_lib
 from rlhf_jax.study.errors import ConfigError
@@ -64,7 +64,7 @@ def made(tmp_path_factory):
   rows = (root / 'helpful.jsonl').read_text().replace('"hi ', '"no ')
   (root / 'harmless.jsonl').write_text(rows)
   config = configs.with_overrides(_config(root), {})
-  validate.validate(config)
+  checks.validate(config)
   workdir = str(root / 'study')
   study.run(config, workdir)
   return config, workdir
@@ -295,11 +295,11 @@ def test_an_evaluation_made_again_is_the_same(made):
 def test_what_text_cannot_be_measured_by_is_refused(made, overrides, words):
   config, _ = made
   with pytest.raises(ConfigError, match=words):
-    validate.validate(configs.with_overrides(config, overrides))
+    checks.validate(configs.with_overrides(config, overrides))
 
 
 def test_the_world_has_no_samples_of_text():
   config = tiny.get_config()
   config.stages += ('samples',)
   with pytest.raises(ConfigError, match="'samples'.*need text"):
-    validate.validate(config.lock())
+    checks.validate(config.lock())
