@@ -1,4 +1,4 @@
-"""Refusals of models and tokenizers that do not go together.
+"""Refusals of models that do not go together.
 
 Folders of checkpoints are looked at, tensors aside.
 """
@@ -11,12 +11,9 @@ from rlhf_jax.models import probe
 from rlhf_jax.study import configs, models, reward_functions
 from rlhf_jax.study.checks.rules import choice, require
 
-_TEMPLATES = {'word': ('',), 'byte': ('', 'hh'), 'pretrained': ('own', 'hh')}
-
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ConfigError for models that cannot be made, or not together."""
-  _check_tokenizer(config.data)
   for name in ('sft', 'reward_model'):
     _check_section(config[name], name)
   require(
@@ -30,19 +27,6 @@ def check(config: ml_collections.ConfigDict) -> None:
     _check_probe(config)
   _check_trained_sft(config)
   _check_checkpoints(config)
-
-
-def _check_tokenizer(c):
-  known = _TEMPLATES.get(c.tokenizer, (c.template,))
-  require(
-      c.template in known,
-      f'data.template is {c.template!r}; with data.tokenizer={c.tokenizer} it'
-      f' must be one of {known}.',
-  )
-  require(
-      c.tokenizer != 'pretrained' or bool(c.pretrained),
-      'data.tokenizer=pretrained needs data.pretrained: the folder of a model.',
-  )
 
 
 def _check_section(c, name):

@@ -8,6 +8,8 @@ from rlhf_jax.study import configs
 from rlhf_jax.study.checks.rules import require
 from rlhf_jax.study.errors import ConfigError
 
+# What data.template may be, by data.tokenizer.
+_TEMPLATES = {'word': ('',), 'byte': ('', 'hh'), 'pretrained': ('own', 'hh')}
 _EVALUATORS = ('evaluator', 'second_evaluator')
 
 
@@ -46,6 +48,20 @@ def check(c: ml_collections.ConfigDict) -> None:
       c.evaluate.matched_kl in c.evaluate.kls,
       f'evaluate.matched_kl is {c.evaluate.matched_kl}; it must be one of'
       f' evaluate.kls={tuple(c.evaluate.kls)}.',
+  )
+  _check_tokenizer(c.data)
+
+
+def _check_tokenizer(c):
+  known = _TEMPLATES.get(c.tokenizer, (c.template,))
+  require(
+      c.template in known,
+      f'data.template is {c.template!r}; with data.tokenizer={c.tokenizer} it'
+      f' must be one of {known}.',
+  )
+  require(
+      c.tokenizer != 'pretrained' or bool(c.pretrained),
+      'data.tokenizer=pretrained needs data.pretrained: the folder of a model.',
   )
 
 
