@@ -7,9 +7,8 @@ import os
 
 import ml_collections
 
-from rlhf_jax.models import probe
 from rlhf_jax.study import configs, models, reward_functions
-from rlhf_jax.study.checks.rules import choice, require
+from rlhf_jax.study.checks.rules import require
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -62,7 +61,6 @@ def _check_section(c, name):
 
 def _check_probe(config):
   c, why = config.reward_model, 'reward_model.train.how=probe'
-  choice('reward_model.train.pooling', c.train.pooling, probe.POOLINGS)
   require(
       c.link == 'bradley_terry',
       f'{why} learns by reward_model.link=bradley_terry alone, not {c.link}.',

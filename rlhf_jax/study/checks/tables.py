@@ -3,7 +3,7 @@
 A path is dotted; `*` in it stands for every name in a section.
 """
 
-from rlhf_jax.models import heads
+from rlhf_jax.models import heads, probe
 
 POSITIVE = (
     'reward_scales.*',
@@ -64,6 +64,7 @@ CHOICES = {
     'sft.train.how': ('full', 'last_n', 'lora', 'none'),
     'reward_model.train.how': ('full', 'last_n', 'lora', 'probe'),
     'policy.train.how': ('full', 'last_n', 'lora'),
+    'reward_model.train.pooling': ('', *probe.POOLINGS),  # '' without a probe
     'sft.param_dtype': _DTYPES,
     'reward_model.param_dtype': _DTYPES,
     'reward_model.calibration': CALIBRATIONS,
