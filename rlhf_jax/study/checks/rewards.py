@@ -6,7 +6,7 @@ from rlhf_jax.learners import reward_model as learner
 from rlhf_jax.models import heads
 from rlhf_jax.rewards import links, references
 from rlhf_jax.study import configs, objectives
-from rlhf_jax.study.checks.rules import choice, require
+from rlhf_jax.study.checks.rules import require, require_one_of
 from rlhf_jax.study.checks.tables import CALIBRATIONS
 from rlhf_jax.study.errors import ConfigError
 
@@ -35,8 +35,8 @@ def _registered_link(c):
 def link_of(config: ml_collections.ConfigDict) -> links.Link:
   """The link of the config, which must be one that a reward is learned by."""
   c = config.reward_model
-  choice('reward_model.role', c.role, ROLES)
-  choice('reward_model.calibration', c.calibration, CALIBRATIONS)
+  require_one_of('reward_model.role', c.role, ROLES)
+  require_one_of('reward_model.calibration', c.calibration, CALIBRATIONS)
   link = _registered_link(config)
   require(
       link.data in learner.DATA,
@@ -63,7 +63,7 @@ def _check_reward_model(c):
     link_of(c)
   if c.reward_model.train.how != 'probe':  # which has no read-out
     known = tuple(heads.READOUTS)
-    choice('reward_model.readout', c.reward_model.readout, known)
+    require_one_of('reward_model.readout', c.reward_model.readout, known)
   for reward in learned:
     scale = c.reward_scales.get(reward, 1.0)
     require(

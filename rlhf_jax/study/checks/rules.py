@@ -15,7 +15,7 @@ def require(holds: bool, message: str) -> None:
     raise ConfigError(message)
 
 
-def choice(path: str, value: Any, known: tuple) -> None:
+def require_one_of(path: str, value: Any, known: tuple) -> None:
   """Requires that the value of a field is one of the known ones."""
   require(
       value in known, f'{path} is {value!r}; it must be one of {tuple(known)}.'
@@ -49,7 +49,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       )
   for pattern, known in tables.CHOICES.items():
     for path, value in fields(config, pattern):
-      choice(path, value, known)
+      require_one_of(path, value, known)
   for patterns, holds, bound in (
       (tables.POSITIVE, lambda value: value > 0, 'be > 0'),
       (tables.NOT_NEGATIVE, lambda value: value >= 0, 'be >= 0'),
@@ -64,10 +64,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     if holds(config):
       for pattern, wanted in neutral.items():
         for path, value in fields(config, pattern):
-          unused(path, value, wanted, why.format(c=config))
+          require_neutral(path, value, wanted, why.format(c=config))
 
 
-def unused(path: str, value: Any, neutral: Any, why: str) -> None:
+def require_neutral(path: str, value: Any, neutral: Any, why: str) -> None:
   """Requires a field that `why` gives no effect to have its neutral value."""
   require(
       value == neutral,
@@ -84,6 +84,6 @@ def _check_train(train, where):
         continue
       path, value = f'{where}.{name}', train[name]
       if how != train.how:
-        unused(path, value, type(value)(), f'{where}.how={train.how}')
+        require_neutral(path, value, type(value)(), f'{where}.how={train.how}')
       elif name not in tables.OPTIONAL:
         require(bool(value), f'{where}.how={how} needs {path}, got {value!r}.')
