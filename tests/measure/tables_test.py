@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 
 from rlhf_jax.evaluation import schema
-from rlhf_jax.measure import tables
+from rlhf_jax.measure import spaces, tables
 from rlhf_jax.measure.space import Policy
 
 _IDS = np.array([1, 3])
 
 
 def _space(by_prompt):
-  """What rows need of a space: two held-out prompts among four."""
-  return types.SimpleNamespace(
+  """A space of which rows alone are made: two held-out prompts among four."""
+  space = spaces.Listed.__new__(spaces.Listed)  # it would read a run
+  space.__dict__.update(
       property='both',
       by_prompt=by_prompt,
       config=types.SimpleNamespace(
@@ -25,6 +26,7 @@ def _space(by_prompt):
           eval_ids=_IDS, kinds=np.array(['a', 'b', 'c', 'd'])
       ),
   )
+  return space
 
 
 def _policy(method='lsc', learner='ppo', kl=0.5, mean_kl=None, value=1.0):
