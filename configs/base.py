@@ -8,6 +8,8 @@ error that names the nearest.
 import ml_collections
 from ml_collections import config_dict
 
+from rlhf_jax.study import configs
+
 
 def optimizer(**overrides) -> ml_collections.ConfigDict:
   """AdamW; used by sft, reward_model and policy alike."""
@@ -401,16 +403,9 @@ def reference(**overrides) -> ml_collections.ConfigDict:
 def policy_runs(c: ml_collections.ConfigDict) -> list[dict]:
   """The policy runs that a config lists, one dict of overrides each."""
   return [
-      {
-          'seed': seed,
-          'policy.property': name,
-          'policy.method': method,
-          'policy.learner': learner,
-          'policy.kl_coef': kl_coef,
-      }
+      {'seed': seed} | {f'policy.{k}': v for k, v in policy.items()}
       for seed in c.policy_seeds
-      for name, method, learner, kl_coefs in c.policy.sweep
-      for kl_coef in kl_coefs
+      for policy in configs.policies(c)
   ]
 
 

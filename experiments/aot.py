@@ -36,7 +36,7 @@ import stage_main
 
 from rlhf_jax import sharding
 from rlhf_jax.aot import chips, costs, programs
-from rlhf_jax.study import validate
+from rlhf_jax.study import checks
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with its variant.', lock_config=True
@@ -114,7 +114,7 @@ def faults(row: dict, chip: chips.Chip, whole: float) -> list[str]:
 def run(config, config_file: str) -> list[str]:
   """Prints the table; returns what is wrong."""
   if config.data.pretrained:  # without it, only the shapes are there
-    validate.validate(config)
+    checks.validate(config)
   chip = chips.chip_of(_TOPOLOGY.value)
   shape = costs.shape_of(config, config_file)
   if importlib.util.find_spec('libtpu') is None:

@@ -16,7 +16,7 @@ import stage_main
 
 from rlhf_jax import preemption, processes
 from rlhf_jax.launch import execute, graph, provenance, scheduler
-from rlhf_jax.study import validate
+from rlhf_jax.study import checks
 from rlhf_jax.study.errors import ConfigError
 
 _STUDY = stage_main.study_flags()
@@ -37,7 +37,7 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'List the tasks, run nothing.')
 def launch(config, workdir: str) -> None:
   """Runs the study and prints where its results are."""
   begin = time.time()
-  validate.validate(config)
+  checks.validate(config)
   tasks = graph.tasks(config)
   if _STAGES.value:
     unknown = sorted(set(_STAGES.value) - set(config.stages))

@@ -11,7 +11,7 @@ import tqdm
 
 from rlhf_jax import preemption, processes
 from rlhf_jax.launch import execute, scheduler
-from rlhf_jax.study import validate
+from rlhf_jax.study import checks
 
 # The flags defined below are those of the script that asks for them: of its --help.
 flags.disclaim_key_flags()
@@ -150,7 +150,7 @@ def define(stage):
     name = stage.__name__.rsplit('.', maxsplit=1)[-1]
     try:
       start_processes()
-      validate.validate(study.config.value)
+      checks.validate(study.config.value)
       hidden = not processes.is_main()
       with tqdm.tqdm(desc=name, dynamic_ncols=True, disable=hidden) as bar:
 

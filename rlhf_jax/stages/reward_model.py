@@ -25,7 +25,6 @@ from rlhf_jax.models import adapters, heads
 from rlhf_jax.rewards import bradley_terry, calibration, links
 from rlhf_jax.stages import probes
 from rlhf_jax.study import (
-    configs,
     fields,
     folders,
     models,
@@ -35,56 +34,15 @@ from rlhf_jax.study import (
     reward_functions,
     trainable,
 )
-from rlhf_jax.study.errors import ConfigError
+from rlhf_jax.study.checks import rewards as checks
 from rlhf_jax.types import PreferenceBatch, Progress
 
 FIELDS = fields.FIELDS['reward_model']
 folder = folders.reward_model
 narrowed = fields.reward_model
-ROLES = ('reward_model', 'evaluator', 'second_evaluator')
-CALIBRATIONS = ('none', 'temperature', 'isotonic')
 _NUM_BINS = 10
 # Beyond these a fitted temperature has run off: see calibration.fit_temperature.
 _LEAST_T, _MOST_T = 2e-3, 5e2
-
-
-def link_of(config: ml_collections.ConfigDict) -> links.Link:
-  """The link of the config, which must be one that a reward is learned by."""
-  c = config.reward_model
-  if c.role not in ROLES:
-    raise ConfigError(
-        f'reward_model.role is {c.role!r}; it must be one of {ROLES}.'
-    )
-  if c.calibration not in CALIBRATIONS:
-    raise ConfigError(
-        f'reward_model.calibration is {c.calibration!r}; it must be one of'
-        f' {CALIBRATIONS}.'
-    )
-  try:
-    link = links.get(configs.registered(c.link))
-  except (ValueError, ImportError) as e:
-    raise ConfigError(f'reward_model.link: {e}') from e
-  if link.data not in learner.DATA:
-    raise ConfigError(
-        f'reward_model.link={c.link} is not learned from data: it says what to'
-        ' make of a reward that is given.'
-    )
-  if c.calibration == 'temperature' and not _reads_margins(link):
-    raise ConfigError(
-        'reward_model.calibration=temperature fits T in sigma((r+ - r-) / T), but'
-        f' the probability of the link {c.link} is another: use none or isotonic.'
-    )
-  if (c.margin or c.center_coef) and link.name != 'bradley_terry':
-    raise ConfigError(
-        'reward_model.margin and center_coef are of link=bradley_terry, not of'
-        f' {c.link}.'
-    )
-  return link
-
-
-def _reads_margins(link: links.Link) -> bool:
-  """Whether P(y+ preferred) is sigma(r+ - r-), as calibration takes it to be."""
-  return link.utility == 'log_sigmoid_centered'
 
 
 def make_tx(
@@ -314,7 +272,7 @@ def run(
   """
   c = config.reward_model
   out = os.path.join(workdir, folder(config))
-  link = link_of(config)
+  link = checks.link_of(config)
   origin.record(config, workdir, out, 'reward_model')
   load = (
       reward_data.load_ratings
@@ -325,7 +283,7 @@ def run(
   # Every reward and role starts from weights of its own.
   key = jax.random.key(config.seed)
   key = jax.random.fold_in(key, config.rewards.index(c.reward))
-  key = jax.random.fold_in(key, ROLES.index(c.role))
+  key = jax.random.fold_in(key, checks.ROLES.index(c.role))
   if c.train.how == 'probe':
     params, margins_of = probes.train(config, workdir, out, key, rows, progress)
   else:
@@ -340,7 +298,7 @@ def run(
   found = calibrate(margins['calibration'], margins['test'])
   used = 'raw' if c.calibration == 'none' else c.calibration
   # Of other links, sigma(r+ - r-) is not the probability; a curve mends it.
-  known = _reads_margins(link) or used == 'isotonic'
+  known = checks.reads_margins(link) or used == 'isotonic'
   test = evaluate(margins['test'], pairs) | {
       'ece': found['kinds'][used]['ece'] if known else None
   }

@@ -79,39 +79,6 @@ def with_numbers(cfg: LMConfig, section: ml_collections.ConfigDict) -> LMConfig:
   return dataclasses.replace(cfg, **numbers)
 
 
-def check(section: ml_collections.ConfigDict, where: str) -> None:
-  """Raises ConfigError for fields that do not go with `init`."""
-  if section.init in ('', 'sft') and section.param_dtype != 'float32':
-    raise ConfigError(
-        f'{where}.param_dtype is {section.param_dtype!r}, which has no effect'
-        f' with {where}.init={section.init!r}: set it to float32.'
-    )
-  if section.param_dtype not in ('float32', 'bfloat16'):
-    raise ConfigError(
-        f'{where}.param_dtype is {section.param_dtype!r}; it must be float32 or'
-        ' bfloat16.'
-    )
-  if section.param_dtype != 'float32' and section.train.how in (
-      'full',
-      'last_n',
-  ):
-    raise ConfigError(
-        f'{where}.train.how={section.train.how} needs'
-        f' {where}.param_dtype=float32: what is trained is float32.'
-    )
-  given = sorted(set(section.lm) - set(NUMBERS))
-  if section.init and given:
-    raise ConfigError(
-        f'{where}.lm.{given[0]} has no effect with {where}.init={section.init},'
-        f' which tells the shape: set {where}.lm to checkpoint() of'
-        ' configs/base.py.'
-    )
-  if not section.init and not given:
-    raise ConfigError(
-        f'{where}.lm has no shape, and {where}.init names no checkpoint.'
-    )
-
-
 # The model of a section.
 
 
@@ -153,35 +120,3 @@ def load_lm(
   params = load(section.init, param_dtype=section.param_dtype)
   cfg = shape_of(section.init)
   return params, with_numbers(cfg, section)
-
-
-def check_train(
-    train: ml_collections.ConfigDict, where: str, known: tuple[str, ...]
-) -> None:
-  """Raises ConfigError for a section `train` that cannot be what it says."""
-  if train.how not in known:
-    raise ConfigError(
-        f'{where}.how is {train.how!r}; it must be one of {known}.'
-    )
-  of = {
-      'last_n': ('last_n',),
-      'lora': ('rank', 'alpha', 'targets'),
-      'probe': ('layer', 'pooling', 'evaluator_layer', 'hidden_width'),
-  }
-  optional = ('evaluator_layer', 'hidden_width')  # 0 for none
-  for how, names in of.items():
-    for name in names:
-      if name not in train:
-        continue
-      value = train[name]
-      if how != train.how and value:
-        raise ConfigError(
-            f'{where}.{name} is {value!r}, which has no effect with'
-            f' {where}.how={train.how}: set it to {type(value)()!r}.'
-        )
-      if how == train.how and not value and name not in optional:
-        raise ConfigError(
-            f'{where}.how={how} needs {where}.{name}, got {value!r}.'
-        )
-      if not isinstance(value, str) and value < 0:
-        raise ConfigError(f'{where}.{name} must be >= 0, got {value}.')

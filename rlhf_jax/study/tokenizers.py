@@ -33,28 +33,3 @@ def _pretrained_tokenizer(folder, template, system):
     return chat_tokenizer.with_plain_form(bare)
   except (ValueError, ImportError) as e:
     raise ConfigError(f'data.pretrained={folder}: {e}') from e
-
-
-def check(config: ml_collections.ConfigDict) -> None:
-  """Raises ConfigError for fields of data that do not go together."""
-  c = config.data
-  known = {'word': ('',), 'byte': ('', 'hh'), 'pretrained': ('own', 'hh')}
-  if c.template not in known.get(c.tokenizer, (c.template,)):
-    raise ConfigError(
-        f'data.template is {c.template!r}; with data.tokenizer={c.tokenizer} it'
-        f' must be one of {known[c.tokenizer]}.'
-    )
-  if c.pretrained and c.tokenizer != 'pretrained':
-    raise ConfigError(
-        f'data.pretrained is {c.pretrained!r}, which has no effect with'
-        f" data.tokenizer={c.tokenizer}: set it to ''."
-    )
-  if c.system and c.template != 'own':
-    raise ConfigError(
-        f'data.system is {c.system!r}, which has no effect with'
-        f" data.template={c.template!r}: set it to ''."
-    )
-  if c.tokenizer == 'pretrained' and not c.pretrained:
-    raise ConfigError(
-        'data.tokenizer=pretrained needs data.pretrained: the folder of a model.'
-    )

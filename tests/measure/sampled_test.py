@@ -8,8 +8,8 @@ import pytest
 
 from rlhf_jax import programs
 from rlhf_jax.launch import execute, graph
-from rlhf_jax.measure import sampled
-from rlhf_jax.study import configs, objectives, tokenizers, validate
+from rlhf_jax.measure import responses
+from rlhf_jax.study import checks, configs, objectives, tokenizers
 from rlhf_jax.study import prompts as prompts_lib
 from rlhf_jax.study import samples as samples_lib
 from rlhf_jax.study.errors import ConfigError
@@ -64,7 +64,7 @@ def made(tmp_path_factory):
   rows = (root / 'helpful.jsonl').read_text().replace('"hi ', '"no ')
   (root / 'harmless.jsonl').write_text(rows)
   config = configs.with_overrides(_config(root), {})
-  validate.validate(config)
+  checks.validate(config)
   workdir = str(root / 'study')
   study.run(config, workdir)
   return config, workdir
@@ -232,7 +232,7 @@ def test_the_judge_is_asked_in_both_orders_and_reported(made):
 
 
 def test_a_text_is_one_cell_of_a_table():
-  assert sampled.printable('a\r\nb\0\tc') == 'a\ufffd\nb\ufffd\tc'
+  assert responses.printable('a\r\nb\0\tc') == 'a\ufffd\nb\ufffd\tc'
 
 
 def test_responses_are_the_samples_themselves(made):
@@ -243,7 +243,7 @@ def test_responses_are_the_samples_themselves(made):
         'policy.method': 'lsc', 'policy.kl_coef': 0.05}  # fmt: skip
   texts = samples_lib.load_texts(configs.with_overrides(config, at), workdir)
   drawn = rows[rows['method'] == 'lsc']['text'].fillna('')
-  assert set(drawn) <= {sampled.printable(t) for t in texts.ravel()}
+  assert set(drawn) <= {responses.printable(t) for t in texts.ravel()}
 
 
 def test_samples_go_on_where_they_were_stopped(made, monkeypatch):
@@ -295,11 +295,11 @@ def test_an_evaluation_made_again_is_the_same(made):
 def test_what_text_cannot_be_measured_by_is_refused(made, overrides, words):
   config, _ = made
   with pytest.raises(ConfigError, match=words):
-    validate.validate(configs.with_overrides(config, overrides))
+    checks.validate(configs.with_overrides(config, overrides))
 
 
 def test_the_world_has_no_samples_of_text():
   config = tiny.get_config()
   config.stages += ('samples',)
   with pytest.raises(ConfigError, match="'samples'.*need text"):
-    validate.validate(config.lock())
+    checks.validate(config.lock())

@@ -13,7 +13,7 @@ from rlhf_jax import files
 from rlhf_jax.evaluation import independence
 from rlhf_jax.exact import enumerated, tilted
 from rlhf_jax.launch import execute
-from rlhf_jax.measure import spaces as study_lib
+from rlhf_jax.measure import spaces
 from rlhf_jax.stages import analysis
 from rlhf_jax.study import folders
 from rlhf_jax.study.errors import ConfigError
@@ -46,7 +46,7 @@ def _workdir(finished_study, tmp_path_factory):
 
 @pytest.fixture(scope='module', name='both')
 def _both(workdir):
-  return study_lib.Study(_config(), workdir, 'both')
+  return spaces.Listed(_config(), workdir, 'both')
 
 
 def _read(workdir, name):
@@ -174,7 +174,7 @@ def _pair(workdir, method):
   config.methods.warm.per_reward = config_dict.ConfigDict(
       {'harmless': {'negated': True}}
   )
-  study = study_lib.Study(config, workdir, 'both')
+  study = spaces.Listed(config, workdir, 'both')
   ids = study.prompts.eval_ids
   references = study.references(method)
   centered = {
@@ -209,7 +209,7 @@ def test_judgements_are_read_as_the_method_reads_them(workdir):
 
 def test_saturation_is_of_what_is_declared_a_log_probability(workdir):
   """Not of a utility that happens to be <= 0 everywhere."""
-  study = study_lib.Study(_config(), workdir, 'both')
+  study = spaces.Listed(_config(), workdir, 'both')
   for reward in study.rewards:
     study.tables[f'reward_model/{reward}'] -= 100.0
   assert (study.utility('raw', study.prompts.eval_ids) < 0).all()
@@ -263,7 +263,7 @@ def test_the_same_seed_gives_the_same_tables(workdir, tmp_path):
 
 
 def test_one_judgement_has_no_dependence(both, workdir):
-  single = study_lib.Study(_config(property='helpful'), workdir, 'helpful')
+  single = spaces.Listed(_config(property='helpful'), workdir, 'helpful')
   with pytest.raises(ConfigError, match='measured for two'):
     analysis.Pair(single)
 

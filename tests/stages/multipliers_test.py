@@ -9,8 +9,7 @@ import pytest
 from rlhf_jax import files
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.launch import execute
-from rlhf_jax.measure import optimality
-from rlhf_jax.measure import spaces as study_lib
+from rlhf_jax.measure import optimality, spaces
 from rlhf_jax.stages import policy
 from rlhf_jax.study import configs
 from tests.stages import study, tiny
@@ -83,9 +82,9 @@ def test_multipliers_survive_a_kill_to_the_bit(
 
 
 def test_optimality_is_under_the_weights_at_the_end(whole):
-  made = study_lib.Study(_config(), whole, 'both')
+  made = spaces.Listed(_config(), whole, 'both')
   what = dict(property='both', method='lsc', learner='rloo', kl_coef=0.6)
-  _, row = optimality.measured(made, what)
+  _, row = optimality.measure(made, what)
   ids = made.prompts.train_ids
   start = made.utility('lsc', ids)
   weights = _weights(os.path.join(whole, policy.folder(_config())))

@@ -23,6 +23,7 @@ from rlhf_jax.stages import (
     sft,
 )
 from rlhf_jax.study import (
+    checks,
     configs,
     listed,
     models,
@@ -30,7 +31,6 @@ from rlhf_jax.study import (
     reward_functions,
     scorers,
     tokenizers,
-    validate,
 )
 from rlhf_jax.study import prompts as prompts_lib
 from rlhf_jax.study.errors import ConfigError, WorkdirError
@@ -58,7 +58,7 @@ def start(data_folder, workdir, **overrides):
   root = pathlib.Path(data_folder)
   config = toy.get_config(str(root / 'checkpoint'), root / 'pairs.jsonl')
   config = configs.with_overrides(config, overrides)
-  validate.validate(config)
+  checks.validate(config)
   os.makedirs(os.path.join(workdir, 'seed_0'), exist_ok=True)
   shared = os.path.join(workdir, 'seed_0/data')
   if not os.path.exists(shared):

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from rlhf_jax.launch import graph
-from rlhf_jax.study import configs, validate
+from rlhf_jax.study import checks, configs
 from rlhf_jax.study.errors import ConfigError
 from tests.stages import tiny
 
@@ -74,7 +74,7 @@ def test_prompts_come_first_even_where_no_reward_is_learned():
 )
 def test_what_cannot_be_a_regime_is_refused_by_name(fields, said):
   with pytest.raises(ConfigError) as e:
-    validate.validate(_config(bad=tiny.regime(**fields)))
+    checks.validate(_config(bad=tiny.regime(**fields)))
   assert said in str(e.value)
 
 

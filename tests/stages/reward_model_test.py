@@ -13,12 +13,12 @@ from rlhf_jax.models import heads
 from rlhf_jax.rewards import calibration, links
 from rlhf_jax.stages import reward_model
 from rlhf_jax.study import (
+    checks,
     configs,
     models,
     objectives,
     parameters,
     tokenizers,
-    validate,
 )
 from rlhf_jax.study.errors import ConfigError
 from tests.stages import tiny
@@ -127,7 +127,7 @@ def test_refuses(overrides, message):
 def test_validation_refuses(overrides, message):
   config = configs.with_overrides(tiny.get_config(), overrides)
   with pytest.raises(ConfigError, match=message) as e:
-    validate.validate(config)
+    checks.validate(config)
   assert '\n' not in str(e.value)
 
 
@@ -139,7 +139,7 @@ def test_a_scale_is_fine_where_nothing_of_the_link_was_learned():
           'scorers.helpful': 'gold',
       },
   ):
-    validate.validate(
+    checks.validate(
         configs.with_overrides(
             tiny.get_config(), {'reward_scales.helpful': 2.0} | overrides
         )

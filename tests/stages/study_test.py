@@ -11,9 +11,8 @@ import pytest
 from rlhf_jax.evaluation import schema
 from rlhf_jax.exact import best_of_k, tilted
 from rlhf_jax.launch import execute, graph
-from rlhf_jax.measure import features as judgements_lib
-from rlhf_jax.measure import optimality
-from rlhf_jax.measure import spaces as study_lib
+from rlhf_jax.measure import features as features_lib
+from rlhf_jax.measure import optimality, spaces
 from rlhf_jax.stages import best_of_k as best_of_k_stage
 from rlhf_jax.stages import figures
 from rlhf_jax.study import configs
@@ -40,7 +39,7 @@ def both(finished_study):
   config = configs.with_overrides(
       tiny.get_config(), {'evaluate.property': 'both'}
   )
-  return study_lib.Study(config, finished_study, 'both')
+  return spaces.Listed(config, finished_study, 'both')
 
 
 def _values(rows):
@@ -175,7 +174,7 @@ def test_sampled_best_of_k_agrees_with_exact_best_of_k(results, both):
     exact = best_of_k.best_of_k_logprobs(
         both.ref_logprobs, both.utility(method, held_out), ks=ks
     )
-    kls, metrics = judgements_lib.measure(both.judgements, jnp.asarray(exact))
+    kls, metrics = features_lib.measure(both.features, jnp.asarray(exact))
     for k, kl, want in zip(ks, kls.mean(-1), metrics, strict=True):
       rows = results[
           (results.property == 'both')
@@ -236,7 +235,7 @@ def test_figures_wait_for_every_seed(finished_study, tmp_path):
 
 def _run_of(config, finished_study, learner='ppo'):
   config = configs.with_overrides(config, {'evaluate.property': 'both'})
-  study = study_lib.Study(config, finished_study, 'both')
+  study = spaces.Listed(config, finished_study, 'both')
   what = next(
       w
       for w in optimality.runs(config)
@@ -250,7 +249,7 @@ def test_shares_are_of_what_a_penalized_policy_was_trained_on(finished_study):
   plain, what = _run_of(tiny.get_config(), finished_study)
   train = plain.prompts.train_ids
   length = jnp.asarray(plain.world.lengths + 1.0)[None]  # and EOS
-  without = optimality.measured(plain, what)[1]
+  without = optimality.measure(plain, what)[1]
   assert without['objective'] == 'tilted'
   for how in ('raw', 'utility'):
     penalty = {'kind': 'length', 'how': how, 'coef': 0.5}
@@ -267,7 +266,7 @@ def test_shares_are_of_what_a_penalized_policy_was_trained_on(finished_study):
     np.testing.assert_allclose(
         study.penalized_utility('lsc', train), utility, rtol=1e-5, atol=1e-5
     )
-    row = optimality.measured(study, what)[1]
+    row = optimality.measure(study, what)[1]
     np.testing.assert_allclose(
         row['gap'], row['kl_coef'] * row['kl_to_optimum'], atol=5e-4
     )
@@ -289,7 +288,7 @@ def test_no_shares_without_an_optimum(
 ):
   config = configs.with_overrides(tiny.get_config(), {f'policy.{field}': value})
   study, what = _run_of(config, finished_study, learner)
-  row = optimality.measured(study, what)[1]
+  row = optimality.measure(study, what)[1]
   for share in ('objective_share', 'held_out_share', 'frontier_share', 'gap'):
     assert np.isfinite(row[share]) == known
   assert np.isfinite(row['kl']) and row['seconds'] > 0

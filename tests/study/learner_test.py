@@ -15,6 +15,7 @@ from rlhf_jax.rewards import references
 from rlhf_jax.stages import policy, policy_steps
 from rlhf_jax.study import configs
 from rlhf_jax.study import learner as learner_lib
+from rlhf_jax.study.checks import policy as policy_checks
 from rlhf_jax.study.errors import ConfigError
 from tests.stages import tiny
 
@@ -88,7 +89,7 @@ def test_a_number_without_effect_is_an_error():
 )
 def test_what_cannot_be_run_is_refused(overrides, learner, match):
   with pytest.raises(ConfigError, match=match):
-    learner_lib.check(_config(**overrides), 'both', 'lsc', learner, 0.5)
+    policy_checks.check_run(_config(**overrides), 'both', 'lsc', learner)
 
 
 @pytest.mark.parametrize(
@@ -107,31 +108,30 @@ def test_multipliers_that_cannot_move_are_refused(learner, step_size, match):
           'methods.lsc.aggregate_options': options,
       },
   )
-  learner_lib.check(
+  policy_checks.check_run(
       configs.with_overrides(config, {'policy.multiplier_lr': 0.1}),
       'both',
       'lsc',
       'ppo',
-      0.5,
   )
   with pytest.raises(ConfigError, match=f'multiplier_lr.*{match}'):
-    learner_lib.check(config, 'both', 'lsc', learner, 0.5)
+    policy_checks.check_run(config, 'both', 'lsc', learner)
 
 
 def test_rejection_needs_a_log_probability():
-  learner_lib.check(_config(), 'both', 'lsc', 'rejection', 0.5)
+  policy_checks.check_run(_config(), 'both', 'lsc', 'rejection')
   with pytest.raises(ConfigError, match=r'\[-inf, 0.0\].* methods.raw'):
-    learner_lib.check(_config(), 'both', 'raw', 'rejection', 0.5)
+    policy_checks.check_run(_config(), 'both', 'raw', 'rejection')
 
 
 def test_division_by_the_prompts_std_warns_once(monkeypatch):
-  learner_lib._warn_of_division.cache_clear()  # of what other tests checked
+  policy_checks._warn_of_division.cache_clear()  # of what other tests checked
   seen = []
   monkeypatch.setattr(logging, 'warning', lambda *a: seen.append(a[0] % a[1:]))
   for name in registry.names():
     if name != 'qrpo_quantile':
-      for kl_coef in (0.5, 0.25):  # entries of one sweep
-        learner_lib.check(_config(), 'both', 'lsc', name, kl_coef)
+      for _ in range(2):  # entries of one sweep
+        policy_checks.check_run(_config(), 'both', 'lsc', name)
   [warning] = seen
   assert 'policy.learner=grpo_std' in warning and '\n' not in warning
 

@@ -13,12 +13,12 @@ from rlhf_jax.launch import graph
 from rlhf_jax.models import lm
 from rlhf_jax.stages import reward_model
 from rlhf_jax.study import (
+    checks,
     configs,
     models,
     origin,
     tokenizers,
     trainable,
-    validate,
 )
 from rlhf_jax.study import prompts as prompts_lib
 from rlhf_jax.study.errors import ConfigError, WorkdirError
@@ -42,7 +42,7 @@ def made(tmp_path_factory):
 
 
 def test_the_toy_study_is_valid(made):
-  validate.validate(made[1])
+  checks.validate(made[1])
 
 
 def test_the_tokenizer_of_a_folder_by_its_own_template(made):
@@ -103,7 +103,7 @@ def test_a_checkpoint_with_too_few_rows_is_refused(made, tmp_path):
     with pytest.raises(
         ConfigError, match=f'{name}.init=.*100 rows of vocab.* 262 ids'
     ):
-      validate.validate(changed)
+      checks.validate(changed)
 
 
 def test_load_lm_gives_the_checkpoint_and_the_numbers_of_the_section(made):
@@ -218,7 +218,7 @@ def test_a_random_model_is_what_it_was():
 def test_refuses(made, changes, message):
   config = configs.with_overrides(made[1], changes)
   with pytest.raises(ConfigError, match=message) as e:
-    validate.validate(config)
+    checks.validate(config)
   assert '\n' not in str(e.value)
 
 
@@ -230,7 +230,7 @@ def test_a_shape_beside_a_checkpoint_is_refused(made, section):
       ConfigError,
       match=rf'{section}.lm.head_dim has no effect with {section}.init=',
   ):
-    validate.validate(config.lock())
+    checks.validate(config.lock())
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_a_shape_beside_a_checkpoint_is_refused(made, section):
 def test_random_models_and_the_world_refuse(changes, message):
   config = configs.with_overrides(tiny.get_config(), changes)
   with pytest.raises(ConfigError, match=message):
-    validate.validate(config)
+    checks.validate(config)
 
 
 def test_the_digest_is_that_of_the_files(made, tmp_path):
