@@ -13,7 +13,7 @@ from rlhf_jax.ops import masked, policy_gradient
 from rlhf_jax.types import Metrics, Rollout
 
 
-def fitted(
+def fit(
     fns: interface.ModelFns,
     tx: optax.GradientTransformation,
     state: train_state.PolicyState,
@@ -51,7 +51,7 @@ def fitted(
     metrics['log_ratio'] = masked.mean(log_ratio, kept)
     return loss, metrics | {'policy_loss': loss}
 
-  state, metrics = minibatch.optimized(
+  state, metrics = minibatch.optimize(
       loss_fn,
       state,
       (rollout, kept),

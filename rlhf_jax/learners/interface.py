@@ -58,7 +58,6 @@ class Learner:
     keeps_scale: equal differences of utility count the same for all prompts. False
       for one that divides each prompt's utilities by their own spread.
     utility_range: an interval that must hold every utility.
-    fixed_kl_coef: the only kl_coef it can have, or None.
   """
 
   name: str
@@ -70,7 +69,6 @@ class Learner:
   needs_value: bool = False
   keeps_scale: bool = True
   utility_range: tuple[float, float] = (-math.inf, math.inf)
-  fixed_kl_coef: float | None = None
 
   @property
   def requires_log_probability(self) -> bool:

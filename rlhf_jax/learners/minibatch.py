@@ -64,7 +64,7 @@ def scan_epochs(
   return state, jax.tree.map(lambda m: m.mean(), metrics)
 
 
-def optimized(
+def optimize(
     loss_fn: Callable,
     state: train_state.PolicyState,
     batch,

@@ -55,7 +55,7 @@ def make_update(
     best = by_prompt.argmax(axis=-1)
     rows = jnp.arange(best.shape[0])
     chosen = jax.tree.map(lambda a: a[rows, best], samples)
-    state, metrics = distillation.fitted(
+    state, metrics = distillation.fit(
         fns,
         tx,
         state,

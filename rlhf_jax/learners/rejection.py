@@ -62,7 +62,7 @@ def make_update(
         kl_coef=kl_coef,
     )
     acceptance = rejection.acceptance_probability(utility, kl_coef=kl_coef)
-    state, metrics = distillation.fitted(
+    state, metrics = distillation.fit(
         fns,
         tx,
         state,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rlhf_jax.ops.log1mexp import log1mexp
-from rlhf_jax.rewards.aggregator_registry import (
+from rlhf_jax.rewards.aggregate import (
     hull,
     log_probability,
     register,

@@ -78,11 +78,6 @@ def check(
         f'{where}: the learner needs utilities in [{least}, {most}], and those'
         f' of methods.{method} range over ({low}, {high}).'
     )
-  fixed = learner.fixed_kl_coef
-  if fixed is not None and kl_coef != fixed:
-    raise common.ConfigError(
-        f'{where}: the learner has kl_coef {fixed} alone, got {kl_coef}.'
-    )
   try:
     # Made, not run: what it refuses, it refuses here.
     learner.make_update(

@@ -10,10 +10,10 @@ import pytest
 
 from rlhf_jax import train_state
 from rlhf_jax.exact import tilted
-from rlhf_jax.learners import rloo
+from rlhf_jax.learners import groups, rloo
 from tests.learners import tabular
 
-CONFIG = rloo.RLOOConfig(
+CONFIG = groups.GroupConfig(
     samples_per_prompt=2,
     clip_eps=0.2,
     entropy_coef=0.0,
