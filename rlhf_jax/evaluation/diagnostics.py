@@ -62,22 +62,6 @@ def gradient_mass(
 
 
 @jax.jit
-def gradient_share(
-    ref_logprobs: Float[Array, 'x y'],
-    reward: Float[Array, 'x y'],
-    slope: Float[Array, 'x y'],
-) -> Float[Array, ' j']:
-  """`gradient_mass` over its sum: where in the quality range u is steep.
-
-  A tenth each for a slope that is the same everywhere, such as that of the raw
-  reward. Prompts with steeper utilities weigh more, as they do in a gradient.
-  NaN if the utility is flat throughout.
-  """
-  mass = gradient_mass(ref_logprobs, reward, slope)
-  return mass / mass.sum()
-
-
-@jax.jit
 def saturated_share(
     logprobs: Float[Array, 'x y'],
     utility: Float[Array, 'x y'],

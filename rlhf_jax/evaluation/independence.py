@@ -33,14 +33,6 @@ def frechet_bounds(
 
 
 @jax.jit
-def excess_over_independence(
-    joint: Float[Array, '*b'], probabilities: Float[Array, ' m *b']
-) -> Float[Array, '*b']:
-  """P(all hold) - prod_i p_i: 0 if independent, negative if they exclude."""
-  return joint - jnp.prod(probabilities, axis=0)
-
-
-@jax.jit
 def copula_and(
     p: Float[Array, '*b'], q: Float[Array, '*b'], rho: ScalarLike
 ) -> Float[Array, '*b']:
