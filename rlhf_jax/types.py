@@ -10,6 +10,7 @@ fixed column. Masks are made once, where the tokens are made, and carried along;
 they are never recomputed from token ids, since a pad id may be a real token.
 """
 
+from collections.abc import Callable
 import dataclasses
 import typing
 
@@ -18,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 Metrics = dict[str, Array]
 Params = typing.Any
+Progress = Callable[[int, int], None]  # (steps done, steps in all)
 
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True)

@@ -16,6 +16,7 @@ TITLE = 'Joint distribution of the two rewards'
 INPUTS = ('joint.csv',)
 METHODS = ('sft', 'raw', 'lsc', 'min')
 NUM_BINS = 32
+_REWARDS = ('helpful', 'harmless')
 QUADRANTS = {
     'both': 'above both references',
     'helpful_only': 'above helpful only',
@@ -31,11 +32,11 @@ def table(evaluation_dir: str) -> pd.DataFrame:
   whose lower corner is (helpful, harmless); all methods share the bins, which
   cover the central 99% of the pooled samples. Quadrants count every sample.
   """
-  joint = tables.load(evaluation_dir, 'joint.csv')
+  joint = tables.load(evaluation_dir, 'joint.csv', also=_REWARDS)
   joint = _one_learner(joint[joint['method'].isin(METHODS)])
   edges = [
       np.linspace(*np.quantile(joint[c], [0.005, 0.995]), NUM_BINS + 1)
-      for c in ('helpful', 'harmless')
+      for c in _REWARDS
   ]
   out, shares = [], {}
   for method in tables.present(joint, 'method', style.METHODS):

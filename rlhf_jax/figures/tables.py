@@ -15,7 +15,7 @@ import os
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.evaluation import intervals
+from rlhf_jax.evaluation import intervals, schema
 
 PROPERTIES = ('helpful', 'harmless', 'both')
 JUDGES = ('evaluator', 'second_evaluator', 'gold', 'reward_model', 'none')
@@ -28,59 +28,31 @@ GRIDS = ('exact', 'offline')
 AREA = (0.25, 3.0)
 _SAME = 5e-4  # curves nearer than this at every KL are one method
 
-_COLUMNS = {
-    'results.csv': (
-        'property method learner kl_coef seed kl judge metric value'
-    ),
-    'regimes.csv': (
-        'regime property method learner kl_coef seed kl judge metric value'
-    ),
-    'optimality.csv': (
-        'property method learner kl_coef seed kl objective_share gap'
-        ' kl_to_optimum frontier_share seconds num_steps'
-    ),
-    'prompts.csv': (
-        'property method learner seed kl prompt reward judge centered'
-    ),
-    'prompt_values.csv': (
-        'property method learner seed kl judge metric prompt value'
-    ),
-    'joint.csv': 'method learner seed kl helpful harmless',
-    'transforms.csv': 'transform centered utility slope',
-    'diagnostics.csv': 'property method seed quantity decile value',
-    'calibration.csv': ('seed reward role kind bin share confidence frequency'),
-    'calibration_summary.csv': (
-        'seed reward role kind accuracy log_loss brier ece temperature pairs'
-    ),
-    'independence.csv': (
-        'seed rho num_repeats statistic p_value product observed frechet_low'
-        ' frechet_high ece'
-    ),
-    'copula.csv': 'seed rho method kl value',
-    'growth.csv': 'seed n method kl kl_coef metric value',
-    'gaussian.csv': 'scale tail correlation method kl value',
-}
-
 
 class NoRows(ValueError):
   """A table has nothing of what a figure shows."""
 
 
 def load(
-    evaluation_dir: str, name: str, *, optional: bool = False
+    evaluation_dir: str,
+    name: str,
+    *,
+    also: Sequence[str] = (),
+    optional: bool = False,
 ) -> pd.DataFrame:
   """The table `name` of an evaluation directory, its columns checked.
 
-  An optional table that is not there, or holds no row, is an empty frame.
+  Columns are those of the schema, and those of `also`. An optional table that is not there, or holds no row, is an empty frame.
   A column `family` is added where there is a `learner`: the learner without its
   number, so that best_of_4 and best_of_16 are two points of one curve. A table
   with a row for each prompt and `kind` of prompt is read by `_by_unit`.
   """
   path = os.path.join(evaluation_dir, name)
+  columns = schema.COLUMNS[name.removesuffix('.csv')]
   if optional and (not os.path.exists(path) or not os.path.getsize(path)):
-    return pd.DataFrame(columns=[*_COLUMNS[name].split(), 'family'])
+    return pd.DataFrame(columns=[*columns, 'family'])
   frame = pd.read_csv(path)
-  missing = set(_COLUMNS[name].split()) - set(frame.columns)
+  missing = {*columns, *also} - set(frame.columns)
   if missing:
     raise ValueError(f'{path}: no column {sorted(missing)}.')
   if not len(frame) and not optional:

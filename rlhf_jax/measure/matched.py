@@ -14,9 +14,10 @@ from jaxtyping import Array, Float
 import numpy as np
 import pandas as pd
 
+from rlhf_jax import files
+from rlhf_jax.evaluation import schema
 from rlhf_jax.exact import enumerated
 from rlhf_jax.measure import features as judgements_lib
-from rlhf_jax.study import common
 
 # What is kept prompt by prompt, for intervals over prompts.
 _BY_PROMPT = ('win_rate', 'above_q50', 'above_q85')
@@ -43,7 +44,7 @@ def keep_nearest(
 def write(folder: str, frames: dict[str, pd.DataFrame]) -> None:
   """Writes each table as FOLDER/NAME.csv."""
   for name, frame in frames.items():
-    with common.atomic(os.path.join(folder, f'{name}.csv')) as f:
+    with files.atomic(os.path.join(folder, f'{name}.csv')) as f:
       frame.to_csv(f, index=False)
 
 
@@ -54,8 +55,8 @@ def _entries(matched) -> Iterator[tuple]:
     yield method, entry.learner, float(entry.kl), entry.logprobs
 
 
-def _frame(names: str, rows) -> pd.DataFrame:
-  return pd.DataFrame(rows, columns=names.split())
+def _frame(name: str, rows) -> pd.DataFrame:
+  return pd.DataFrame(rows, columns=schema.COLUMNS[name])
 
 
 def _texts(study) -> list[str]:
@@ -71,9 +72,7 @@ def by_prompt(study, matched) -> pd.DataFrame:
     for (judge, reward), values in found.items():
       for text, value in zip(_texts(study), values, strict=True):
         rows.append((*head, text, reward, judge, float(value)))
-  return _frame(
-      'property method learner seed kl prompt reward judge centered', rows
-  )
+  return _frame('prompts', rows)
 
 
 def prompt_values(study, matched) -> pd.DataFrame:
@@ -90,14 +89,12 @@ def prompt_values(study, matched) -> pd.DataFrame:
     for name, values in means.items():
       for text, value in zip(_texts(study), np.asarray(values[0]), strict=True):
         rows.append((*head, *name.split('/'), text, float(value)))
-  return _frame(
-      'property method learner seed kl judge metric prompt value', rows
-  )
+  return _frame('prompt_values', rows)
 
 
 def joint(study, matched) -> pd.DataFrame:
   """Draws of the two centered rewards of one response, at the matched KL."""
-  names = ['method', 'learner', 'seed', 'kl', *study.rewards]
+  names = [*schema.COLUMNS['joint'], *study.rewards]
   if len(study.rewards) < 2:
     return pd.DataFrame([], columns=names)
   frames = []

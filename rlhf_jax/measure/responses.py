@@ -11,13 +11,13 @@ import pandas as pd
 from rlhf_jax.exact import enumerated
 
 METHODS = ('raw', 'lsc')
-COLUMNS = 'property seed prompt method learner kl draw response text'.split()
 
 
 def rows(study, matched: dict) -> pd.DataFrame:
   """A row for each held-out prompt, method (SFT, raw, LSC) and draw.
 
-  `evaluate.num_responses` draws a prompt. After COLUMNS, for each reward R of
+  `evaluate.num_responses` draws a prompt. After the
+  columns of the schema, for each reward R of
   the property, with the quantile of the prompt under the SFT policy:
 
     centered/R    r - r_ref, r_ref the 85% quantile of r; in logits

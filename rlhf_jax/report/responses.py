@@ -8,10 +8,10 @@ import os
 
 import pandas as pd
 
+from rlhf_jax.evaluation import schema
 from rlhf_jax.figures import style, tables
 from rlhf_jax.report import page
 
-COLUMNS = 'property seed prompt method learner kl draw response text'.split()
 METHODS = ('sft', 'raw', 'lsc')
 # Column prefix, head of the column on the page, and how it is written.
 _SCORES = {
@@ -29,9 +29,9 @@ def load(evaluation_dir: str) -> pd.DataFrame:
   """
   path = os.path.join(evaluation_dir, 'responses.csv')
   if not os.path.exists(path) or not os.path.getsize(path):
-    return pd.DataFrame(columns=COLUMNS)
+    return pd.DataFrame(columns=schema.COLUMNS['responses'])
   names = list(pd.read_csv(path, nrows=0).columns)
-  if missing := sorted(set(COLUMNS) - set(names)):
+  if missing := sorted(set(schema.COLUMNS['responses']) - set(names)):
     raise ValueError(f'{path}: no column {missing}.')
   scores = [n for n in names if '/' in n]
   rows = pd.read_csv(

@@ -18,23 +18,19 @@ import ml_collections
 import numpy as np
 import pandas as pd
 
+from rlhf_jax import files
 from rlhf_jax.data.world import samples
 from rlhf_jax.data.world import world as world_lib
-from rlhf_jax.evaluation import diagnostics, independence
+from rlhf_jax.evaluation import diagnostics, independence, schema
 from rlhf_jax.exact import enumerated, gaussian, tilted
 from rlhf_jax.measure import spaces as study_lib
 from rlhf_jax.rewards import references as references_lib
-from rlhf_jax.stages import tables
-from rlhf_jax.study import common, inputs
+from rlhf_jax.study import fields, folders
+from rlhf_jax.study.errors import ConfigError
+from rlhf_jax.types import Progress
 
-FIELDS = (
-    *tables.FIELDS,
-    'properties',
-    'methods',
-    'references',
-    'evaluate',
-    'analysis',
-)
+FIELDS = fields.FIELDS['analysis']
+folder = folders.analysis
 TABLES = (
     'diagnostics',
     'calibration',
@@ -42,28 +38,12 @@ TABLES = (
     'independence',
     'copula',
 )
-_COLUMNS = {
-    'diagnostics': 'property method seed quantity decile value',
-    'calibration': 'seed reward role kind bin share confidence frequency',
-    'calibration_summary': (
-        'seed reward role kind accuracy log_loss brier ece temperature pairs'
-    ),
-    'independence': (
-        'seed rho num_repeats statistic p_value product observed frechet_low'
-        ' frechet_high ece'
-    ),
-    'copula': 'seed rho method kl value',
-}
 _CURVE = ('share', 'confidence', 'frequency')
 _NUM_BINS = 10
 
 
-def folder(config: ml_collections.ConfigDict) -> str:
-  return os.path.join(common.seed_folder(config), 'analysis')
-
-
 def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+    config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Writes the tables of this seed as CSV; TABLES names them."""
   out = os.path.join(workdir, folder(config))
@@ -83,8 +63,8 @@ def run(
       rows['copula'] = judged.copula()
     progress(done + 2, total)
   for name in TABLES:
-    frame = pd.DataFrame(rows[name], columns=_COLUMNS[name].split())
-    with common.atomic(os.path.join(out, f'{name}.csv')) as f:
+    frame = pd.DataFrame(rows[name], columns=schema.COLUMNS[name])
+    with files.atomic(os.path.join(out, f'{name}.csv')) as f:
       frame.to_csv(f, index=False)
   progress(total, total)
 
@@ -162,12 +142,12 @@ def calibration(
       ):
         continue
       path = os.path.join(
-          workdir, inputs.reward_folder(config, reward, role), 'results.json'
+          workdir, folders.reward_model(config, reward, role), 'results.json'
       )
-      kinds = common.read_json(path, 'reward_model')['calibration']['kinds']
+      kinds = files.read_json(path, 'reward_model')['calibration']['kinds']
       for kind, found in kinds.items():
         head = (config.seed, reward, role, kind)
-        columns = _COLUMNS['calibration_summary'].split()[len(head) :]
+        columns = schema.COLUMNS['calibration_summary'][len(head) :]
         summaries.append((*head, *(found[name] for name in columns)))
         curves += _curve_rows(head, found['curve'])
   return curves, summaries
@@ -192,7 +172,7 @@ class Pair:
     self._study, self._config = study, study.config.analysis
     self._ids = study.prompts.eval_ids
     if len(study.rewards) != 2:
-      raise common.ConfigError(
+      raise ConfigError(
           f'analysis.property is {study.property}, of {len(study.rewards)}'
           ' rewards; the dependence of judgements is measured for two.'
       )
@@ -328,5 +308,4 @@ def gaussian_table(
       for method, values in rates.items():
         for kl, value in zip(kls, values, strict=True):
           rows.append((scale, tail, correlation, method, kl, float(value)))
-  names = 'scale tail correlation method kl value'
-  return pd.DataFrame(rows, columns=names.split())
+  return pd.DataFrame(rows, columns=schema.COLUMNS['gaussian'])

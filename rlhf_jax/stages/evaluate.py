@@ -15,27 +15,18 @@ import ml_collections
 import numpy as np
 import pandas as pd
 
+from rlhf_jax.evaluation import schema
 from rlhf_jax.exact import enumerated, tilted
 from rlhf_jax.measure import features as judgements_lib
 from rlhf_jax.measure import matched as matched_lib
 from rlhf_jax.measure import optimality as trained
 from rlhf_jax.measure import responses, sampled
 from rlhf_jax.measure import spaces as study_lib
-from rlhf_jax.stages import policy as policy_stage
-from rlhf_jax.study import common
+from rlhf_jax.study import fields, folders
+from rlhf_jax.types import Progress
 
-FIELDS = (
-    *policy_stage.FIELDS,
-    'judges',
-    'scorers',
-    'reward_scales',
-    'property_modules',
-    'policy_seeds',
-    'evaluate',
-    'samples',
-    'judge',
-    'best_of_k',
-)
+FIELDS = fields.FIELDS['evaluate']
+folder = folders.evaluate
 TABLES = (
     'results',
     'optimality',
@@ -46,14 +37,8 @@ TABLES = (
 )
 
 
-def folder(config: ml_collections.ConfigDict) -> str:
-  return os.path.join(
-      common.seed_folder(config), 'evaluate', config.evaluate.property
-  )
-
-
 def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+    config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Writes the tables of this seed and property as CSV."""
   if config.data.source != 'world':
@@ -118,7 +103,9 @@ def run(
   frames = {'results': results.frame()}
   if not config.regime:
     frames |= {
-        'optimality': pd.DataFrame(optimality, columns=list(trained.COLUMNS)),
+        'optimality': pd.DataFrame(
+            optimality, columns=schema.COLUMNS['optimality']
+        ),
         'prompts': matched_lib.by_prompt(study, matched),
         'prompt_values': matched_lib.prompt_values(study, matched),
         'joint': matched_lib.joint(study, matched),
@@ -161,5 +148,4 @@ class Rows:
       self.add(method, learner, kl_coefs[g], kls[g], found)
 
   def frame(self) -> pd.DataFrame:
-    names = 'property method learner kl_coef seed kl judge metric value'
-    return pd.DataFrame(self._rows, columns=names.split())
+    return pd.DataFrame(self._rows, columns=schema.COLUMNS['results'])

@@ -18,15 +18,14 @@ def make(workdir, seeds=(0, 1, 2), learners=ALL_LEARNERS, extras=True):
   evaluation = os.path.join(workdir, 'evaluation')
   os.makedirs(evaluation)
   synthetic.write(
-      os.path.join(evaluation, 'results.csv'),
-      'property method learner kl_coef seed kl judge metric value',
+      evaluation,
+      'results',
       synthetic.results_rows(seeds, learners),
   )
   if 'ppo' in learners:
     synthetic.write(
-        os.path.join(evaluation, 'optimality.csv'),
-        'property method learner kl_coef seed kl objective_share gap'
-        ' kl_to_optimum frontier_share seconds num_steps',
+        evaluation,
+        'optimality',
         synthetic.optimality_rows(seeds, learners),
     )
   if extras:
@@ -34,8 +33,8 @@ def make(workdir, seeds=(0, 1, 2), learners=ALL_LEARNERS, extras=True):
   rng = np.random.default_rng(0)
   spread = {'sft': (-1.5, 0.8), 'raw': (0.5, 1.2), 'lsc': (0.5, 0.4)}
   synthetic.write(
-      os.path.join(evaluation, 'prompts.csv'),
-      'property method learner seed kl prompt reward judge centered',
+      evaluation,
+      'prompts',
       [
           (p, m, 'sft' if m == 'sft' else 'exact', s, 2.0 * (m != 'sft'))
           + (x, r, 'reward_model', spread[m][0] + spread[m][1] * z)
@@ -47,8 +46,8 @@ def make(workdir, seeds=(0, 1, 2), learners=ALL_LEARNERS, extras=True):
       ],
   )
   synthetic.write(
-      os.path.join(evaluation, 'joint.csv'),
-      'method learner seed kl helpful harmless',
+      evaluation,
+      'joint',
       [
           (m, 'sft' if m == 'sft' else 'exact', s, 2.0 * (m != 'sft'))
           + tuple(spread[m][0] + spread[m][1] * rng.normal(size=2))
@@ -56,6 +55,7 @@ def make(workdir, seeds=(0, 1, 2), learners=ALL_LEARNERS, extras=True):
           for s in seeds
           for _ in range(200)
       ],
+      also=('helpful', 'harmless'),
   )
   x = np.linspace(-6, 6, 49)
   sigmoid = 1 / (1 + np.exp(-x))
@@ -65,8 +65,8 @@ def make(workdir, seeds=(0, 1, 2), learners=ALL_LEARNERS, extras=True):
       'log_sigmoid_centered': (np.log(sigmoid), 1 - sigmoid),
   }
   synthetic.write(
-      os.path.join(evaluation, 'transforms.csv'),
-      'transform centered utility slope',
+      evaluation,
+      'transforms',
       [
           (name, *row)
           for name, (u, slope) in curves.items()

@@ -5,6 +5,9 @@ import os
 import numpy as np
 import pandas as pd
 
+from rlhf_jax.evaluation import schema
+from rlhf_jax.learners import registry
+
 KLS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0)
 # Gain over raw, per nat. The last two end before KL 2.
 GAIN = {
@@ -111,31 +114,39 @@ def results_rows(seeds, learners):
   return rows
 
 
-def write(path, columns, rows):
-  """Writes one CSV."""
-  pd.DataFrame(rows, columns=columns.split()).to_csv(path, index=False)
+def write(evaluation, name, rows, also=()):
+  """Writes one table, of the columns of its schema and of `also`."""
+  pd.DataFrame(rows, columns=[*schema.COLUMNS[name], *also]).to_csv(
+      os.path.join(evaluation, f'{name}.csv'), index=False
+  )
 
 
 def optimality_rows(seeds, learners):
   """Rows of optimality.csv; dividing by the sd costs LSC most."""
   rows = []
+
+  def add(property, method, learner, kl_coef, seed, kl, share, more, *rest):
+    objective = registry.get(learner).objective
+    head = (property, method, learner, objective, kl_coef, seed, kl)
+    rows.append((*head, share, share, share + more, *rest, 250))
+
   for property in ('helpful', 'harmless', 'both'):
     for method in ('raw', 'lsc'):
       for seed in seeds:
         share = 0.9 + 0.01 * seed
         for kl_coef in (0.1, 0.3, 1.0):
-          rows.append(
-              (property, method, 'ppo', kl_coef, seed, 0.5 / kl_coef, share)
-              + (0.02, 0.1 + 0.02 * seed, share + 0.03, 40.0 + seed, 250)
+          add(
+              *(property, method, 'ppo', kl_coef, seed, 0.5 / kl_coef),
+              *(share, 0.03, 0.02, 0.1 + 0.02 * seed, 40.0 + seed),
           )
         if property != 'both':
           continue
         for i, learner in enumerate(other_learners(learners)):
           lost = 0.02 * i + 0.1 * (learner == 'grpo_std') * (method == 'lsc')
-          rows.append(
-              (property, method, learner, 0.3, seed, 1.7 + 0.06 * i)
-              + (share - lost, 0.02, 0.1 * 2**i + 0.01 * seed)
-              + (share - lost + 0.02, 20.0 * (i + 1) + seed, 250)
+          add(
+              *(property, method, learner, 0.3, seed, 1.7 + 0.06 * i),
+              *(share - lost, 0.02, 0.02, 0.1 * 2**i + 0.01 * seed),
+              20.0 * (i + 1) + seed,
           )
   return rows
 
@@ -173,12 +184,12 @@ def regime_rows(seeds):
                   - level(kl, 'raw', seed, metric)
               )
               rows.append(
-                  (regime, property, method, 'exact', 1 / kl, seed, kl)
-                  + (judge, metric, value)
+                  (property, method, 'exact', 1 / kl, seed, kl)
+                  + (judge, metric, value, regime)
               )
   # Its properties are not those of the other regimes.
   rows += [
-      ('growth', 'and_1', m, 'exact', 1.0, s, 2.0, 'gold', 'above_q50', 0.5)
+      ('and_1', m, 'exact', 1.0, s, 2.0, 'gold', 'above_q50', 0.5, 'growth')
       for m in REGIME_METHODS
       for s in seeds
   ]
@@ -294,44 +305,15 @@ def study_tables(evaluation, seeds):
       if metric in ('win_rate', 'above_q50')
       for x in range(16)
   ]
-  for name, columns, rows in (
-      (
-          'regimes',
-          'regime property method learner kl_coef seed kl judge metric value',
-          regime_rows(seeds),
-      ),
-      (
-          'diagnostics',
-          'property method seed quantity decile value',
-          diagnostics_rows(seeds),
-      ),
-      (
-          'calibration',
-          'seed reward role kind bin share confidence frequency',
-          curves,
-      ),
-      (
-          'calibration_summary',
-          'seed reward role kind accuracy log_loss brier ece temperature pairs',
-          summary,
-      ),
-      (
-          'independence',
-          'seed rho num_repeats statistic p_value product observed'
-          ' frechet_low frechet_high ece',
-          independence_rows(seeds),
-      ),
-      ('copula', 'seed rho method kl value', copula),
-      (
-          'growth',
-          'seed n method kl kl_coef metric value',
-          growth_rows(seeds),
-      ),
-      ('gaussian', 'scale tail correlation method kl value', gaussian),
-      (
-          'prompt_values',
-          'property method learner seed kl judge metric prompt value',
-          prompts,
-      ),
+  for name, rows in (
+      ('regimes', regime_rows(seeds)),
+      ('diagnostics', diagnostics_rows(seeds)),
+      ('calibration', curves),
+      ('calibration_summary', summary),
+      ('independence', independence_rows(seeds)),
+      ('copula', copula),
+      ('growth', growth_rows(seeds)),
+      ('gaussian', gaussian),
+      ('prompt_values', prompts),
   ):
-    write(os.path.join(evaluation, f'{name}.csv'), columns, rows)
+    write(evaluation, name, rows)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from rlhf_jax.evaluation import schema
 from rlhf_jax.figures import evenness, make, resampling, style, tables
 from rlhf_jax.report import pairwise, report
 
@@ -56,7 +57,7 @@ def _results(seeds=(0,)):
             rows.append([*head, 'lm_judge', 'flip_rate/helpful', 0.5, *where])
             bias = ['lm_judge', 'position_bias/helpful', 0.1]
             rows.append([*head, *bias, *where])
-  names = tables._COLUMNS['results.csv'].split() + ['prompt', 'kind']
+  names = [*schema.COLUMNS['results'], *schema.OF_PROMPT]
   return pd.DataFrame(rows, columns=names)
 
 
@@ -82,13 +83,13 @@ def run(tmp_path_factory):
       for _ in range(20):
         pair = rng.normal(kl - 1, 1, size=2)
         joint.append([method, learner, 0, kl, *pair, prompt, 'helpful'])
-  columns = lambda name, *more: [*tables._COLUMNS[name].split(), *more]
-  pd.DataFrame(prompts, columns=columns('prompts.csv')).to_csv(
+  columns = lambda name, *more: [*schema.COLUMNS[name], *more]
+  pd.DataFrame(prompts, columns=columns('prompts')).to_csv(
       folder / 'prompts.csv', index=False
   )
-  pd.DataFrame(joint, columns=columns('joint.csv', 'prompt', 'kind')).to_csv(
-      folder / 'joint.csv', index=False
-  )
+  pd.DataFrame(
+      joint, columns=columns('joint', 'helpful', 'harmless', *schema.OF_PROMPT)
+  ).to_csv(folder / 'joint.csv', index=False)
   make.build(str(folder), str(root / 'figures'), NAMES)
   return root
 

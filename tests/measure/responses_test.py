@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data.world import rules
+from rlhf_jax.evaluation import schema
 from rlhf_jax.exact import tilted
 from rlhf_jax.measure import features, responses
 from rlhf_jax.measure import spaces as study_lib
@@ -132,7 +133,7 @@ class TestRows:
     frame = responses.rows(_study(('helpful',), judges), _EXACT)
     names = ['centered', 'utility', 'gold', *judges]
     assert list(frame.columns) == [
-        *responses.COLUMNS,
+        *schema.COLUMNS['responses'],
         *(f'{name}/helpful' for name in names),
     ]
     assert not frame.isna().any(axis=None)
