@@ -1,4 +1,4 @@
-"""What a transform does to the learning signal, response by response.
+"""The learning signal under a transform, response by response.
 
 Of listed responses: which of them a utility pushes on, where it has stopped to
 push, and how much rewards still vary within a prompt. Arrays are 'x y', prompts

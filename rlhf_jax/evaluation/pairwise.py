@@ -1,4 +1,4 @@
-"""Pairwise judging by a model: what it is asked, and what its answers mean.
+"""Pairwise judging by a model: questions, and verdicts from its answers.
 
 A judge is a function from prompt texts to the probability that the response
 shown first is the better one. It is asked about every pair in both orders,
@@ -145,7 +145,7 @@ class Verdicts(typing.NamedTuple):
 def verdict(
     p_first_given_order1: npt.ArrayLike, p_first_given_order2: npt.ArrayLike
 ) -> Verdicts:
-  """What two answers, one in each order, say of each pair.
+  """The verdicts of two answers to each pair, one in each order.
 
     probability = (p1 + 1 - p2) / 2,   shown_first = (p1 + p2) / 2
 

@@ -1,4 +1,4 @@
-"""Surface features a reward model may pay for, and how often they appear.
+"""Surface features of a text that a reward model may pay for.
 
 Each is cheap to produce without being better: lists, length, advice to see a
 professional, repetition, refusals. Their rate against KL shows how much of a

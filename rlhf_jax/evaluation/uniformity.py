@@ -1,4 +1,4 @@
-"""Whether alignment serves every prompt, or a few prompts very well.
+"""Measures of how evenly alignment serves prompts.
 
 Means over prompts hide it: a raw reward spends the KL where rewards are easy to
 raise, leaves other prompts behind and pushes a few into the reward model's

@@ -1,4 +1,4 @@
-"""How often a response beats an SFT sample, and how often it is good enough.
+"""Win rates against SFT samples, and rates of responses above an SFT quantile.
 
 Judgements are relative to the SFT policy on the same prompt, so that prompts
 with a wide range of scores do not speak louder than others and the judge's

@@ -1,4 +1,4 @@
-"""Maximum likelihood of chosen reference samples: of RAFT and of rejection."""
+"""Maximum likelihood of chosen reference samples, for RAFT and rejection."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ def fit(
     num_minibatches: int,
     num_microbatches: int,
 ) -> tuple[train_state.PolicyState, Metrics]:
-  """`state` at the next step, made likelier to give the kept responses.
+  """The state of the next step, whose policy makes the kept responses likelier.
 
     L = -mean over kept rows of log pi(y | x)
 

@@ -1,4 +1,4 @@
-"""The KL of a rollout, what it costs, and how its price may adapt."""
+"""Estimates of the KL of a rollout, and the adaptive price of a nat."""
 
 import jax
 import jax.numpy as jnp

@@ -19,7 +19,7 @@ from rlhf_jax.types import Metrics, Params, Rollout
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OfflineConfig:
-  """Numbers of the update; configs/base.py says what each is for."""
+  """Numbers of the update, each explained in configs/base.py."""
 
   samples_per_prompt: int
   num_epochs: int

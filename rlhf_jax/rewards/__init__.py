@@ -1,4 +1,4 @@
-"""Rewards, and what becomes of them on the way to a utility.
+"""Rewards and utilities: likelihoods, references, transforms, aggregators.
 
 Importing the package registers the entries of every module named here: the one
 side effect of an import, and in an order that does not depend on the importer.

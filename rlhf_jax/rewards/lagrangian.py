@@ -1,4 +1,4 @@
-"""The aggregator of a constrained objective, and the step of its multipliers."""
+"""The aggregator of a constrained objective, and the update of its multipliers."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike

@@ -1,4 +1,4 @@
-"""Links: how rewards that were not learned by Bradley-Terry read as p(G = 1).
+"""Links: the likelihoods that rewards are learned by, and p(G = 1) under each.
 
 A link says what data a reward is learned from, by which likelihood, and what the
 log-probability of "good" is under it. That utility is a registered transform, so
@@ -63,7 +63,7 @@ class Link:
 
   @property
   def num_parameters(self) -> int:
-    """How many scalars are learned beside the reward."""
+    """The number of scalars learned beside the reward."""
     return len(self.initial)
 
   def init(self) -> LinkParams:

@@ -1,4 +1,4 @@
-"""Aggregators of log-probabilities: what is the probability of a combination?
+"""Aggregators of log-probabilities: the probability of a logical combination.
 
 Judgements G_i are taken as independent given (x, y), except where a bound that
 needs no such assumption is meant.

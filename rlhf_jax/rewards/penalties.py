@@ -1,4 +1,4 @@
-"""Penalties for what a reward model does not see: length, a missing EOS.
+"""Penalties for what a reward model does not see, such as length.
 
 They are additive: on the raw reward before the transform, or subtracted from u
 after it. A penalty that replaces u by a constant, or multiplies it by a fraction,

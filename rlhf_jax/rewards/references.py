@@ -1,4 +1,4 @@
-"""r_ref(x): the prompt-specific bar above which a response counts as good.
+"""References r_ref(x): the bar, for each prompt, above which a response is good.
 
 The paper takes the 85th percentile of the rewards of SFT samples for the same
 prompt, or the reward of a canned response. A reference scored by the same reward
@@ -31,7 +31,7 @@ NEEDS = ('canned', 'dataset', 'learned')
 
 @pytree
 class Reference:
-  """What transforms know of the rewards of reference responses to a prompt.
+  """Statistics of the rewards of reference responses to a prompt.
 
   Leaves broadcast against the reward they are compared to: rewards [b] go with
   leaves [b] and samples [b m]; rewards [x y] of y responses to each prompt with

@@ -1,4 +1,4 @@
-"""Tables of what a config can choose by name, and the options of an entry."""
+"""Registries of the entries that a config names, and the options of an entry."""
 
 from collections.abc import Callable
 import inspect

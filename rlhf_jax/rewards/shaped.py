@@ -1,4 +1,4 @@
-"""Transforms that others use to shape rewards, to compare with the paper's."""
+"""Transforms of other papers, for comparison with LSC."""
 
 import math
 
