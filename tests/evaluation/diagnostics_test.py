@@ -44,7 +44,7 @@ class SlopesTest(parameterized.TestCase):
     reference = references.expand(
         references.make_reference(reward, estimator='mean')
     )
-    fn = lambda r: transforms.get(name)(r['a'], reference)
+    fn = jax.jit(lambda r: transforms.get(name)(r['a'], reference))
     got = diagnostics.slopes(fn, {'a': reward})['a']
     step = 1e-2
     want = (fn({'a': reward + step}) - fn({'a': reward - step})) / (2 * step)
@@ -94,9 +94,9 @@ class GradientMassTest(parameterized.TestCase):
     self.assertGreater(got[0], 2 * got[-1])
 
   def test_steep_prompts_weigh_more_and_masses_add_up(self):
-    probs, reward = _world(prompts=2)
+    probs, reward = _world(prompts=3)
     reward = jnp.asarray(reward, jnp.float32)
-    slope = jnp.ones_like(reward) * jnp.array([[1.0], [5.0]])
+    slope = jnp.ones_like(reward) * jnp.array([[1.0], [2.0], [6.0]])
     mass = diagnostics.gradient_mass(_log(probs), reward, slope)
     np.testing.assert_allclose(mass.sum(), 3.0, rtol=1e-5)
 

@@ -52,13 +52,14 @@ class UniformityTest(absltest.TestCase):
 
   def test_tilting_by_the_reward_worsens_no_prompt(self):
     ref, reward = _world()
-    found = tilted.frontier(ref, reward, jnp.array([0.1, 1.0]))
+    found = tilted.frontier(ref, reward, jnp.array([0.1, 0.5, 1.0]))
     before = enumerated.expectation(ref, reward)
     means = enumerated.expectations(found.logprobs, {'r': reward})['r']
     np.testing.assert_allclose(uniformity.improved(means, before), 1.0)
     np.testing.assert_allclose(uniformity.worsened(means, before), 0.0)
     against = enumerated.expectations(
-        tilted.frontier(ref, -reward, jnp.array([1.0])).logprobs, {'r': reward}
+        tilted.frontier(ref, -reward, jnp.array([0.1, 0.5, 1.0])).logprobs,
+        {'r': reward},
     )['r']
     np.testing.assert_allclose(uniformity.worsened(against, before), 1.0)
 

@@ -78,7 +78,7 @@ class AboveQuantileTest(parameterized.TestCase):
   @parameterized.parameters(0.5, 0.75, 0.85, 0.95)
   def test_share_under_the_reference(self, q):
     # Without ties, 1 - q up to half the mass of the response at the quantile.
-    probs, values = _world(responses=2000, levels=10**7)
+    probs, values = _world(levels=10**7)
     percentiles = win_rate.percentile(jnp.asarray(values[0]), _log(probs))
     above = win_rate.above_quantile(percentiles, q=q)
     got = enumerated.expectation(_log(probs), above)
@@ -114,7 +114,7 @@ class JointTest(parameterized.TestCase):
   @parameterized.parameters(0.5, 0.85)
   def test_conjunction_lies_within_frechet_bounds(self, q):
     # max(0, p_1 + p_2 - 1) <= P(both) <= min(p_1, p_2), for any policy.
-    probs, values = _world(responses=500, levels=10**7)
+    probs, values = _world(levels=10**7)
     percentiles = jnp.stack(
         [win_rate.percentile(jnp.asarray(v), _log(probs)) for v in values]
     )
@@ -158,8 +158,8 @@ class SampleTest(parameterized.TestCase):
     np.testing.assert_allclose(got, [[2.5 / 4, 0.0, 1.0]], rtol=1e-6)
 
   def test_matches_the_exact_form_on_equal_masses(self):
-    _, values = _world(responses=20)
-    ref = jnp.log(jnp.full((3, 20), 1 / 20))
+    _, values = _world()
+    ref = jnp.log(jnp.full((3, 30), 1 / 30))
     np.testing.assert_allclose(
         win_rate.sample_percentile(
             jnp.asarray(values[0]), jnp.asarray(values[0])
