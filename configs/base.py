@@ -420,7 +420,7 @@ def add_property(
 
   Args:
     c: the config; `c.properties` gains the reward alone, under its name.
-    name: of a property of the world (rlhf_jax/data/properties), or of your data.
+    name: of a property of the world (rlhf_jax/data/world/properties), or of your data.
     scorer: learned, gold, or MODULE:NAME of a rule; see `scorers`.
     module: that registers the property of the world, if it is not built in.
   """

@@ -13,7 +13,7 @@ from rlhf_jax import optim, sharding
 from rlhf_jax import sampling as sampling_lib
 from rlhf_jax.learners import interface
 from rlhf_jax.models import adapters, heads, lm
-from rlhf_jax.rewards import aggregate, penalties
+from rlhf_jax.rewards import aggregate, lagrangian, penalties
 from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.rewards import references as references_lib
 
@@ -97,7 +97,7 @@ def make_dual_step(objective: objective_lib.Objective):
 
   def dual_step(weights, metrics, step_size):
     means = {name: metrics[f'{name}/utility'] for name in weights}
-    return aggregate.dual_step(weights, means, step_size=step_size, **options)
+    return lagrangian.dual_step(weights, means, step_size=step_size, **options)
 
   return dual_step
 

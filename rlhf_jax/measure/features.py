@@ -17,7 +17,7 @@ import numpy as np
 
 from rlhf_jax.evaluation import uniformity, win_rate
 from rlhf_jax.exact import enumerated, tilted
-from rlhf_jax.rewards import references
+from rlhf_jax.ops import quantiles
 
 QUANTILES = (0.5, 0.75, 0.85, 0.95)
 _EXTREME = 0.999
@@ -72,7 +72,7 @@ def make(
       score = jnp.asarray(score)
       rank = win_rate.percentile(score, ref_logprobs)
       ranks.append(rank)
-      center = references.weighted_quantile(score, ref_logprobs, _CENTER)
+      center = quantiles.weighted_quantile(score, ref_logprobs, _CENTER)
       values[judge, reward] = score - center[:, None]
       if len(by_reward) > 1:
         metrics[judge, f'win_rate/{reward}'] = rank

@@ -11,7 +11,7 @@ from rlhf_jax.evaluation import schema
 from rlhf_jax.exact import tilted
 from rlhf_jax.measure import features, responses, spaces
 from rlhf_jax.measure.space import Policy
-from rlhf_jax.rewards import references
+from rlhf_jax.ops import quantiles
 
 _RESPONSES = ('FACT', 'FACT FACT', 'REFUSE', 'LIST')
 
@@ -95,7 +95,7 @@ class TestRows:
     raw = frame[frame['method'] == 'raw'].set_index(['prompt', 'draw'])
     score = np.array([[0.0, 1.0, 2.0, 3.0], [3.0, 2.0, 1.0, 0.0]])
     for x, prompt in enumerate(('one', 'two')):
-      quantile = references.weighted_quantile(
+      quantile = quantiles.weighted_quantile(
           jnp.asarray(2 * score), _SFT, 0.85
       )[x]
       want = 2 * score[x, 0] - float(quantile)

@@ -175,7 +175,7 @@ class StageTest(parameterized.TestCase):
     config = _config(rewards=('staged',), property_modules=('stage_property',))
     with mock.patch('sys.path', [self.dir]):
       world = data_stage.make_world(config)
-    properties._PROPERTIES.pop('staged')
+    properties._PROPERTIES.entries.pop('staged')
     self.assertEqual(set(np.unique(world.gold['staged'])), {0.0, 1.0})
 
   def test_only_the_link_of_the_reward_models_matters(self):

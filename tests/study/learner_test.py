@@ -147,7 +147,7 @@ def test_a_module_of_ones_own_is_found_by_name(monkeypatch):
     c = _config(learner='own_learner:own', kl_coef=0.5)
     assert policy.folder(c).endswith('policy/both_lsc_own_0.5')
   finally:
-    registry._LEARNERS.pop('own')  # pylint: disable=protected-access
+    registry._LEARNERS.entries.pop('own')  # pylint: disable=protected-access
 
 
 def test_specs_of_other_methods_do_not_age_a_policy():
