@@ -2,12 +2,12 @@
 
 import pandas as pd
 
-from rlhf_jax.figures import resampling, style, tables, words
+from rlhf_jax.figures import data, estimates, names, words
 from rlhf_jax.report import page
 
 _KLS = {'exact': (0.5, 1.0, 2.0, 4.0), 'offline': (0.25, 0.5, 1.0, 1.5)}
 # Learners trained at several coefficients; for the others see L1.
-CURVES = (*tables.GRIDS, 'ppo', 'rloo', 'best_of')
+CURVES = (*names.GRIDS, 'ppo', 'rloo', 'best_of')
 
 # Words, and whether more is better: None where neither direction is.
 METRICS = {
@@ -59,18 +59,18 @@ HEADLINES = (
 def _panels(results: pd.DataFrame) -> list[tuple[str, str, str]]:
   """(property, metric, judge) of the results, in reading order."""
   out = []
-  for property in tables.present(results, 'property', tables.PROPERTIES):
+  for property in data.present(results, 'property', names.PROPERTIES):
     rows = results[results['property'] == property]
-    for metric in tables.present(rows, 'metric', tuple(METRICS)):
+    for metric in data.present(rows, 'metric', tuple(METRICS)):
       judges = rows[rows['metric'] == metric]
-      for judge in tables.present(judges, 'judge', tables.JUDGES):
+      for judge in data.present(judges, 'judge', names.JUDGES):
         out.append((property, metric, judge))
   return out
 
 
 def _describe(metric: str, judge: str) -> str:
   name, _ = METRICS.get(metric, (metric, None))
-  return name if judge == 'none' else f'{name}, {style.label(judge)}'
+  return name if judge == 'none' else f'{name}, {names.label(judge)}'
 
 
 def _direction(metric: str, row) -> str:
@@ -108,17 +108,17 @@ def summary(
   """
   results = results[results['method'].isin(('sft', 'raw', 'lsc'))]
   lines = {'better': [], 'worse': [], 'neutral': [], 'open': []}
-  at = tables.matched_kl(results)
+  at = data.matched_kl(results)
   for property, metric, judge in _panels(results):
     what = dict(property=property, metric=metric, judge=judge)
-    rows = tables.differences(results, kls=[at], **what)
+    rows = estimates.differences(results, kls=[at], **what)
     if len(rows) and not _is_proxy(metric, judge):
       row = rows.iloc[0]
       kind = _direction(metric, row)
       if kind == 'open' and words.established(row):
         kind = 'neutral'
       lines[kind].append(
-          f'{style.label(property)}: {_describe(metric, judge)}'
+          f'{names.label(property)}: {_describe(metric, judge)}'
           f' {words.number(row["baseline_mean"])} to'
           f' {words.number(row["method_mean"])}, {words.signed(row)}'
       )
@@ -136,7 +136,7 @@ def summary(
       page.tag(
           'p',
           f'{_optima(results)} of both objectives at KL {at:g} nats.'
-          f' Differences are within {tables.unit(results)}, with their 95%'
+          f' Differences are within {data.unit(results)}, with their 95%'
           ' interval.',
       ),
       _headline_table(results, prompt_values),
@@ -167,7 +167,7 @@ def summary(
 
 
 def _optima(results: pd.DataFrame) -> str:
-  if tables.grid_family(results) == 'offline':
+  if data.grid_family(results) == 'offline':
     return 'Optima, as far as SFT samples tell them,'
   return 'Exact optima'
 
@@ -178,7 +178,7 @@ def losses(results: pd.DataFrame) -> list[str]:
   for property, metric, judge in _panels(results):
     if _is_proxy(metric, judge):
       continue
-    rows = tables.differences(
+    rows = estimates.differences(
         results, property=property, metric=metric, judge=judge
     )
     worse = [r for _, r in rows.iterrows() if _direction(metric, r) == 'worse']
@@ -190,7 +190,7 @@ def losses(results: pd.DataFrame) -> list[str]:
       if len(worse) == 1:
         where = f'KL {kls[0]:g} alone'
       out.append(
-          f'{style.label(property)}: {_describe(metric, judge)}, at {where},'
+          f'{names.label(property)}: {_describe(metric, judge)}, at {where},'
           f' {words.signed(most)}.'
       )
   return out
@@ -212,8 +212,8 @@ def _headline_table(
   rows, resampled = [], False
   for property, metric, judge in HEADLINES:
     what = dict(property=property, metric=metric, judge=judge)
-    at = tables.matched_kl(results)
-    found = tables.differences(results, **what, kls=[at])
+    at = data.matched_kl(results)
+    found = estimates.differences(results, **what, kls=[at])
     if not len(found):
       continue
     row = found.iloc[0]
@@ -221,7 +221,7 @@ def _headline_table(
     resampled |= bool(levels)
     rows.append(
         (
-            f'{style.label(property)}: {_describe(metric, row["judge"])}',
+            f'{names.label(property)}: {_describe(metric, row["judge"])}',
             _cell(words.number(row['baseline_mean']), levels.get('raw')),
             _cell(words.number(row['method_mean']), levels.get('lsc')),
             _cell(_difference(metric, row), levels.get('lsc-raw')),
@@ -250,26 +250,28 @@ def _levels(results, prompt_values, what) -> dict[str, list[str]]:
   """
   if prompt_values is None or not len(prompt_values):
     return {}
-  if tables.unit(results) == 'prompts':
+  if data.unit(results) == 'prompts':
     return {}  # the interval is over prompts already
-  at = tables.matched_kl(results)
-  values = tables.at_kl(prompt_values, at)
-  rows = tables.select(results, **what)
+  at = data.matched_kl(results)
+  values = data.at_kl(prompt_values, at)
+  rows = data.select(results, **what)
   out = {}
   for name, method, baseline in (
       ('raw', 'raw', None),
       ('lsc', 'lsc', None),
       ('lsc-raw', 'lsc', 'raw'),
   ):
-    drawn = resampling.bootstrap(
+    drawn = estimates.bootstrap(
         values, **what, method=method, baseline=baseline
     )
     if not drawn:
       return {}
     notes = [f'prompts {_interval(drawn, signed=baseline is not None)}']
     if baseline is None:  # that of the difference is beside it already
-      seeds = tables.seed_values(rows, method=method, family='exact', kls=[at])
-      found = tables.interval(seeds[at])
+      seeds = estimates.seed_values(
+          rows, method=method, family='exact', kls=[at]
+      )
+      found = estimates.interval(seeds[at])
       if pd.notna(found['low']):
         notes.insert(0, f'seeds {_interval(found)}')
     out[name] = notes
@@ -303,7 +305,7 @@ def results_tables(results: pd.DataFrame) -> page.Markup:
   families = [f for f in CURVES if f in set(results['family'])]
   for family in families:
     body = []
-    for property in tables.present(results, 'property', tables.PROPERTIES):
+    for property in data.present(results, 'property', names.PROPERTIES):
       rows = [
           (_describe(metric, judge), *cells)
           for p, metric, judge in _panels(results)
@@ -311,16 +313,16 @@ def results_tables(results: pd.DataFrame) -> page.Markup:
           and (cells := _cells(results, property, metric, judge, family))
       ]
       if rows:
-        kls = _KLS[tables.grid_family(results)]
+        kls = _KLS[data.grid_family(results)]
         header = ['metric', *(f'KL {kl:g}' for kl in kls)]
         body += [
-            page.tag('h3', style.label(property)),
+            page.tag('h3', names.label(property)),
             page.table(header, rows),
         ]
     if not body:
       continue
-    name = style.label(family)
-    if family in tables.GRIDS:
+    name = names.label(family)
+    if family in names.GRIDS:
       parts += [page.tag('h3', f'{name.capitalize()} of each objective'), *body]
     else:
       title = f'{name[0].upper()}{name[1:]}, interpolated between its points'
@@ -330,8 +332,8 @@ def results_tables(results: pd.DataFrame) -> page.Markup:
 
 def _cells(results, property, metric, judge, family) -> list | None:
   """The cells of one metric, None when no KL can be compared."""
-  kls = _KLS[tables.grid_family(results)]
-  rows = tables.differences(
+  kls = _KLS[data.grid_family(results)]
+  rows = estimates.differences(
       results,
       property=property,
       metric=metric,

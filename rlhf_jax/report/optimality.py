@@ -1,25 +1,25 @@
 """How much of the attainable objective each learner realised, as a table."""
 
-from rlhf_jax.figures import learners, style, tables, words
+from rlhf_jax.figures import data, estimates, learners, names, words
 from rlhf_jax.report import page
 
 
 def optimality(evaluation_dir: str) -> page.Markup:
   """The share of the attainable objective that each learner realised."""
-  shares = tables.load(evaluation_dir, 'optimality.csv', optional=True)
+  shares = data.load(evaluation_dir, 'optimality.csv', optional=True)
   if not len(shares):
     return page.tag('p', 'No policy was trained in this run.')
   rows = []
-  for property in tables.present(shares, 'property', tables.PROPERTIES):
+  for property in data.present(shares, 'property', names.PROPERTIES):
     own = shares[shares['property'] == property]
-    points = tables.summarize(own, value='objective_share')
+    points = estimates.summarize(own, value='objective_share')
     points = points.sort_values(['family', 'method', 'kl'])
     for _, row in points.iterrows():
       rows.append(
           (
-              style.label(property),
-              style.label(row['family']),
-              style.short(row['method']),
+              names.label(property),
+              names.label(row['family']),
+              names.short(row['method']),
               f'{row["strength"]:.4g}',
               words.number(row['kl'], 2),
               words.level(row),
@@ -36,7 +36,7 @@ def optimality(evaluation_dir: str) -> page.Markup:
       'seeds',
   ]
   elsewhere = [
-      style.label(learner)
+      names.label(learner)
       for learner, own in shares.groupby('learner', sort=False)
       if learners.objective(own) != learners.TILTED
   ]

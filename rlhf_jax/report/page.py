@@ -116,7 +116,7 @@ def data(id: str, tree: typing.Any) -> Markup:
 def document(title: str, *children: typing.Any) -> Markup:
   """A whole page that needs nothing but itself."""
   css, js = (
-      importlib.resources.files('rlhf_jax.figures').joinpath(name).read_text()
+      importlib.resources.files('rlhf_jax.report').joinpath(name).read_text()
       for name in ('report.css', 'report.js')
   )
   return Markup(

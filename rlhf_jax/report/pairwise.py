@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from rlhf_jax.figures import style, tables, words
+from rlhf_jax.figures import data, estimates, names, words
 from rlhf_jax.report import page
 
 JUDGE = 'lm_judge'
@@ -12,7 +12,7 @@ def table(results: pd.DataFrame) -> pd.DataFrame:
   """A row for each policy and question; no row where no judge was asked.
 
   win_rate, flip_rate (the two orders disagree) and position_bias (towards the
-  response that is shown first) as `tables.interval`, in columns NAME.STATISTIC.
+  response that is shown first) as `estimates.interval`, in columns NAME.STATISTIC.
   """
   rows = results[results['judge'] == JUDGE]
   if not len(rows):
@@ -26,7 +26,7 @@ def table(results: pd.DataFrame) -> pd.DataFrame:
   for key, own in rows.groupby(by, sort=False):
     row = dict(zip(by, key, strict=True), kl=own['kl'].mean())
     for measure, values in own.groupby('measure', sort=False):
-      found = tables.interval(values['value'].dropna())
+      found = estimates.interval(values['value'].dropna())
       row |= {f'{measure}.{name}': v for name, v in found.items()}
     out.append(row)
   return pd.DataFrame(out)
@@ -39,7 +39,7 @@ def section(results: pd.DataFrame) -> page.Markup | None:
     return None
   body = [
       (
-          f'{style.label(r["learner"])} {style.short(r["method"])},'
+          f'{names.label(r["learner"])} {names.short(r["method"])},'
           f' kl_coef {r["kl_coef"]:g} (KL {words.number(r["kl"], 2)})',
           r['question'] or r['property'],
           *(words.level(_of(r, m)) for m in _MEASURES),
@@ -47,7 +47,7 @@ def section(results: pd.DataFrame) -> page.Markup | None:
       )
       for _, r in found.iterrows()
   ]
-  unit = tables.unit(results)
+  unit = data.unit(results)
   return page.join(
       page.tag(
           'p',

@@ -10,7 +10,7 @@ import os
 
 import pandas as pd
 
-from rlhf_jax.figures import make, points, tables
+from rlhf_jax.figures import data, make, points
 from rlhf_jax.report import comparisons, optimality, page, pairwise, responses
 
 TITLE = 'Transforming and combining rewards: results'
@@ -32,8 +32,8 @@ def write_report(workdir: str, out: str) -> str:
       folder of this file or below, so that both can be moved together.
   """
   evaluation = os.path.join(workdir, 'evaluation')
-  results = tables.load(evaluation, 'results.csv')
-  prompt_values = tables.load(evaluation, 'prompt_values.csv', optional=True)
+  results = data.load(evaluation, 'results.csv')
+  prompt_values = data.load(evaluation, 'prompt_values.csv', optional=True)
   figures = _figures(workdir, os.path.dirname(os.path.abspath(out)))
   sections = [
       ('summary', 'Summary', comparisons.summary(results, prompt_values)),
@@ -133,9 +133,9 @@ def _scope(results: pd.DataFrame) -> tuple[str, ...]:
       ' The definitions are those of Wang et al. 2024 (arXiv:2402.00742); the'
       ' hyperparameters are ours, and no number here is one of the paper.'
   )
-  if tables.grid_family(results) == 'offline':
-    what = f'{repeats} held-out {tables.unit(results)} of real text.'
-    if tables.unit(results) == 'prompts':
+  if data.grid_family(results) == 'offline':
+    what = f'{repeats} held-out {data.unit(results)} of real text.'
+    if data.unit(results) == 'prompts':
       what += ' There is one run: no interval here covers another one.'
     return (
         what,
@@ -161,7 +161,7 @@ def _figures(workdir: str, beside: str) -> dict[str, page.Markup]:
   """Every figure that was made, by name, in order."""
   folder = os.path.join(workdir, 'figures')
   found = {}
-  for name in make.NAMES:
+  for name in make.FIGURES:
     if all(
         os.path.exists(os.path.join(folder, f'{name}.{e}'))
         for e in ('csv', 'png')
@@ -221,8 +221,8 @@ def _link(path: str, beside: str) -> page.Markup:
 def _command(name: str) -> str:
   """The command that draws a figure again, from the folder of the study."""
   return (
-      'python -c "from rlhf_jax.figures import build;'
-      f" build.build('evaluation', 'figures', {(name,)!r})\""
+      'python -c "from rlhf_jax.figures import make;'
+      f" make.build('evaluation', 'figures', {(name,)!r})\""
   )
 
 
@@ -237,7 +237,7 @@ def _values(name: str, path: str) -> page.Markup:
 def _uncertainty(results: pd.DataFrame) -> page.Markup:
   """What the intervals of this page cover, and what they do not."""
   seeds = results['seed'].nunique()
-  if tables.grid_family(results) == 'offline':
+  if data.grid_family(results) == 'offline':
     return page.bullets(_UNCERTAINTY_OF_TEXT)
   interval = (
       f'Intervals are 95% Student t intervals of the mean over {seeds} seeds.'

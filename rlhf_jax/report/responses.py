@@ -9,7 +9,7 @@ import os
 import pandas as pd
 
 from rlhf_jax.evaluation import schema
-from rlhf_jax.figures import style, tables
+from rlhf_jax.figures import data, names
 from rlhf_jax.report import page
 
 METHODS = ('sft', 'raw', 'lsc')
@@ -30,10 +30,10 @@ def load(evaluation_dir: str) -> pd.DataFrame:
   path = os.path.join(evaluation_dir, 'responses.csv')
   if not os.path.exists(path) or not os.path.getsize(path):
     return pd.DataFrame(columns=schema.COLUMNS['responses'])
-  names = list(pd.read_csv(path, nrows=0).columns)
-  if missing := sorted(set(schema.COLUMNS['responses']) - set(names)):
+  columns = list(pd.read_csv(path, nrows=0).columns)
+  if missing := sorted(set(schema.COLUMNS['responses']) - set(columns)):
     raise ValueError(f'{path}: no column {missing}.')
-  scores = [n for n in names if '/' in n]
+  scores = [n for n in columns if '/' in n]
   rows = pd.read_csv(
       path,
       dtype={n: str for n in ('property', 'prompt', 'response', 'text')},
@@ -55,7 +55,7 @@ def tree(rows: pd.DataFrame) -> list[dict]:
   """
   return [
       _property(name, rows[rows['property'] == name])
-      for name in tables.present(rows, 'property', tables.PROPERTIES)
+      for name in data.present(rows, 'property', names.PROPERTIES)
   ]
 
 
@@ -65,15 +65,15 @@ def _property(name: str, rows: pd.DataFrame) -> dict:
   ]  # other properties have other rewards
   rewards = list(dict.fromkeys(c.split('/', 1)[1] for c in columns))
   kinds = [k for k in _SCORES if any(c.startswith(f'{k}/') for c in columns)]
-  methods = tables.present(rows, 'method', METHODS)
+  methods = data.present(rows, 'method', METHODS)
   first = rows.drop_duplicates('method').set_index('method')
   return {
       'name': name,
-      'label': style.label(name),
-      'rewards': [style.label(r) for r in rewards],
+      'label': names.label(name),
+      'rewards': [names.label(r) for r in rewards],
       'scores': [_SCORES[k][0] for k in kinds],
       'methods': [
-          {'name': m, 'label': style.label(m), 'note': _note(first.loc[m])}
+          {'name': m, 'label': names.label(m), 'note': _note(first.loc[m])}
           for m in methods
       ],
       'prompts': [
@@ -95,7 +95,7 @@ def _property(name: str, rows: pd.DataFrame) -> dict:
 def _note(row: pd.Series) -> str:
   if row['learner'] == 'sft':
     return 'KL 0'
-  return f'{style.label(row["learner"])}, KL {float(row["kl"]):.2f} nats'
+  return f'{names.label(row["learner"])}, KL {float(row["kl"]):.2f} nats'
 
 
 def _answer(row: dict, rewards: list[str], kinds: list[str]) -> dict:

@@ -83,7 +83,7 @@ class TestReport:
         'uncertainty',
         'config',
         'environment',
-        *make.NAMES,
+        *make.FIGURES,
     }
     links = {v[1:] for t, k, v in checker.attributes if (t, k) == ('a', 'href')}
     assert links <= ids
@@ -98,17 +98,17 @@ class TestReport:
     assert not {'link', 'iframe', 'base', 'object'} & set(checker.tags)
     assert 'url(' not in text and '@import' not in text
     assert 'fetch(' not in text and 'XMLHttpRequest' not in text
-    assert checker.tags.count('img') == len(make.NAMES)
+    assert checker.tags.count('img') == len(make.FIGURES)
 
   def test_tables_beside_it_are_linked(self, beside):
     links = {v for t, k, v in beside[1].attributes if (t, k) == ('a', 'href')}
     files = {v for v in links if not v.startswith('#')}
-    assert files == {f'figures/{name}.csv' for name in make.NAMES}
+    assert files == {f'figures/{name}.csv' for name in make.FIGURES}
 
   def test_every_figure_has_its_command_and_values(self, beside):
     text = ' '.join(beside[1].words)
     ids = {v for _, k, v in beside[1].attributes if k == 'id'}
-    for name in make.NAMES:
+    for name in make.FIGURES:
       assert f"('{name}',))" in text
       assert f'{name}-values' in ids
 
