@@ -10,6 +10,7 @@ fixed column. Masks are made once, where the tokens are made, and carried along;
 they are never recomputed from token ids, since a pad id may be a real token.
 """
 
+from collections.abc import Callable
 import dataclasses
 import typing
 
@@ -18,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 Metrics = dict[str, Array]
 Params = typing.Any
+Progress = Callable[[int, int], None]  # (steps done, steps in all)
 
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -40,6 +42,15 @@ class Rollout:
   response_tokens: Int[Array, 'b t']  # right-padded
   response_mask: Bool[Array, 'b t']  # True up to and including EOS
   logprobs: Float[Array, 'b t']  # under the policy that sampled, 0 when masked
+
+  def tokens(self) -> tuple[Array, Array, Array, Array]:
+    """Prompt tokens and mask, response tokens and mask."""
+    return (
+        self.prompt_tokens,
+        self.prompt_mask,
+        self.response_tokens,
+        self.response_mask,
+    )
 
 
 @pytree

@@ -6,7 +6,7 @@ a dialogue where the tokenizer knows them; a response is never cut, since the
 halves of two responses may be equal: its row is dropped. Both are counted.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import hashlib
 import typing
@@ -17,13 +17,15 @@ import jax
 from jaxtyping import Bool, Int
 import numpy as np
 
-from rlhf_jax import types
+from rlhf_jax import sharding, types
 from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.data.text import preferences
 from rlhf_jax.data.text import ratings as ratings_lib
 
 Tokens = Int[np.ndarray, 'b l']
 Mask = Bool[np.ndarray, 'b l']
+# Tokens and mask; prompts and responses differ in their width.
+Padded = tuple[np.ndarray, np.ndarray]
 Tree = typing.Any
 
 
@@ -52,18 +54,21 @@ class Counts:
   prompts_cut_in_turn: int = 0
   unusable: int = 0
 
+  def summary(self) -> dict[str, int]:
+    """The counts by name, without the positions of the kept rows."""
+    names = [f.name for f in dataclasses.fields(self) if f.name != 'kept']
+    return {name: getattr(self, name) for name in names}
+
 
 def encode_prompts(
     prompts: Sequence[str],
     tokenizer: tokenizer_lib.Tokenizer,
     *,
     max_prompt_tokens: int,
-    max_cut_fraction: float = 1.0,
 ) -> tuple[Tokens, Mask]:
   """Left-padded tokens and mask [b max_prompt_tokens] of the prompts.
 
-  A longer prompt loses its beginning; how many did is logged, and an error if
-  they are more than the fraction max_cut_fraction.
+  A longer prompt loses its beginning; how many did is logged.
   """
   encoded = []
   for row, text in enumerate(prompts):
@@ -72,7 +77,6 @@ def encode_prompts(
     except tokenizer_lib.UnusableText as e:
       raise preferences.DataError(f'Prompt {row} is unusable: {e}.') from e
   truncated = sum(prompt.cut != 'none' for prompt in encoded)
-  _check_cut(truncated, len(encoded), max_prompt_tokens, max_cut_fraction)
   if truncated:
     logging.warning(
         '%d of %d prompts lost their beginning: longer than %d tokens.',
@@ -115,7 +119,6 @@ def encode_comparisons(
     max_prompt_tokens: int,
     max_response_tokens: int,
     max_truncated_fraction: float,
-    max_cut_fraction: float = 1.0,
 ) -> tuple[types.PreferenceBatch, Counts]:
   """All comparisons as one PreferenceBatch of NumPy arrays, and the counts.
 
@@ -125,35 +128,22 @@ def encode_comparisons(
     max_truncated_fraction: largest share of rows that may be dropped because a
       response does not fit, and of those whose text is unusable; more of either
       is an error.
-    max_cut_fraction: largest share of kept rows whose prompt may lose its
-      beginning; more is an error.
   """
-  rows, counts = _encode_rows(
+  prompts, (chosen, rejected), counts = _encode_rows(
       [(c.prompt, (c.chosen, c.rejected)) for c in comparisons],
       tokenizer,
       max_prompt_tokens=max_prompt_tokens,
       max_response_tokens=max_response_tokens,
       max_truncated_fraction=max_truncated_fraction,
-      max_cut_fraction=max_cut_fraction,
-  )
-  pad = tokenizer.pad_id
-  prompt_tokens, prompt_mask = _pad_left(
-      [prompt for prompt, _ in rows], pad, max_prompt_tokens
-  )
-  chosen_tokens, chosen_mask = _pad_right(
-      [responses[0] for _, responses in rows], pad, max_response_tokens
-  )
-  rejected_tokens, rejected_mask = _pad_right(
-      [responses[1] for _, responses in rows], pad, max_response_tokens
   )
   batch = types.PreferenceBatch(
-      prompt_tokens=prompt_tokens,
-      prompt_mask=prompt_mask,
-      chosen_tokens=chosen_tokens,
-      chosen_mask=chosen_mask,
-      rejected_tokens=rejected_tokens,
-      rejected_mask=rejected_mask,
-      valid=np.ones(len(rows), bool),
+      prompt_tokens=prompts[0],
+      prompt_mask=prompts[1],
+      chosen_tokens=chosen[0],
+      chosen_mask=chosen[1],
+      rejected_tokens=rejected[0],
+      rejected_mask=rejected[1],
+      valid=np.ones(counts.num_kept, bool),
       tied=np.array([comparisons[i].tied for i in counts.kept]),
   )
   return batch, counts
@@ -166,7 +156,6 @@ def encode_ratings(
     max_prompt_tokens: int,
     max_response_tokens: int,
     max_truncated_fraction: float,
-    max_cut_fraction: float = 1.0,
 ) -> tuple[types.RatingBatch, Counts]:
   """All ratings as one RatingBatch of NumPy arrays; see `encode_comparisons`."""
   arrays, counts = encode_demonstrations(
@@ -175,7 +164,6 @@ def encode_ratings(
       max_prompt_tokens=max_prompt_tokens,
       max_response_tokens=max_response_tokens,
       max_truncated_fraction=max_truncated_fraction,
-      max_cut_fraction=max_cut_fraction,
   )
   batch = types.RatingBatch(
       **arrays,
@@ -192,7 +180,6 @@ def encode_demonstrations(
     max_prompt_tokens: int,
     max_response_tokens: int,
     max_truncated_fraction: float,
-    max_cut_fraction: float = 1.0,
 ) -> tuple[dict[str, np.ndarray], Counts]:
   """(prompt, response) pairs as arrays, and the counts.
 
@@ -200,27 +187,18 @@ def encode_demonstrations(
     A dict of prompt_tokens, prompt_mask, response_tokens, response_mask; and
     the counts, as `encode_comparisons` does.
   """
-  rows, counts = _encode_rows(
+  prompts, (responses,), counts = _encode_rows(
       [(prompt, (response,)) for prompt, response in demonstrations],
       tokenizer,
       max_prompt_tokens=max_prompt_tokens,
       max_response_tokens=max_response_tokens,
       max_truncated_fraction=max_truncated_fraction,
-      max_cut_fraction=max_cut_fraction,
-  )
-  prompt_tokens, prompt_mask = _pad_left(
-      [prompt for prompt, _ in rows], tokenizer.pad_id, max_prompt_tokens
-  )
-  response_tokens, response_mask = _pad_right(
-      [responses[0] for _, responses in rows],
-      tokenizer.pad_id,
-      max_response_tokens,
   )
   return {
-      'prompt_tokens': prompt_tokens,
-      'prompt_mask': prompt_mask,
-      'response_tokens': response_tokens,
-      'response_mask': response_mask,
+      'prompt_tokens': prompts[0],
+      'prompt_mask': prompts[1],
+      'response_tokens': responses[0],
+      'response_mask': responses[1],
   }, counts
 
 
@@ -231,10 +209,12 @@ def _encode_rows(
     max_prompt_tokens: int,
     max_response_tokens: int,
     max_truncated_fraction: float,
-    max_cut_fraction: float = 1.0,
-) -> tuple[list[tuple[Sequence[int], list[list[int]]]], Counts]:
-  """Token ids of the rows that can be used, responses whole and with EOS."""
-  rows, kept = [], []
+) -> tuple[Padded, list[Padded], Counts]:
+  """Padded prompts, and each of their responses, of the rows that can be used.
+
+  Responses are whole and end in EOS.
+  """
+  prompts, answers, kept = [], [], []
   prompts_truncated = cut_in_turn = responses_too_long = identical = 0
   unusable: list[str] = []
   turns = isinstance(tokenizer, tokenizer_lib.PromptTokenizer)
@@ -255,7 +235,8 @@ def _encode_rows(
       continue
     prompts_truncated += prompt.cut != 'none'
     cut_in_turn += turns and prompt.cut == 'tokens'
-    rows.append((prompt.ids, responses))
+    prompts.append(prompt.ids)
+    answers.append(responses)
     kept.append(i)
   if len(unusable) > max_truncated_fraction * len(texts):
     raise preferences.DataError(
@@ -268,22 +249,30 @@ def _encode_rows(
         f' than max_response_tokens = {max_response_tokens} tokens, EOS'
         f' included; the allowed fraction is {max_truncated_fraction:g}.'
     )
-  if not rows:
+  if not kept:
     raise preferences.DataError(
         f'None of {len(texts)} rows can be used: {responses_too_long} have too'
         f' long a response, {identical} have identical ones, {len(unusable)}'
         ' are unusable.'
     )
-  _check_cut(prompts_truncated, len(rows), max_prompt_tokens, max_cut_fraction)
-  return rows, Counts(
+  counts = Counts(
       num_rows=len(texts),
-      num_kept=len(rows),
+      num_kept=len(kept),
       prompts_truncated=prompts_truncated,
       responses_too_long=responses_too_long,
       identical=identical,
       kept=tuple(kept),
       prompts_cut_in_turn=cut_in_turn,
       unusable=len(unusable),
+  )
+  padded = [
+      _pad_right(column, tokenizer.pad_id, max_response_tokens)
+      for column in zip(*answers, strict=True)
+  ]
+  return (
+      _pad_left(prompts, tokenizer.pad_id, max_prompt_tokens),
+      padded,
+      counts,
   )
 
 
@@ -310,34 +299,18 @@ def response_ids(
   return tokenizer.encode(text) + [tokenizer.eos_id]
 
 
-def _check_cut(cut: int, num_rows: int, max_tokens: int, allowed: float):
-  """Raises DataError if too many prompts lost their beginning."""
-  if cut > allowed * num_rows:
-    raise preferences.DataError(
-        f'{cut} of {num_rows} prompts lost their beginning: longer than'
-        f' max_prompt_tokens = {max_tokens}; the allowed fraction is'
-        f' {allowed:g}.'
-    )
-
-
 def _pad_left(
-    encoded: Iterable[Sequence[int]], pad_id: int, width: int
+    rows: Sequence[Sequence[int]], pad_id: int, width: int
 ) -> tuple[Tokens, Mask]:
   """Tokens and mask, each row at the right edge; every row fits."""
-  rows = list(encoded)
-  tokens = np.full((len(rows), width), pad_id, np.int32)
-  mask = np.zeros((len(rows), width), bool)
-  for i, ids in enumerate(rows):
-    tokens[i, width - len(ids) :] = ids
-    mask[i, width - len(ids) :] = True
-  return tokens, mask
+  tokens, mask = _pad_right([ids[::-1] for ids in rows], pad_id, width)
+  return tokens[:, ::-1].copy(), mask[:, ::-1].copy()
 
 
 def _pad_right(
-    encoded: Iterable[list[int]], pad_id: int, width: int
+    rows: Sequence[Sequence[int]], pad_id: int, width: int
 ) -> tuple[Tokens, Mask]:
   """Tokens and mask, each row at the left edge; every row fits."""
-  rows = list(encoded)
   tokens = np.full((len(rows), width), pad_id, np.int32)
   mask = np.zeros((len(rows), width), bool)
   for i, ids in enumerate(rows):
@@ -362,11 +335,7 @@ def batch_at(
     batch_size: rows per batch, at most the number of rows.
     seed: any non-negative integer.
   """
-  leaves = jax.tree.leaves(arrays)
-  sizes = {len(leaf) for leaf in leaves}
-  if len(sizes) != 1:
-    raise ValueError(f'Arrays must share their leading axis, got {sizes}.')
-  (num_rows,) = sizes
+  num_rows = _num_rows(arrays)
   if not 1 <= batch_size <= num_rows:
     raise ValueError(
         f'batch_size must lie in [1, {num_rows}] (the rows), got {batch_size}.'
@@ -386,3 +355,41 @@ def batch_at(
     return jax.tree.map(lambda leaf: leaf[chosen], arrays)
 
   return batch
+
+
+def _num_rows(arrays: Tree) -> int:
+  """The length of the leading axis that all leaves share."""
+  sizes = {len(leaf) for leaf in jax.tree.leaves(arrays)}
+  if len(sizes) != 1:
+    raise ValueError(f'Arrays must share their leading axis, got {sizes}.')
+  return sizes.pop()
+
+
+def map_rows(fn: Callable[..., Tree], *arrays: Tree, size: int) -> Tree:
+  """The results of `fn` on all rows of some arrays, `size` rows at a time.
+
+  The last batch is filled up with repeats of the last row, whose results are
+  dropped, so that one compiled program serves every batch.
+
+  Args:
+    fn: takes a batch of each of `arrays`, and returns a pytree of arrays
+      [size ..].
+    arrays: pytrees of arrays that share their leading axis, of at least one row.
+    size: rows per batch; it may exceed the number of rows.
+
+  Returns:
+    The pytree of `fn` with a NumPy array of one row per row of `arrays` for each
+    leaf.
+
+  Raises:
+    ValueError: there are no rows, or `arrays` differ in their number.
+  """
+  num_rows = _num_rows(arrays)
+  if not num_rows:
+    raise ValueError('There are no rows, so nothing to compute.')
+  parts = []
+  for start in range(0, num_rows, size):
+    rows = np.minimum(np.arange(start, start + size), num_rows - 1)
+    batches = jax.tree.map(lambda leaf, rows=rows: leaf[rows], arrays)
+    parts.append(jax.tree.map(sharding.to_host, fn(*batches)))
+  return jax.tree.map(lambda *leaf: np.concatenate(leaf)[:num_rows], *parts)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from rlhf_jax import sharding
+from rlhf_jax.data import batching
 from rlhf_jax.models import lm
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.types import Params
@@ -91,16 +91,17 @@ def make_judge(
         )
       tokens[row, -len(ids) :] = ids
       mask[row, -len(ids) :] = True
-    found = np.zeros(len(texts))
-    for start in range(0, len(texts), batch_size):
-      # The last batch is filled up with repeats of its last row.
-      rows = np.arange(start, start + batch_size)
-      rows = np.minimum(rows, len(texts) - 1)
+    if not len(texts):
+      return np.zeros(0)
+
+    def score_rows(rows):
       width = min(-(-lengths[rows].max() // _WIDTH) * _WIDTH, max_tokens)
       cut = np.s_[rows, max_tokens - width :]
-      logprobs = sharding.to_host(score(params, tokens[cut], mask[cut]))
-      p = 1 / (1 + np.exp(-(logprobs[:, 0] - logprobs[:, 1]).astype(float)))
-      found[rows] = p
-    return found
+      return score(params, tokens[cut], mask[cut])
+
+    rows = np.arange(len(texts))
+    logprobs = batching.map_rows(score_rows, rows, size=batch_size)
+    margin = (logprobs[:, 0] - logprobs[:, 1]).astype(float)
+    return 1 / (1 + np.exp(-margin))
 
   return judge

@@ -17,7 +17,7 @@ import inspect
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, ScalarLike
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, ScalarLike
 
 from rlhf_jax.ops import masked
 from rlhf_jax.types import pytree
@@ -388,3 +388,10 @@ def expand(reference: Reference) -> Reference:
   Leaves [x] become [x 1] and samples [x 1 m], to compare with rewards [x y].
   """
   return jax.tree.map(lambda leaf: leaf[:, None], reference)
+
+
+def take_rows(
+    references: dict[str, Reference], rows: Int[ArrayLike, ' b']
+) -> dict[str, Reference]:
+  """The references of the given prompts, one row each."""
+  return jax.tree.map(lambda leaf: leaf[rows], references)

@@ -86,7 +86,7 @@ def run(
   arrays = {name: a[said] for name, a in arrays.items()}
   common.write_json(
       os.path.join(out, 'data.json'),
-      inputs.summary(counts) | {'empty': int((~said).sum())},
+      counts.summary() | {'empty': int((~said).sum())},
   )
   num_rows = arrays['prompt_tokens'].shape[0]
   batch_size = min(config.sft.batch_size, num_rows)

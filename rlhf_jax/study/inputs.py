@@ -319,9 +319,3 @@ def read_rows(path: str, made_by: str) -> list[dict]:
     )
   with open(path) as f:
     return [json.loads(line) for line in f]
-
-
-def summary(counts: batching.Counts) -> dict[str, int]:
-  """What became of the rows of a file, as numbers."""
-  names = [f.name for f in dataclasses.fields(counts) if f.name != 'kept']
-  return {name: getattr(counts, name) for name in names}

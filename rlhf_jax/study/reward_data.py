@@ -29,7 +29,7 @@ def _load(config, workdir, split, *, what, read, encode):
       max_response_tokens=config.data.max_response_tokens,
       max_truncated_fraction=config.data.max_dropped_fraction,
   )
-  return arrays, inputs.summary(counts)
+  return arrays, counts.summary()
 
 
 def load_pairs(

@@ -58,6 +58,13 @@ class EncodeTest(parameterized.TestCase):
     )
     self.assertIsInstance(batch, types.RatingBatch)
     self.assertEqual(counts.kept, (0, 2))
+    self.assertEqual(
+        counts.summary(),
+        dict(
+            num_rows=3, num_kept=2, prompts_truncated=0, responses_too_long=1,
+            identical=0, prompts_cut_in_turn=0, unusable=0,
+        ),
+    )  # fmt: skip
     np.testing.assert_array_equal(batch.rating, [2, 5])
     self.assertEqual(batch.rating.dtype, np.int32)
     np.testing.assert_array_equal(batch.prompt_tokens, [[0, 3], [0, 5]])
@@ -227,6 +234,38 @@ class BatchAtTest(parameterized.TestCase):
     for size in (0, 4):
       with self.assertRaisesRegex(ValueError, 'batch_size'):
         batching.batch_at({'x': np.zeros(3)}, batch_size=size, seed=0)
+
+
+class MapRowsTest(parameterized.TestCase):
+
+  @parameterized.parameters(1, 3, 4, 7, 50)
+  def test_every_row_once_in_batches_of_one_size(self, size):
+    sizes = []
+
+    def fn(x, tree):
+      sizes.append((len(x), len(tree['y'])))
+      return x + tree['y'], {'double': jax.numpy.asarray(2 * x)}
+
+    x, y = np.arange(7), 10 * np.arange(7)
+    total, found = batching.map_rows(fn, x, {'y': y}, size=size)
+    np.testing.assert_array_equal(total, 11 * x)
+    np.testing.assert_array_equal(found['double'], 2 * x)
+    self.assertIsInstance(found['double'], np.ndarray)
+    self.assertEqual(set(sizes), {(size, size)})
+    self.assertLen(sizes, -(-7 // size))
+
+  def test_filled_up_with_the_last_row(self):
+    batches = []
+    batching.map_rows(
+        lambda x: batches.append(x.tolist()) or x, np.array([5, 6, 7]), size=2
+    )
+    self.assertEqual(batches, [[5, 6], [7, 7]])
+
+  def test_refused(self):
+    with self.assertRaisesRegex(ValueError, 'leading axis'):
+      batching.map_rows(np.add, np.zeros(3), np.zeros(4), size=2)
+    with self.assertRaisesRegex(ValueError, 'no rows'):
+      batching.map_rows(np.exp, np.zeros(0), size=2)
 
 
 if __name__ == '__main__':

@@ -24,7 +24,7 @@ _adapted = functools.partial(kl_control.adapted, kl_horizon=10_000.0)
 
 def _metrics(params, ref_params, rollout, sampling, ref_sampling=None):
   """KL metrics of a rollout rescored by the policy, as a stage computes them."""
-  tokens = tiny_lm.tokens_of(rollout)
+  tokens = rollout.tokens()
   cfg = tiny_lm.CFG
   logprobs, _ = _logprobs(params, *tokens, cfg, sampling=sampling)
   ref_logprobs, _ = _logprobs(
@@ -56,7 +56,7 @@ def test_logprobs_of_the_sampler_are_those_of_the_policy(temperature):
   params = tiny_lm.policy_params(0)
   rollout = tiny_lm.sample(params, num_samples=8, sampling=sampling)
   rescored, _ = _logprobs(
-      params, *tiny_lm.tokens_of(rollout), tiny_lm.CFG, sampling=sampling
+      params, *rollout.tokens(), tiny_lm.CFG, sampling=sampling
   )
   np.testing.assert_allclose(rollout.logprobs, rescored, atol=1e-5)
 

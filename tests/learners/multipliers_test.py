@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from rlhf_jax.exact import enumerated, tilted
+from rlhf_jax.learners import policy_step
 from rlhf_jax.rewards import objective as objective_lib
-from rlhf_jax.stages import policy_steps
 from tests.learners import all_test, tabular
 from tests.reference import constrained
 
@@ -67,7 +67,7 @@ def test_multipliers_and_policy_reach_the_constrained_optimum(name):
   num_steps, step_size = 2_000, 0.02
   tx = optax.adam(optax.linear_schedule(0.05, 0.0, num_steps))
   update = all_test.make(name, tx)
-  dual_step = policy_steps.compiled_dual_step(OBJECTIVE)
+  dual_step = policy_step.make_dual_step(OBJECTIVE)
   prompts = np.repeat(np.tile([0, 1], 16), 16)  # 512 responses a step
 
   def step(state, key):

@@ -54,29 +54,18 @@ def sample(params, *, num_samples, sampling=SAMPLING, seed=0):
   )
 
 
-def tokens_of(rollout):
-  return (
-      rollout.prompt_tokens,
-      rollout.prompt_mask,
-      rollout.response_tokens,
-      rollout.response_mask,
-  )
-
-
 def policy_fn(params, rollout):
-  return lm.response_logprobs(
-      params, *tokens_of(rollout), CFG, sampling=SAMPLING
-  )
+  return lm.response_logprobs(params, *rollout.tokens(), CFG, sampling=SAMPLING)
 
 
 def reference_fn(params, ref_params, rollout):
   return lm.reference_logprobs_and_kl(
-      params, ref_params, *tokens_of(rollout), CFG, sampling=SAMPLING
+      params, ref_params, *rollout.tokens(), CFG, sampling=SAMPLING
   )
 
 
 def values_fn(params, rollout):
-  return heads.values(params, *tokens_of(rollout), CFG)
+  return heads.values(params, *rollout.tokens(), CFG)
 
 
 FNS = interface.ModelFns(policy_fn, reference_fn, values_fn)

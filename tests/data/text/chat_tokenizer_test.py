@@ -285,28 +285,20 @@ class BatchTest(parameterized.TestCase):
             kept=(0, 1, 2),
         ),
     )
-    _encode(rows, _chatml(), p=22, fraction=0.375, max_cut_fraction=0.67)
+    _encode(rows, _chatml(), p=22, fraction=0.375)
     with self.assertRaisesRegex(
         preferences.DataError, '3 of 8 rows are unusable.*first row 5: '
     ):
       _encode(rows, _chatml(), p=22, fraction=0.3)
-    with self.assertRaisesRegex(preferences.DataError, '2 of 3 prompts lost'):
-      _encode(rows, _chatml(), p=22, max_cut_fraction=0.6)
     with self.assertRaisesRegex(preferences.DataError, '3 are unusable'):
       _encode(rows[5:], _chatml())
 
   def test_prompts_alone(self):
     kwargs = dict(max_prompt_tokens=22)
     with self.assertLogs('absl', 'WARNING') as logs:
-      tokens, mask = batching.encode_prompts(
-          [TWO, 'a'], _chatml(), max_cut_fraction=0.5, **kwargs
-      )
+      tokens, mask = batching.encode_prompts([TWO, 'a'], _chatml(), **kwargs)
     self.assertIn('1 of 2 prompts', logs.output[0])
     np.testing.assert_array_equal(tokens[0][mask[0]], TWO_IDS[23:])
-    with self.assertRaisesRegex(preferences.DataError, '1 of 2 prompts lost'):
-      batching.encode_prompts(
-          [TWO, 'a'], _chatml(), max_cut_fraction=0.4, **kwargs
-      )
     with self.assertRaisesRegex(preferences.DataError, 'Prompt 1 is unusable'):
       batching.encode_prompts(['a', '\n\nHuman:'], _chatml(), **kwargs)
 

@@ -1,0 +1,179 @@
+"""Configs as data: which part a stage may read, and when two are the same.
+
+A stage is handed only the sections in its FIELDS, so that it cannot depend on a
+field that its record does not hold.
+"""
+
+from collections.abc import Iterable
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import re
+import types
+from typing import Any
+
+import ml_collections
+
+from rlhf_jax.study.errors import ConfigError
+
+# Sections of a config that a regime does not have.
+_NOT_OF_REGIMES = (
+    'judges',
+    'policy',
+    'policy_seeds',
+    'best_of_k',
+    'analysis',
+    'stages',
+    'regimes',
+    'regime',
+)
+
+
+def in_regime(
+    config: ml_collections.ConfigDict, name: str
+) -> ml_collections.ConfigDict:
+  """The study's config in one of its regimes: exact, with no policies trained.
+
+  Raises:
+    ConfigError: the regime changes a field that does not exist, one that the
+      prompts or the SFT policy, which all regimes share, depend on, or one that
+      has no effect in a regime.
+  """
+  copy = config.copy_and_resolve_references()
+  copy.unlock()
+  for path, value in config.regimes[name].items():
+    path = path.replace('__', '.')
+    first = path.split('.')[0]
+    shared = first in ('sft', 'sampling', 'seed', 'seeds', 'data')
+    shared |= path in ('world', 'world.num_demonstrations', 'world.max_moves')
+    if shared and path != 'data.annotators':
+      raise ConfigError(
+          f'regimes.{name} changes {path}, but prompts and the SFT policy are'
+          ' shared by all regimes: make it a study of its own.'
+      )
+    if first in _NOT_OF_REGIMES:
+      raise ConfigError(
+          f'regimes.{name} changes {path}, which has no effect in a regime: exact'
+          ' frontiers alone are measured there.'
+      )
+    section, _, field = path.rpartition('.')
+    target = copy
+    for part in filter(None, section.split('.')):
+      target = target.get(part)
+    if target is None or field not in target:
+      raise ConfigError(f'regimes.{name}: there is no field {path}.')
+    with target.ignore_type():
+      target[field] = value
+  copy.regime = name
+  unknown = sorted(set(copy.regime_methods) - set(copy.methods))
+  if unknown:
+    raise ConfigError(f'regime_methods has {unknown}, not in config.methods.')
+  for method in sorted(set(copy.methods) - set(copy.regime_methods)):
+    del copy.methods[method]
+  used = {section.reference for section in copy.methods.values()}
+  for spec in sorted(set(copy.references.specs) - used):
+    del copy.references.specs[spec]
+  copy.regimes = ml_collections.ConfigDict()
+  copy.judges = ()
+  copy.policy_seeds = ()
+  copy.policy.sweep = ()
+  return copy.lock()
+
+
+def restricted(
+    config: ml_collections.ConfigDict, fields: Iterable[str]
+) -> ml_collections.ConfigDict:
+  """A locked copy of `config` with the sections `fields` alone."""
+  copy = ml_collections.ConfigDict(
+      {name: config[name] for name in sorted({*fields, 'regime'})}
+  ).copy_and_resolve_references()
+  return copy.lock()
+
+
+def own_config(
+    stage: types.ModuleType, config: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+  """What `stage` may read of `config`: all that its result depends on.
+
+  Its FIELDS, less what its function `narrowed` takes out, if it has one.
+  """
+  own = restricted(config, stage.FIELDS)
+  return stage.narrowed(own) if hasattr(stage, 'narrowed') else own
+
+
+def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """`config` as JSON would give it back."""
+  return json.loads(json.dumps(config.to_dict(), sort_keys=True))
+
+
+def record(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """What decides a result: `config`, and the source of modules that it names.
+
+  A module of a project is named by MODULE:NAME, or in property_modules.
+  """
+  fields = plain(config)
+  named = {}
+  for name in sorted(_modules(fields)):
+    try:
+      spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+      spec = None
+    if spec is not None and spec.origin and os.path.exists(spec.origin):
+      with open(spec.origin, 'rb') as f:
+        named[name] = hashlib.sha256(f.read()).hexdigest()[:16]
+  return fields | ({'source_of_module': named} if named else {})
+
+
+def _modules(value: Any) -> set[str]:
+  if isinstance(value, dict):
+    inner = [_modules(v) for v in value.values()]
+    return set(value.get('property_modules', ())).union(*inner)
+  if isinstance(value, list):
+    return set().union(*map(_modules, value))
+  found = re.fullmatch(r'([A-Za-z_][\w.]*):\w+', str(value))
+  return {found[1]} if found else set()
+
+
+def fingerprint(config: ml_collections.ConfigDict) -> str:
+  """A short hash of all that `record` says of `config`."""
+  text = json.dumps(record(config), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def with_overrides(
+    config: ml_collections.ConfigDict, overrides: dict[str, Any]
+) -> ml_collections.ConfigDict:
+  """A locked copy of `config` with dotted `overrides`, each an existing one."""
+  copy = config.copy_and_resolve_references()
+  copy.lock()  # an unlocked one would accept a misspelt name
+  copy.update_from_flattened_dict(overrides)
+  return copy
+
+
+def differences(
+    old: dict[str, Any], new: dict[str, Any], prefix: str = ''
+) -> list[str]:
+  """Dotted names of the fields in which two plain configs differ."""
+  found = []
+  for name in sorted(old.keys() | new.keys()):
+    path = f'{prefix}{name}'
+    a, b = old.get(name, '(absent)'), new.get(name, '(absent)')
+    if isinstance(a, dict) and isinstance(b, dict):
+      found += differences(a, b, f'{path}.')
+    elif a != b:
+      found.append(f'{path} was {a!r} and is {b!r}')
+  return found
+
+
+def registered(name: str) -> str:
+  """The registered name that a config means by NAME or by MODULE:NAME.
+
+  The module is imported first, and registers it: a project is found by every
+  process that reads the config, and the core imports none by itself.
+  """
+  module, _, name = name.rpartition(':')
+  if module:
+    importlib.import_module(module)
+  return name

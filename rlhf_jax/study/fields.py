@@ -1,0 +1,117 @@
+"""The sections of a config that each stage depends on, and what each ignores.
+
+A stage is handed the sections of its row alone, and its finished output is
+recognised by them: a field that is in no row of a stage cannot change its result.
+"""
+
+import ml_collections
+
+_SAMPLED = ('seed', 'rewards', 'data', 'world', 'sft', 'sampling')
+_SCORED = ('reward_model', 'judges', 'scorers', 'reward_scales', 'property_modules')  # fmt: skip
+_POLICY = (*_SAMPLED, *_SCORED, 'properties', 'methods', 'references', 'policy')
+_TABLES = (*_SAMPLED, *_SCORED, 'policy_seeds')
+_EVALUATE = (
+    *_POLICY,
+    'policy_seeds',
+    'evaluate',
+    'samples',
+    'judge',
+    'best_of_k',
+)
+_ANALYSIS = (
+    *_TABLES,
+    'properties',
+    'methods',
+    'references',
+    'evaluate',
+    'analysis',
+)
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    'data': (
+        'seed',
+        'rewards',
+        'judges',
+        'property_modules',
+        'data',
+        'world',
+        'reward_model',
+    ),
+    'sft': ('seed', 'rewards', 'data', 'world', 'sft'),
+    'reward_model': (
+        'seed',
+        'rewards',
+        'judges',  # roles share the comparisons of text between them
+        'property_modules',
+        'data',
+        'world',
+        'reward_model',
+        'sft',  # where reward_model.init says so
+    ),
+    # The judges as of reward_model, which references follow from.
+    'references': (*_SAMPLED, *_SCORED, 'references'),
+    'tables': _TABLES,
+    'policy': _POLICY,
+    'samples': (*_POLICY, 'samples'),
+    'judge': (*_POLICY, 'samples', 'judge'),
+    'best_of_k': _EVALUATE,
+    'evaluate': _EVALUATE,
+    'analysis': _ANALYSIS,
+    'figures': (
+        *_EVALUATE,
+        *_ANALYSIS,
+        'seeds',
+        'stages',
+        'regimes',
+        'regime_methods',
+    ),
+}
+
+
+def data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """`config` with the link of the reward models alone: what they learn from."""
+  plain = config.to_dict()
+  plain['reward_model'] = {'link': config.reward_model.link}
+  return ml_collections.ConfigDict(plain).lock()
+
+
+def reward_model(
+    config: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  """`config` without the SFT policy, unless the models are made on it."""
+  if config.reward_model.init == 'sft':
+    return config
+  return ml_collections.ConfigDict(config.to_dict() | {'sft': {}}).lock()
+
+
+def policy(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """`config` with the method and property of one policy run alone.
+
+  So a finished policy stays finished when the sweep or the methods grow.
+  """
+  c = config.policy
+  keep = lambda section, name: {k: v for k, v in section.items() if k == name}
+  plain = config.to_dict()
+  plain['policy']['sweep'] = ()
+  plain['methods'] = keep(plain['methods'], c.method)
+  specs = plain['references']['specs']
+  used = {m['reference'] for m in plain['methods'].values()}
+  plain['references']['specs'] = {k: v for k, v in specs.items() if k in used}
+  plain['properties'] = keep(plain['properties'], c.property)
+  if config.data.source == 'world':
+    plain['judges'] = ()  # elsewhere they share the pairs with reward models
+  return ml_collections.ConfigDict(plain).lock()
+
+
+def samples(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """`config` with the one policy that samples are of; of SFT, without any."""
+  if config.samples.of == 'policy':
+    plain = policy(config).to_dict()
+    plain['samples'].pop('num_samples', None)  # may be narrowed already
+  else:
+    plain = config.to_dict()
+    for name in ('policy', 'methods', 'references', 'properties'):
+      plain[name] = {}
+    plain['references'] = {'batch_size': config.references.batch_size}
+    plain['samples'].pop('num_policy_samples', None)
+  return ml_collections.ConfigDict(plain).lock()

@@ -1,0 +1,104 @@
+"""The places of all output, relative to a working directory.
+
+  data seed_S/data             policy      seed_S/policy/PROPERTY_METHOD_LEARNER_KLCOEF
+  sft  seed_S/sft              evaluate    seed_S/evaluate/PROPERTY
+  reward_model                 figures     figures, evaluation
+       seed_S/reward_model/REWARD_ROLE     and so on, one folder a task
+
+In a regime every folder but that of the SFT policy is under regimes/REGIME.
+"""
+
+import os
+
+import ml_collections
+
+
+def seed(config: ml_collections.ConfigDict) -> str:
+  """The folder of one repetition of the study, or of one of its regimes."""
+  inside = study(config)
+  if config.regime:
+    return os.path.join('regimes', config.regime, inside)
+  return inside
+
+
+def study(config: ml_collections.ConfigDict) -> str:
+  """The folder of one repetition, whatever the regime."""
+  return f'seed_{config.seed}'
+
+
+def data(config: ml_collections.ConfigDict) -> str:
+  """Prompts, demonstrations and comparisons."""
+  return os.path.join(seed(config), 'data')
+
+
+def sft(config: ml_collections.ConfigDict) -> str:
+  """The reference policy, the same in every regime."""
+  return os.path.join(study(config), 'sft')
+
+
+def reward_model(
+    config: ml_collections.ConfigDict, reward: str = '', role: str = ''
+) -> str:
+  """One reward model or evaluator; by default the config's."""
+  c = config.reward_model
+  name = f'{reward or c.reward}_{role or c.role}'
+  return os.path.join(seed(config), 'reward_model', name)
+
+
+def references(config: ml_collections.ConfigDict) -> str:
+  """Reference rewards of all prompts."""
+  return os.path.join(seed(config), 'references')
+
+
+def tables(config: ml_collections.ConfigDict) -> str:
+  """Log-probabilities and rewards of all responses of a listed space."""
+  return os.path.join(seed(config), 'tables')
+
+
+def policy_name(
+    property: str, method: str, learner: str, kl_coef: float
+) -> str:
+  """The name of a policy run's folders, which no other run of its seed has."""
+  learner = learner.rpartition(':')[2]  # MODULE:NAME is called NAME
+  return f'{property}_{method}_{learner}_{kl_coef:g}'
+
+
+def policy(config: ml_collections.ConfigDict) -> str:
+  """One trained policy."""
+  c = config.policy
+  name = policy_name(c.property, c.method, c.learner, c.kl_coef)
+  return os.path.join(seed(config), 'policy', name)
+
+
+def samples(config: ml_collections.ConfigDict) -> str:
+  """Responses of the policy config.samples.of: sft, or the config's policy."""
+  name = 'sft'
+  if config.samples.of == 'policy':
+    name = os.path.basename(policy(config))
+  return os.path.join(seed(config), 'samples', name)
+
+
+def judge(config: ml_collections.ConfigDict) -> str:
+  """A language model's verdicts on one policy."""
+  return os.path.join(seed(config), 'judge', os.path.basename(policy(config)))
+
+
+def best_of_k(config: ml_collections.ConfigDict) -> str:
+  """Best-of-k of one property."""
+  return os.path.join(seed(config), 'best_of_k', config.evaluate.property)
+
+
+def evaluate(config: ml_collections.ConfigDict) -> str:
+  """Measurements of all policies of one property."""
+  return os.path.join(seed(config), 'evaluate', config.evaluate.property)
+
+
+def analysis(config: ml_collections.ConfigDict) -> str:
+  """Calibration, dependence and gradients."""
+  return os.path.join(seed(config), 'analysis')
+
+
+def figures(config: ml_collections.ConfigDict) -> str:
+  """Pictures of the whole study."""
+  del config
+  return 'figures'
