@@ -105,14 +105,19 @@ def unit(frame: pd.DataFrame) -> str:
   return found.iloc[0] if len(found) else 'seeds'
 
 
-def grid_family(frame: pd.DataFrame) -> str:
-  """Which of names.GRIDS the rows have; a study has one kind."""
-  return 'offline' if (frame['family'] == 'offline').any() else 'exact'
+def is_sampled(frame: pd.DataFrame) -> bool:
+  """Whether responses were sampled, so that optima are estimates: of text."""
+  return bool((frame['family'] == 'offline').any())
+
+
+def grid(frame: pd.DataFrame) -> str:
+  """The one of GRIDS that the rows have; a study has one kind."""
+  return 'offline' if is_sampled(frame) else 'exact'
 
 
 def matched_kl(frame: pd.DataFrame) -> float:
   """The KL at which the methods of a table are compared."""
-  return SAMPLED_KL if grid_family(frame) == 'offline' else MATCHED_KL
+  return SAMPLED_KL if is_sampled(frame) else MATCHED_KL
 
 
 def present(frame: pd.DataFrame, column: str, order: Sequence[str]) -> list:

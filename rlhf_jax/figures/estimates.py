@@ -137,7 +137,7 @@ def differences(
   some seed of either method does not reach is left out.
   """
   rows = data.select(results, property=property, metric=metric, judge=judge)
-  grid = data.grid_family(rows)
+  grid = data.grid(rows)
   if kls is None:
     kls = sorted(rows[rows['family'] == grid]['kl'].round(3).unique())
   family = family or grid
@@ -177,7 +177,7 @@ def distinct_methods(rows: pd.DataFrame, order: Sequence[str]) -> list[str]:
   With one property the minimum of centered rewards is the raw reward, and one
   method counted twice would look like two that always agree.
   """
-  exact = rows[rows['family'] == data.grid_family(rows)]
+  exact = rows[rows['family'] == data.grid(rows)]
   wide = exact.assign(kl=exact['kl'].round(3)).pivot(
       index=['judge', 'seed', 'kl'], columns='method', values='value'
   )
@@ -205,7 +205,7 @@ def area_difference(
   paired within seeds; empty unless every seed of both covers the range.
   """
   rows = data.select(results, property=property, metric=metric, judge=judge)
-  family = data.grid_family(rows)
+  family = data.grid(rows)
   exact = rows[rows['family'] == family]
   kls = sorted(exact['kl'].round(3).unique())
   kls = [k for k in kls if AREA[0] <= k <= AREA[1]]

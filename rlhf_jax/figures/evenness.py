@@ -62,7 +62,7 @@ def _panel(rows: pd.DataFrame, grid: np.ndarray) -> list[dict]:
   out, by_curve = [], {}
   one = rows['seed'].nunique() == 1
   # Of text there is one run, and its prompts are a sample of prompts.
-  unit = 'prompts' if one and data.grid_family(rows) == 'offline' else 'seeds'
+  unit = 'prompts' if one and data.is_sampled(rows) else 'seeds'
   rows = rows.sort_values('prompt', kind='stable')  # pairs of prompts
   for (family, method), curve in rows.groupby(['family', 'method'], sort=False):
     if curve.duplicated(['seed', 'prompt']).any():

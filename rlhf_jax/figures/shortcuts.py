@@ -46,7 +46,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
   """Rates of the shortcuts and their paired differences, with intervals."""
   results = data.load(evaluation_dir, 'results.csv')
   results = results[results['method'].isin(('sft', 'raw', 'lsc'))]
-  metrics = _OF_TEXT if _is_text(results) else METRICS
+  metrics = _OF_TEXT if data.is_sampled(results) else METRICS
   parts = []
   for property in data.present(results, 'property', names.PROPERTIES):
     for metric in metrics:
@@ -55,10 +55,6 @@ def table(evaluation_dir: str) -> pd.DataFrame:
         parts.append(estimates.levels(results, **what))
         parts.append(estimates.differences(results, **what))
   return data.concat(parts, what=TITLE)
-
-
-def _is_text(frame: pd.DataFrame) -> bool:
-  return bool(frame['metric'].isin(_OF_TEXT).any())
 
 
 @drawing.styled
@@ -107,7 +103,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
       ' and response length, against the KL spent. A longer response also'
       ' covers more needs, so length alone is not evidence of hacking. '
   )
-  if _is_text(frame):
+  if data.is_sampled(frame):
     what = (
         'Mean number of list items, share of responses that refuse, and words'
         ' of a response, against the KL spent. All may be right or wrong for a'

@@ -10,7 +10,6 @@ import pandas as pd
 
 from rlhf_jax.evaluation import schema
 from rlhf_jax.figures import data, names
-from rlhf_jax.report import page
 
 METHODS = ('sft', 'raw', 'lsc')
 # Column prefix, head of the column on the page, and how it is written.
@@ -111,42 +110,3 @@ def _answer(row: dict, rewards: list[str], kinds: list[str]) -> dict:
       'text': row['text'],
       'scores': [[score(k, r) for k in kinds] for r in rewards],
   }
-
-
-def section(evaluation_dir: str) -> page.Markup:
-  """The browser: its controls, an empty place, and the data it shows."""
-  properties = tree(load(evaluation_dir))
-  if not properties:
-    return page.tag('p', 'No responses were kept.')
-  num_prompts = len(properties[0]['prompts'])
-  return page.join(
-      page.tag(
-          'p',
-          f'Responses drawn to all {num_prompts} held-out prompts of the first'
-          ' seed; none was selected. All policies use the same random numbers.'
-          ' For each reward: r − r_ref, in logits above the 85% quantile of'
-          ' the prompt under SFT; log σ(r − r_ref), which LSC sums; gold'
-          ' quality above its own 85% quantile; and how often the held-out'
-          ' evaluator prefers the response to one of SFT.',
-      ),
-      page.tag(
-          'form',
-          _select('browser-property', 'Aligned for'),
-          _select('browser-prompt', 'Prompt'),
-          page.tag('button', 'Previous', type='button', id='browser-previous'),
-          page.tag('button', 'Next', type='button', id='browser-next'),
-          page.tag('a', 'Link to this', href='#responses', id='browser-link'),
-          class_='controls',
-      ),
-      page.tag('p', id='browser-text', class_='prompt', aria_live='polite'),
-      page.tag('div', id='browser', class_='responses'),
-      page.tag(
-          'noscript',
-          page.tag('p', 'Without JavaScript, see evaluation/responses.csv.'),
-      ),
-      page.data('browser-data', properties),
-  )
-
-
-def _select(id: str, label: str) -> page.Markup:
-  return page.tag('label', f'{label} ', page.tag('select', id=id), for_=id)

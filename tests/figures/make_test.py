@@ -405,24 +405,28 @@ class TestFurtherNumbers:
   def test_headline_has_both_intervals(self, run):
     evaluation = os.path.join(run, 'evaluation')
     load = lambda name: data.load(evaluation, name)
-    text = comparisons.summary(load('results.csv'), load('prompt_values.csv'))
+    found = comparisons.summary(load('results.csv'), load('prompt_values.csv'))
+    text = str(found.headline)
+    assert found.has_two_intervals
     assert 'seeds [' in text and 'prompts [+' in text
-    assert 'prompts [' not in comparisons.summary(load('results.csv'))
+    found = comparisons.summary(load('results.csv'))
+    assert not found.has_two_intervals
+    assert 'prompts [' not in str(found.headline)
 
   def test_losses_are_named_at_every_kl_and_not_of_the_proxy(self, run):
     results = data.load(os.path.join(run, 'evaluation'), 'results.csv')
-    before = comparisons.losses(results)
+    before = comparisons.losses(results).lines
     rows = (results['property'] == 'helpful') & (results['method'] == 'lsc')
     rows &= (results['metric'] == 'win_rate') & (results['family'] == 'exact')
     rows &= results['judge'].isin(('gold', 'reward_model'))
     results.loc[rows & (results['kl'] < 1.9), 'value'] -= 0.3
-    (line,) = set(comparisons.losses(results)) - set(before)
+    (line,) = set(comparisons.losses(results).lines) - set(before)
     assert line.startswith('Helpful: win rate against SFT, gold quality, at ')
     kls = results.loc[rows, 'kl'].round(2)
     assert f'({kls.min():g} to {kls[kls < 1.9].max():g})' in line
-    assert line in comparisons.summary(results)
+    assert line in comparisons.summary(results).losses.lines
     one = results[results['seed'] == results['seed'].min()]
-    assert not comparisons.losses(one)  # nothing is established
+    assert not comparisons.losses(one).count  # nothing is established
 
 
 class TestStyle:
