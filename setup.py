@@ -12,7 +12,7 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['rlhf_jax', 'rlhf_jax.*']),
-    package_data={'rlhf_jax.report': ['*.css', '*.js']},
+    package_data={'rlhf_jax.report': ['*.css', '*.html', '*.js']},
     install_requires=[
         'absl-py>=2.5,<3',
         'array_record>=0.8.6,<0.9',

@@ -43,7 +43,7 @@ ONLY_IMPORTER = {
     'grain': 'data',
     'datasets': 'data',
     'tokenizers': 'data',
-    'jinja2': 'data',
+    'jinja2': ('data', 'report'),
     'matplotlib': ('figures', 'report', 'aot'),
     # A ConfigDict never goes below the study.
     'ml_collections': ('study', 'measure', 'stages', 'launch', 'aot'),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 import pandas as pd
 
-from rlhf_jax.figures import dots, style, tables, words
+from rlhf_jax.figures import data, drawing, estimates, names, words
 
 PROPERTY = 'both'
 PANELS = (
@@ -39,7 +39,7 @@ def table(results: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
   parts = []
   for metric, judge, _ in PANELS:
     what = dict(property=PROPERTY, metric=metric, judge=judge)
-    rows = tables.select(results, **what)
+    rows = data.select(results, **what)
     exact = rows[rows['family'] == 'exact']
     if not len(exact):
       continue
@@ -50,24 +50,24 @@ def table(results: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
         'family': 'exact',
     }
     for method in methods:
-      gain = tables.differences(
-          results, **what, method=method, kls=[tables.MATCHED_KL]
+      gain = estimates.differences(
+          results, **what, method=method, kls=[data.MATCHED_KL]
       )
       if len(gain):
         parts.append(gain.assign(method=method))
-        area = tables.area_difference(results, **what, method=method)
+        area = estimates.area_difference(results, **what, method=method)
         area = label | {'quantity': 'area', 'method': method} | area
         parts.append(pd.DataFrame([area] if 'mean' in area else []))
       elif (exact['method'] == method).any():
         parts.append(_unreached(exact, method, label))
-    raw = tables.seed_values(
-        exact, method='raw', family='exact', kls=[tables.MATCHED_KL]
+    raw = estimates.seed_values(
+        exact, method='raw', family='exact', kls=[data.MATCHED_KL]
     )
     if len(raw):
-      row = {'quantity': 'raw', 'method': 'raw', 'kl': tables.MATCHED_KL}
-      row |= tables.interval(raw[tables.MATCHED_KL])
+      row = {'quantity': 'raw', 'method': 'raw', 'kl': data.MATCHED_KL}
+      row |= estimates.interval(raw[data.MATCHED_KL])
       parts.append(pd.DataFrame([label | row]))
-  return tables.concat(parts, what='the methods at matched KL')
+  return data.concat(parts, what='the methods at matched KL')
 
 
 def _unreached(exact: pd.DataFrame, method: str, label: dict) -> pd.DataFrame:
@@ -76,7 +76,7 @@ def _unreached(exact: pd.DataFrame, method: str, label: dict) -> pd.DataFrame:
       'quantity': 'unreached',
       'method': method,
       'kl': ends.min(),
-      'num_reached': int((ends.round(2) >= tables.MATCHED_KL).sum()),
+      'num_reached': int((ends.round(2) >= data.MATCHED_KL).sum()),
       'num_seeds': len(ends),
   }
   return pd.DataFrame([label | row])
@@ -84,7 +84,7 @@ def _unreached(exact: pd.DataFrame, method: str, label: dict) -> pd.DataFrame:
 
 def why_unreached(row) -> str:
   """Words for a row 'unreached'."""
-  text = f'cannot reach KL {tables.MATCHED_KL:g}'
+  text = f'cannot reach KL {data.MATCHED_KL:g}'
   if row['num_reached']:
     missing = int(row['num_seeds'] - row['num_reached'])
     text += f' in {missing} of {int(row["num_seeds"])} seeds'
@@ -108,52 +108,54 @@ def draw(
     methods: Sequence[str],
     *,
     title: str,
-    names: dict[str, str],
+    labels: dict[str, str],
     hollow: Sequence[str] = (),
     note: str = '',
-    extra: Sequence[style.Line2D] = (),
+    extra: Sequence[drawing.Line2D] = (),
 ) -> Figure:
   """A panel per measure; a row per method, with its level written beside."""
   found = panels(frame)
-  rows = [names.get(m, style.label(m)) for m in methods]
-  figure = style.make_figure(12.8, 2.0 + 0.36 * len(rows), title)
+  rows = [labels.get(m, names.label(m)) for m in methods]
+  figure = drawing.make_figure(12.8, 2.0 + 0.36 * len(rows), title)
   axes = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
-  for ax, (_, panel_title, data) in zip(axes, found, strict=True):
-    gain = data[data['quantity'] == 'difference']
+  for ax, (_, panel_title, shown) in zip(axes, found, strict=True):
+    gain = shown[shown['quantity'] == 'difference']
     gain = gain[gain['method'].isin(methods)].assign(
-        row=lambda f: [names.get(m, style.label(m)) for m in f['method']],
+        row=lambda f: [labels.get(m, names.label(m)) for m in f['method']],
         hollow=lambda f: f['method'].isin(hollow),
     )
-    dots.draw(ax, gain, rows, row='row')
-    dots.zero(ax, style.color('raw'))
-    for _, row in data[data['quantity'] == 'unreached'].iterrows():
+    drawing.draw_dots(ax, gain, rows, row='row')
+    drawing.draw_vertical_zero(ax, names.color('raw'))
+    for _, row in shown[shown['quantity'] == 'unreached'].iterrows():
       if row['method'] in methods:
-        text = f'cannot reach KL {tables.MATCHED_KL:g}'
-        dots.write(ax, float(methods.index(row['method'])), text)
+        text = f'cannot reach KL {data.MATCHED_KL:g}'
+        drawing.write_in_row(ax, float(methods.index(row['method'])), text)
     ax.set_title(panel_title, fontsize=9.5)
     ax.margins(x=0.12)
-    raw = data[data['quantity'] == 'raw']
+    raw = shown[shown['quantity'] == 'raw']
     level = f'raw: {raw["mean"].iloc[0]:.3f}' if len(raw) else ''
     ax.set_xlabel(f'minus raw ({level})' if level else 'minus raw', fontsize=9)
     ax.locator_params(axis='x', nbins=4)
-  style.finish(
+  drawing.finish(
       figure,
-      f'Exact optima at KL {tables.MATCHED_KL:g}, within seeds.'
-      f' {style.seeds_note(frame, "Bars")}{note}',
+      f'Exact optima at KL {data.MATCHED_KL:g}, within seeds.'
+      f' {words.seeds_note(frame, "Bars")}{note}',
       extra=[
-          style.Line2D([], [], color=style.color('raw'), label='raw reward'),
+          drawing.Line2D([], [], color=names.color('raw'), label='raw reward'),
           *extra,
       ],
   )
   return figure
 
 
-def sentences(frame: pd.DataFrame, methods, names: dict[str, str]) -> list[str]:
+def sentences(
+    frame: pd.DataFrame, methods, labels: dict[str, str]
+) -> list[str]:
   """The gains of one measure in full, what stands out in the others, and gaps.
 
   In full: above the SFT median by gold quality, or the last measure there is.
   """
-  spell = lambda m: names.get(m, style.label(m))
+  spell = lambda m: labels.get(m, names.label(m))
   found = panels(frame)
   full = [i for i, p in enumerate(PANELS) if p[:2] == ('above_q50', 'gold')]
   full = next((t for t in found if t[1] == PANELS[full[0]][2]), found[-1])[1]

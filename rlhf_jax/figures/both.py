@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 import pandas as pd
 
-from rlhf_jax.figures import style, tables, words
+from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Combining two rewards: good on both'
 INPUTS = ('results.csv',)
@@ -26,30 +26,36 @@ PANELS = (
 )
 
 
+def is_wanted(study: data.Study) -> bool:
+  """Whether a study has the numbers of this figure."""
+  del study
+  return True
+
+
 def table(evaluation_dir: str) -> pd.DataFrame:
   """Joint quality of every method, and paired differences from raw.
 
   Differences of optima are at equal KL; those of best-of-k at equal k,
   and `kl` is then the KL of LSC's selection.
   """
-  results = tables.load(evaluation_dir, 'results.csv')
+  results = data.load(evaluation_dir, 'results.csv')
   # The others are in M1: more curves could not be told apart.
-  results = results[results['method'].isin(style.METHODS)]
-  methods = tables.present(results, 'method', style.METHODS)
+  results = results[results['method'].isin(names.METHODS)]
+  methods = data.present(results, 'method', names.METHODS)
   parts = []
   for metric, judge, _ in PANELS:
     what = dict(property='both', metric=metric, judge=judge)
-    parts.append(tables.levels(results, **what))
+    parts.append(estimates.levels(results, **what))
     for method in methods:
       if method not in ('sft', 'raw'):
-        parts.append(tables.differences(results, **what, method=method))
+        parts.append(estimates.differences(results, **what, method=method))
         parts.append(_best_of_differences(results, method=method, **what))
-  return tables.concat(parts, what=TITLE)
+  return data.concat(parts, what=TITLE)
 
 
 def _best_of_differences(results, *, method, property, metric, judge):
   """Method minus raw at equal k, paired within seeds."""
-  rows = tables.select(results, property=property, metric=metric, judge=judge)
+  rows = data.select(results, property=property, metric=metric, judge=judge)
   rows = rows[rows['family'] == 'best_of']
   wide = rows.pivot(
       index=['learner', 'seed'], columns='method', values='value'
@@ -71,19 +77,19 @@ def _best_of_differences(results, *, method, property, metric, judge):
             'property': property,
             'metric': metric,
             'judge': rows['judge'].iloc[0],
-            'unit': tables.unit(rows),
+            'unit': data.unit(rows),
         }
-        | tables.interval(at_k[method] - at_k['raw'])
+        | estimates.interval(at_k[method] - at_k['raw'])
     )
   return pd.DataFrame(out).sort_values('strength')
 
 
-@style.styled
+@drawing.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """Levels, differences from raw, and best-of-k; a column per measure."""
   level = frame[frame['quantity'] == 'level']
   difference = frame[
-      (frame['quantity'] == 'difference') & frame['family'].isin(tables.GRIDS)
+      (frame['quantity'] == 'difference') & frame['family'].isin(names.GRIDS)
   ]
   panels = [p for p in PANELS if len(_panel(level, p))]
   kinds = ['level']
@@ -92,15 +98,15 @@ def draw(frame: pd.DataFrame) -> Figure:
   heights = {'level': 1.0, 'difference': 0.72, 'best_of': 0.95}
   ratios = [heights[k] for k in kinds]
   width = max(4.2 * len(panels), 7.0)
-  figure = style.make_figure(width, 1.1 + 3.1 * sum(ratios), TITLE)
+  figure = drawing.make_figure(width, 1.1 + 3.1 * sum(ratios), TITLE)
   axes = figure.subplots(
       len(kinds), len(panels), squeeze=False, height_ratios=ratios
   )
   for j, panel in enumerate(panels):
     rows = dict(zip(kinds, axes[:, j], strict=True))
-    data = _panel(level, panel)
-    style.draw_levels(
-        rows['level'], data, learners=(*tables.GRIDS, 'ppo', 'rloo')
+    shown = _panel(level, panel)
+    drawing.draw_levels(
+        rows['level'], shown, learners=(*names.GRIDS, 'ppo', 'rloo')
     )
     rows['level'].set_title(panel[2], fontsize=10)
     if 'difference' in rows:
@@ -108,9 +114,9 @@ def draw(frame: pd.DataFrame) -> Figure:
       rows['difference'].sharey(axes[kinds.index('difference'), 0])
       _draw_differences(rows['difference'], _panel(difference, panel))
     if 'best_of' in rows:
-      _draw_best_of(rows['best_of'], data)
+      _draw_best_of(rows['best_of'], shown)
     axes[max(i for i, k in enumerate(kinds) if k != 'best_of'), j].set_xlabel(
-        style.KL_LABEL
+        names.KL_LABEL
     )
   labels = {
       'level': 'share of responses\n(optimum and trained)',
@@ -119,26 +125,24 @@ def draw(frame: pd.DataFrame) -> Figure:
   }
   for kind, ax in zip(kinds, axes[:, 0], strict=True):
     ax.set_ylabel(labels[kind])
-  style.finish(
+  drawing.finish(
       figure,
-      style.seeds_note(frame) + ' Dashed: the SFT policy itself.',
+      words.seeds_note(frame) + ' Dashed: the SFT policy itself.',
       methods=[
-          m
-          for m in tables.present(level, 'method', style.METHODS)
-          if m != 'sft'
+          m for m in data.present(level, 'method', names.METHODS) if m != 'sft'
       ],
-      learners=tables.present(
-          level[level['family'] != 'sft'], 'family', style.LEARNERS
+      learners=data.present(
+          level[level['family'] != 'sft'], 'family', names.LEARNERS
       ),
   )
   return figure
 
 
-def _draw_differences(axes, data: pd.DataFrame) -> None:
-  style.draw_zero(axes)
-  for method, curve in data.groupby('method', sort=False):
+def _draw_differences(axes, rows: pd.DataFrame) -> None:
+  drawing.draw_zero(axes)
+  for method, curve in rows.groupby('method', sort=False):
     own = method.removesuffix('-raw')
-    style.draw_band(axes, curve, color=style.color(own), shade=0.12)
+    drawing.draw_band(axes, curve, color=names.color(own), shade=0.12)
 
 
 def _panel(level: pd.DataFrame, panel) -> pd.DataFrame:
@@ -147,23 +151,23 @@ def _panel(level: pd.DataFrame, panel) -> pd.DataFrame:
   return rows if judge is None else rows[rows['judge'] == judge]
 
 
-def _draw_best_of(axes, data: pd.DataFrame) -> None:
-  best = data[data['family'] == 'best_of']
+def _draw_best_of(axes, rows: pd.DataFrame) -> None:
+  best = rows[rows['family'] == 'best_of']
   for method, curve in best.groupby('method', sort=False):
-    style.draw_band(
+    drawing.draw_band(
         axes,
         curve,
         x='strength',
-        color=style.color(method),
+        color=names.color(method),
         lw=1.4,
         shade=0.1,
     )
     marks = curve.assign(low=float('nan'))
-    style.draw_points(axes, marks, 'best_of', method, x='strength')
-  sft = data[data['family'] == 'sft']
+    drawing.draw_points(axes, marks, 'best_of', method, x='strength')
+  sft = rows[rows['family'] == 'sft']
   if len(sft):
     axes.axhline(
-        sft['mean'].iloc[0], color=style.color('sft'), lw=1, ls=(0, (4, 3))
+        sft['mean'].iloc[0], color=names.color('sft'), lw=1, ls=(0, (4, 3))
     )
   axes.set_xscale('log', base=2)
   axes.set_xticks(sorted(best['strength'].unique()))
@@ -177,11 +181,11 @@ def caption(frame: pd.DataFrame) -> list[str]:
       'Share of responses good on both properties. Best-of-k ranks samples by'
       ' the same combined utility, so it isolates the aggregation: with one'
       ' property an increasing transform cannot change its choice. '
-      + style.seeds_note(frame)
+      + words.seeds_note(frame)
   ]
   difference = frame[frame['quantity'] == 'difference']
-  exact = difference[difference['family'].isin(tables.GRIDS)]
-  kl = tables.matched_kl(frame)
+  exact = difference[difference['family'].isin(names.GRIDS)]
+  kl = data.matched_kl(frame)
   for metric, judge, title in PANELS:
     rows = _panel(exact, (metric, judge, title))
     name = words.sentence_case(title)
@@ -193,7 +197,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
       row = words.nearest(curve, kl)
       if method != 'lsc-raw' and row is not None:
         others.append(
-            f'{style.label(method.removesuffix("-raw"))} {words.signed(row)}'
+            f'{names.label(method.removesuffix("-raw"))} {words.signed(row)}'
         )
     if others:
       out.append(f'{name}, others minus raw at KL {kl:g}: {"; ".join(others)}.')

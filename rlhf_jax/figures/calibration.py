@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.figures import style, tables, words
+from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Calibration of the reward models'
 INPUTS = ('calibration.csv', 'calibration_summary.csv')
@@ -24,13 +24,18 @@ REWARDS = ('helpful', 'harmless', 'product')
 SUMMARIES = ('ece', 'brier', 'log_loss', 'accuracy', 'temperature')
 
 
+def is_wanted(study: data.Study) -> bool:
+  """Whether a study has the numbers of this figure."""
+  return study.is_listed and study.has_analysis
+
+
 def table(evaluation_dir: str) -> pd.DataFrame:
   """Reliability by bin, and summaries, with intervals over seeds.
 
   A bin is left out where some seed has no comparison in it.
   """
-  bins = tables.load(evaluation_dir, 'calibration.csv')
-  summary = tables.load(evaluation_dir, 'calibration_summary.csv')
+  bins = data.load(evaluation_dir, 'calibration.csv')
+  summary = data.load(evaluation_dir, 'calibration_summary.csv')
   keys = ['reward', 'role', 'kind']
   out = []
   for values, curve in bins.groupby(keys, sort=False):
@@ -44,24 +49,26 @@ def table(evaluation_dir: str) -> pd.DataFrame:
             | {'quantity': 'reliability', 'bin': bin}
             | {'confidence': rows['confidence'].mean()}
             | {'share': rows['share'].mean()}
-            | tables.interval(rows['frequency'])
+            | estimates.interval(rows['frequency'])
         )
   for values, rows in summary.groupby(keys, sort=False):
     label = dict(zip(keys, values, strict=True))
     for quantity in SUMMARIES:
       found = rows[quantity].dropna()
       if len(found):
-        out.append(label | {'quantity': quantity} | tables.interval(found))
-  return tables.concat([pd.DataFrame(out)], what=TITLE)
+        out.append(label | {'quantity': quantity} | estimates.interval(found))
+  return data.concat([pd.DataFrame(out)], what=TITLE)
 
 
-@style.styled
+@drawing.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """A row per role and a column per reward; the area of a dot is its share."""
   curves = frame[frame['quantity'] == 'reliability']
-  roles = tables.present(curves, 'role', ROLES)
-  rewards = tables.present(curves, 'reward', REWARDS)
-  figure = style.make_figure(4.1 * len(rewards), 1.1 + 3.3 * len(roles), TITLE)
+  roles = data.present(curves, 'role', ROLES)
+  rewards = data.present(curves, 'reward', REWARDS)
+  figure = drawing.make_figure(
+      4.1 * len(rewards), 1.1 + 3.3 * len(roles), TITLE
+  )
   axes = figure.subplots(len(roles), len(rewards), squeeze=False)
   for i, role in enumerate(roles):
     for j, reward in enumerate(rewards):
@@ -82,12 +89,12 @@ def draw(frame: pd.DataFrame) -> Figure:
       else:
         axes[i, j].set_axis_off()
   kinds = [k for k in KINDS if k in set(curves['kind'])]
-  style.finish(
+  drawing.finish(
       figure,
-      style.seeds_note(frame)
+      words.seeds_note(frame)
       + ' Thin line: perfect calibration. Larger dots: more comparisons.',
       extra=[
-          style.Line2D([], [], color=c, ls=ls, marker='o', ms=5, label=text)
+          drawing.Line2D([], [], color=c, ls=ls, marker='o', ms=5, label=text)
           for text, c, ls in (KINDS[k] for k in kinds)
       ],
   )
@@ -97,16 +104,16 @@ def draw(frame: pd.DataFrame) -> Figure:
 def _title(reward: str, role: str) -> str:
   if reward == 'product':
     return 'Product of the two'
-  return f'{style.label(reward)}, {style.label(role)}'
+  return f'{names.label(reward)}, {names.label(role)}'
 
 
 def _draw_panel(axes, curves: pd.DataFrame, errors: pd.DataFrame) -> None:
-  axes.plot([0, 1], [0, 1], color=style.INK, lw=0.8, zorder=1)
+  axes.plot([0, 1], [0, 1], color=names.INK, lw=0.8, zorder=1)
   for kind, (_, color, ls) in KINDS.items():
     rows = curves[curves['kind'] == kind].sort_values('confidence')
     if not len(rows):
       continue
-    style.draw_band(
+    drawing.draw_band(
         axes, rows, x='confidence', color=color, ls=ls, lw=1.6, shade=0.12
     )
     size = 12 + 160 * rows['share']
@@ -131,7 +138,7 @@ def _draw_panel(axes, curves: pd.DataFrame, errors: pd.DataFrame) -> None:
       transform=axes.transAxes,
       va='top',
       fontsize=8.5,
-      color=style.SOFT,
+      color=names.SOFT,
   )
   low = min(curves['confidence'].min(), curves['mean'].min())
   axes.set_xlim(min(0.5, low) - 0.02 if low > 0.1 else -0.02, 1.02)
@@ -144,7 +151,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
   out = [
       'Predicted probability against observed frequency on held-out'
       ' comparisons. ECE is the expected calibration error; a reliability curve'
-      ' flatter than the diagonal is over-confident. ' + style.seeds_note(frame)
+      ' flatter than the diagonal is over-confident. ' + words.seeds_note(frame)
   ]
   wide = frame[frame['quantity'] != 'reliability']
   for (role, reward), rows in wide.groupby(['role', 'reward'], sort=False):

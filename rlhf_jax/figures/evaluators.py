@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import pandas as pd
 
 from rlhf_jax.evaluation import agreement
-from rlhf_jax.figures import dots, style, tables, words
+from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Win rate under several judges'
 INPUTS = ('results.csv',)
@@ -25,28 +25,33 @@ _SHORT_JUDGES = {
 }
 
 
+def is_wanted(study: data.Study) -> bool:
+  """Whether a study has the numbers of this figure."""
+  return study.is_listed and len(study.judges) > 1
+
+
 def table(evaluation_dir: str) -> pd.DataFrame:
   """Curves, ranks at the matched KL, and tau between judges.
 
   Ranks and tau are computed within seeds; rank 1 is the highest win rate, and
   equal methods share the mean of their ranks.
   """
-  results = tables.load(evaluation_dir, 'results.csv')
+  results = data.load(evaluation_dir, 'results.csv')
   results = results[
-      (results['metric'] == METRIC) & results['method'].isin(style.METHODS)
+      (results['metric'] == METRIC) & results['method'].isin(names.METHODS)
   ]
   parts = []
-  for property in tables.present(results, 'property', tables.PROPERTIES):
+  for property in data.present(results, 'property', names.PROPERTIES):
     own = results[results['property'] == property]
     own = own[
         own['method'].isin(
-            ['sft', *tables.distinct_methods(own, style.METHODS)]
+            ['sft', *estimates.distinct_methods(own, names.METHODS)]
         )
     ]
     judges = [j for j in JUDGES if j in set(own['judge'])]
     for judge in judges:
       parts.append(
-          tables.levels(
+          estimates.levels(
               own,
               property=property,
               metric=METRIC,
@@ -55,7 +60,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
           )
       )
     parts.append(_agreement(own, property, judges))
-  return tables.concat(parts, what=TITLE)
+  return data.concat(parts, what=TITLE)
 
 
 def _agreement(
@@ -69,7 +74,7 @@ def _agreement(
       'property': property,
       'metric': METRIC,
       'family': 'exact',
-      'kl': tables.MATCHED_KL,
+      'kl': data.MATCHED_KL,
   }
   methods = list(values[judges[0]].columns)
   out = []
@@ -78,7 +83,7 @@ def _agreement(
     out += [
         label
         | {'quantity': 'rank', 'judge': judge, 'method': method}
-        | tables.interval(ranks[method])
+        | estimates.interval(ranks[method])
         for method in methods
     ]
   for one, other in itertools.combinations(judges, 2):
@@ -90,7 +95,7 @@ def _agreement(
         label
         | {'quantity': 'tau', 'judge': one, 'other': other}
         | {'num_methods': len(methods)}
-        | tables.interval(taus)
+        | estimates.interval(taus)
     )
   return pd.DataFrame(out)
 
@@ -101,14 +106,14 @@ def _matched(rows: pd.DataFrame, judges: list[str]) -> dict | None:
   A method that some seed does not reach is left out of the ranking.
   """
   exact = rows[rows['family'] == 'exact']
-  methods = tables.present(exact, 'method', style.METHODS)
+  methods = data.present(exact, 'method', names.METHODS)
   values = {}
   for judge in judges:
     own = exact[exact['judge'] == judge]
     wide = {
-        m: tables.seed_values(
-            own, method=m, family='exact', kls=[tables.MATCHED_KL]
-        ).get(tables.MATCHED_KL, pd.Series(dtype=float))
+        m: estimates.seed_values(
+            own, method=m, family='exact', kls=[data.MATCHED_KL]
+        ).get(data.MATCHED_KL, pd.Series(dtype=float))
         for m in methods
     }
     values[judge] = pd.DataFrame(wide).dropna(axis=1)
@@ -118,38 +123,38 @@ def _matched(rows: pd.DataFrame, judges: list[str]) -> dict | None:
   return {j: v[shared] for j, v in values.items()}
 
 
-@style.styled
+@drawing.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """A row of panels per judge, then ranks, then agreement; by property."""
   level = frame[frame['quantity'] == 'level']
-  properties = tables.present(frame, 'property', tables.PROPERTIES)
-  judges = tables.present(level, 'judge', JUDGES)
+  properties = data.present(frame, 'property', names.PROPERTIES)
+  judges = data.present(level, 'judge', JUDGES)
   ranked = (frame['quantity'] == 'rank').any()
   ratios = [1.0] * len(judges) + [0.85, 0.5] * int(ranked)
-  figure = style.make_figure(
+  figure = drawing.make_figure(
       4.2 * len(properties), 1.0 + 2.7 * sum(ratios), TITLE
   )
   axes = figure.subplots(
       len(ratios), len(properties), squeeze=False, height_ratios=ratios
   )
   for j, property in enumerate(properties):
-    axes[0, j].set_title(style.label(property))
+    axes[0, j].set_title(names.label(property))
     for i, judge in enumerate(judges):
       rows = level[(level['property'] == property) & (level['judge'] == judge)]
-      style.draw_levels(axes[i, j], rows)
-      axes[i, 0].set_ylabel(f'win rate against SFT\n({style.label(judge)})')
+      drawing.draw_levels(axes[i, j], rows)
+      axes[i, 0].set_ylabel(f'win rate against SFT\n({names.label(judge)})')
       axes[i, j].sharex(axes[0, j])
-    axes[len(judges) - 1, j].set_xlabel(style.KL_LABEL)
+    axes[len(judges) - 1, j].set_xlabel(names.KL_LABEL)
     own = frame[frame['property'] == property]
     if ranked:
       _draw_ranks(axes[-2, j], own[own['quantity'] == 'rank'], judges)
       _draw_tau(axes[-1, j], own[own['quantity'] == 'tau'], first=j == 0)
   if ranked:
-    axes[-2, 0].set_ylabel(f'rank at KL {tables.MATCHED_KL:g}\n(1: highest)')
-  methods = tables.present(level, 'method', style.METHODS)
-  style.finish(
+    axes[-2, 0].set_ylabel(f'rank at KL {data.MATCHED_KL:g}\n(1: highest)')
+  methods = data.present(level, 'method', names.METHODS)
+  drawing.finish(
       figure,
-      style.seeds_note(frame)
+      words.seeds_note(frame)
       + ' Dashed: the SFT policy itself. Ranks: mean over seeds.',
       methods=[m for m in methods if m != 'sft'],
       learners=['exact'],
@@ -167,7 +172,7 @@ def _draw_ranks(axes, ranks: pd.DataFrame, judges: list[str]) -> None:
         'o-',
         ms=7,
         mec='white',
-        color=style.color(method),
+        color=names.color(method),
     )
   axes.set_xticks(range(len(judges)), [_SHORT_JUDGES.get(j, j) for j in judges])
   axes.set_xlim(-0.25, len(judges) - 0.75)
@@ -177,10 +182,10 @@ def _draw_ranks(axes, ranks: pd.DataFrame, judges: list[str]) -> None:
 
 
 def _draw_tau(axes, taus: pd.DataFrame, *, first: bool) -> None:
-  names = [_pair(row) for _, row in taus.iterrows()]
-  points = taus.assign(pair=names, color=style.INK)
-  dots.draw(axes, points, names, row='pair', lane='judge')
-  axes.axvline(0, color=style.INK, lw=0.9, ls=(0, (4, 3)), zorder=1)
+  pairs = [_pair(row) for _, row in taus.iterrows()]
+  points = taus.assign(pair=pairs, color=names.INK)
+  drawing.draw_dots(axes, points, pairs, row='pair', lane='judge')
+  axes.axvline(0, color=names.INK, lw=0.9, ls=(0, (4, 3)), zorder=1)
   axes.set_xlim(min(-1.1, taus['low'].min()), max(1.15, taus['high'].max()))
   axes.set_xticks((-1, -0.5, 0, 0.5, 1))
   axes.set_xlabel("Kendall's tau of two judges' orders")
@@ -197,44 +202,44 @@ def caption(frame: pd.DataFrame) -> list[str]:
   out = [
       'Win rate against an SFT sample along the exact optimum of each method,'
       ' under each judge, and the order of the methods at KL'
-      f' {tables.MATCHED_KL:g}. Tau is 1 for the same order, 0 for unrelated'
+      f' {data.MATCHED_KL:g}. Tau is 1 for the same order, 0 for unrelated'
       ' orders and -1 for the reverse. Methods whose curves are the same are'
-      ' drawn and ranked once. ' + style.seeds_note(frame)
+      ' drawn and ranked once. ' + words.seeds_note(frame)
   ]
   ranks, taus = (frame[frame['quantity'] == q] for q in ('rank', 'tau'))
   if not len(taus):
     out.append(
         'There is no order to compare: with one judge, or fewer than two methods'
-        f' that reach KL {tables.MATCHED_KL:g} in every seed.'
+        f' that reach KL {data.MATCHED_KL:g} in every seed.'
     )
   for property, rows in taus.groupby('property', sort=False):
     num = int(rows['num_methods'].iloc[0])
     pairs = '; '.join(
         f'{_pair(r)} {words.level(r, 2)}' for _, r in rows.iterrows()
     )
-    out.append(f'{style.label(property)}, tau over {num} methods: {pairs}.')
+    out.append(f'{names.label(property)}, tau over {num} methods: {pairs}.')
     own = ranks[ranks['property'] == property]
     orders = {
         j: tuple(g.sort_values('mean', kind='stable')['method'])
         for j, g in own.groupby('judge', sort=False)
     }
-    out.append(f'{style.label(property)}: {_orders(orders)}')
+    out.append(f'{names.label(property)}: {_orders(orders)}')
   return out
 
 
 def _orders(orders: dict[str, tuple[str, ...]]) -> str:
   """Whether the order of mean ranks depends on the judge, and the orders."""
-  spell = lambda order: ', '.join(style.short(m) for m in order)
+  spell = lambda order: ', '.join(names.short(m) for m in order)
   if len(set(orders.values())) == 1:
     order = next(iter(orders.values()))
     return f'every judge ranks the methods alike by mean rank: {spell(order)}.'
   firsts = {order[0] for order in orders.values()}
   best = (
-      f'though all put {style.short(firsts.pop())} first'
+      f'though all put {names.short(firsts.pop())} first'
       if len(firsts) == 1
       else 'and so does which method is first'
   )
   listed = '; '.join(
-      f'{style.label(j)}: {spell(order)}' for j, order in orders.items()
+      f'{names.label(j)}: {spell(order)}' for j, order in orders.items()
   )
   return f'the order by mean rank depends on the judge, {best}. {listed}.'

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.figures import resampling, style, tables, words
+from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'How evenly prompts improve at matched KL'
 INPUTS = ('prompts.csv',)
@@ -24,13 +24,19 @@ _STATISTICS = {
 }
 
 
+def is_wanted(study: data.Study) -> bool:
+  """Whether a study has the numbers of this figure."""
+  del study
+  return True
+
+
 def table(evaluation_dir: str) -> pd.DataFrame:
   """Share of prompts at or below each threshold, and spread statistics.
 
   Rows with statistic 'ecdf' are the curves (x is the threshold); other rows
   have no x. Differences are LSC minus raw within seeds.
   """
-  prompts = tables.load(evaluation_dir, 'prompts.csv')
+  prompts = data.load(evaluation_dir, 'prompts.csv')
   prompts = prompts[
       prompts['method'].isin(('sft', 'raw', 'lsc'))
       & prompts['family'].isin(('sft', *_DASHES))
@@ -48,7 +54,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
         | dict(zip(('property', 'reward', 'judge'), panel, strict=True), kl=kl)
         for entry in _panel(rows, grid)
     ]
-  return tables.concat([pd.DataFrame(parts)], what=TITLE)
+  return data.concat([pd.DataFrame(parts)], what=TITLE)
 
 
 def _panel(rows: pd.DataFrame, grid: np.ndarray) -> list[dict]:
@@ -56,7 +62,7 @@ def _panel(rows: pd.DataFrame, grid: np.ndarray) -> list[dict]:
   out, by_curve = [], {}
   one = rows['seed'].nunique() == 1
   # Of text there is one run, and its prompts are a sample of prompts.
-  unit = 'prompts' if one and tables.grid_family(rows) == 'offline' else 'seeds'
+  unit = 'prompts' if one and data.is_sampled(rows) else 'seeds'
   rows = rows.sort_values('prompt', kind='stable')  # pairs of prompts
   for (family, method), curve in rows.groupby(['family', 'method'], sort=False):
     if curve.duplicated(['seed', 'prompt']).any():
@@ -66,13 +72,13 @@ def _panel(rows: pd.DataFrame, grid: np.ndarray) -> list[dict]:
     label = {'family': family, 'method': method}
     shares = np.array([(v[:, None] <= grid).mean(0) for v in seeds.values()])
     out += [
-        label | {'statistic': 'ecdf', 'x': x} | tables.interval(shares[:, i])
+        label | {'statistic': 'ecdf', 'x': x} | estimates.interval(shares[:, i])
         for i, x in enumerate(grid)
     ]
     out += [
         label
         | {'statistic': name}
-        | resampling.over_prompts(fn, list(seeds.values()), unit)
+        | estimates.over_prompts(fn, list(seeds.values()), unit)
         for name, fn in _STATISTICS.items()
     ]
   for family in dict.fromkeys(f for f, _ in by_curve):
@@ -81,7 +87,7 @@ def _panel(rows: pd.DataFrame, grid: np.ndarray) -> list[dict]:
     if shared:
       out += [
           {'family': family, 'method': 'lsc-raw', 'statistic': name}
-          | resampling.over_prompts(
+          | estimates.over_prompts(
               lambda v, fn=fn: fn(v[..., 1]) - fn(v[..., 0]),
               [np.stack([raw[s], lsc[s]], axis=-1) for s in shared],
               unit,
@@ -91,18 +97,18 @@ def _panel(rows: pd.DataFrame, grid: np.ndarray) -> list[dict]:
   return out
 
 
-@style.styled
+@drawing.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """A column per reward and objective, a row per judge."""
   columns = [
       (p, r)
-      for p in tables.present(frame, 'property', tables.PROPERTIES)
-      for r in tables.present(
-          frame[frame['property'] == p], 'reward', tables.PROPERTIES
+      for p in data.present(frame, 'property', names.PROPERTIES)
+      for r in data.present(
+          frame[frame['property'] == p], 'reward', names.PROPERTIES
       )
   ]
-  judges = tables.present(frame, 'judge', JUDGES)
-  figure = style.make_figure(
+  judges = data.present(frame, 'judge', JUDGES)
+  figure = drawing.make_figure(
       3.3 * len(columns), 0.9 + 2.8 * len(judges), _title(frame)
   )
   axes = figure.subplots(len(judges), len(columns), squeeze=False, sharey=True)
@@ -120,23 +126,23 @@ def draw(frame: pd.DataFrame) -> Figure:
       if i == 0:
         aligned = 'both' if property == 'both' else 'it'
         axes[i, j].set_title(
-            f'{style.label(reward)} reward\n(aligned for {aligned})',
+            f'{names.label(reward)} reward\n(aligned for {aligned})',
             fontsize=10,
         )
       axes[i, j].set_xlabel(r'mean $r - r_{ref}$ of a prompt (logits)')
-    axes[i, 0].set_ylabel(f'share of prompts\n({style.label(judge)})')
+    axes[i, 0].set_ylabel(f'share of prompts\n({names.label(judge)})')
   families = set(frame['family'])
   extra = [
-      style.Line2D(
-          [], [], color=style.SOFT, ls=_DASHES[f], label=style.label(f)
+      drawing.Line2D(
+          [], [], color=names.SOFT, ls=_DASHES[f], label=names.label(f)
       )
-      for f in style.LEARNERS
+      for f in names.LEARNERS
       if f in families and f in _DASHES
   ]
-  style.finish(
+  drawing.finish(
       figure,
       _note(frame) + ' A steeper curve is a more even policy.',
-      methods=[m for m in style.METHODS if m in set(frame['method'])],
+      methods=[m for m in names.METHODS if m in set(frame['method'])],
       extra=extra,
   )
   return figure
@@ -152,9 +158,9 @@ _DASHES = {
 
 def _note(frame: pd.DataFrame) -> str:
   """What intervals there are; the curves of a single run have none."""
-  if tables.unit(frame) == 'prompts':
+  if data.unit(frame) == 'prompts':
     return 'One run: intervals of spreads are a bootstrap over prompts.'
-  return style.seeds_note(frame)
+  return words.seeds_note(frame)
 
 
 def _title(frame: pd.DataFrame) -> str:
@@ -166,18 +172,18 @@ def _draw_panel(axes, panel: pd.DataFrame) -> None:
   for (family, method), curve in curves.groupby(
       ['family', 'method'], sort=False
   ):
-    line = dict(color=style.color(method), ls=_DASHES.get(family, '-'))
-    if family in (*tables.GRIDS, 'sft'):
-      style.draw_band(axes, curve, x='x', lw=2.0, **line)
+    line = dict(color=names.color(method), ls=_DASHES.get(family, '-'))
+    if family in (*names.GRIDS, 'sft'):
+      drawing.draw_band(axes, curve, x='x', lw=2.0, **line)
     else:
       axes.plot(curve['x'], curve['mean'], lw=1.3, **line)
-  axes.axvline(0, color=style.INK, lw=0.9, zorder=1)
+  axes.axvline(0, color=names.INK, lw=0.9, zorder=1)
   axes.set_ylim(-0.02, 1.02)
   axes.set_xlim(curves['x'].min(), curves['x'].max())
   family = _main_family(panel)
   sd = panel[(panel['statistic'] == 'sd') & (panel['family'] == family)]
   text = '\n'.join(
-      f'sd {style.short(m)} {sd[sd["method"] == m]["mean"].iloc[0]:.2f}'
+      f'sd {names.short(m)} {sd[sd["method"] == m]["mean"].iloc[0]:.2f}'
       for m in ('raw', 'lsc')
       if m in set(sd['method'])
   )
@@ -188,13 +194,13 @@ def _draw_panel(axes, panel: pd.DataFrame) -> None:
       transform=axes.transAxes,
       va='top',
       fontsize=8.5,
-      color=style.SOFT,
+      color=names.SOFT,
   )
 
 
 def _main_family(frame: pd.DataFrame) -> str:
-  families = tables.present(
-      frame[frame['family'] != 'sft'], 'family', style.LEARNERS
+  families = data.present(
+      frame[frame['family'] != 'sft'], 'family', names.LEARNERS
   )
   return families[0] if families else 'sft'
 
@@ -216,8 +222,8 @@ def caption(frame: pd.DataFrame) -> list[str]:
       continue
     low = panel[panel['statistic'] == 'p10'].set_index('method')
     out.append(
-        f'{style.label(reward)} reward, aligned for {property},'
-        f' {style.label(judge)}: sd over prompts raw'
+        f'{names.label(reward)} reward, aligned for {property},'
+        f' {names.label(judge)}: sd over prompts raw'
         f' {words.number(by.loc["raw", "mean"], 2)}, LSC'
         f' {words.number(by.loc["lsc", "mean"], 2)}; difference'
         f' {words.signed(by.loc["lsc-raw"], 2)}. Lowest tenth of prompts:'

@@ -9,38 +9,43 @@ within a prompt before and after the transform.
 from matplotlib.figure import Figure
 import pandas as pd
 
-from rlhf_jax.figures import dots, style, tables, words
+from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'What each transform pays for'
 INPUTS = ('diagnostics.csv',)
 _SD = {'reward_sd_before': 'before', 'reward_sd_after': 'after'}
 
 
+def is_wanted(study: data.Study) -> bool:
+  """Whether a study has the numbers of this figure."""
+  return study.is_listed and study.has_analysis
+
+
 def table(evaluation_dir: str) -> pd.DataFrame:
   """Every diagnostic with its interval over seeds."""
-  rows = tables.load(evaluation_dir, 'diagnostics.csv')
+  rows = data.load(evaluation_dir, 'diagnostics.csv')
   keys = ['property', 'method', 'quantity', 'decile']
   out = [
-      dict(zip(keys, values, strict=True)) | tables.interval(own['value'])
+      dict(zip(keys, values, strict=True)) | estimates.interval(own['value'])
       for values, own in rows.groupby(keys, sort=False)
   ]
-  return tables.concat([pd.DataFrame(out)], what=TITLE)
+  return data.concat([pd.DataFrame(out)], what=TITLE)
 
 
 def _order(frame: pd.DataFrame) -> list[str]:
   """Methods as elsewhere; LSC with other references after the rest."""
-  methods = tables.present(frame, 'method', tuple(style.LABELS))
-  return sorted(methods, key=lambda m: m.startswith(style.REFERENCE_PREFIX))
+  methods = data.present(frame, 'method', tuple(names.LABELS))
+  return sorted(methods, key=lambda m: m.startswith(names.REFERENCE_PREFIX))
 
 
-@style.styled
+@drawing.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """A column per property: gradient, saturation, spread."""
-  properties = tables.present(frame, 'property', tables.PROPERTIES)
+  properties = data.present(frame, 'property', names.PROPERTIES)
   methods = [m for m in _order(frame) if m != 'sft']
-  labels = [style.label(m) for m in methods]
+  labels = [names.label(m) for m in methods]
   height = 0.5 + 0.27 * len(methods)
-  figure = style.make_figure(12.8, 4.6 + 2 * height, TITLE)
+  figure = drawing.make_figure(12.8, 4.6 + 2 * height, TITLE)
   axes = figure.subplots(
       3,
       len(properties),
@@ -50,29 +55,29 @@ def draw(frame: pd.DataFrame) -> Figure:
   for j, property in enumerate(properties):
     own = frame[frame['property'] == property]
     _draw_gradient(axes[0, j], own[own['quantity'] == 'gradient_share'])
-    axes[0, j].set_title(style.label(property))
-    rows = own.assign(row=[style.label(m) for m in own['method']])
+    axes[0, j].set_title(names.label(property))
+    rows = own.assign(row=[names.label(m) for m in own['method']])
     saturated = rows[rows['quantity'] == 'saturated']
-    dots.draw(axes[1, j], saturated, labels, row='row')
+    drawing.draw_dots(axes[1, j], saturated, labels, row='row')
     axes[1, j].set_xlim(left=min(-0.01, saturated['low'].min()))
     axes[1, j].set_xlabel('share saturated (u > -.05)')
     spread = rows[rows['quantity'].isin(_SD)].assign(
         hollow=lambda f: f['quantity'] == 'reward_sd_before'
     )
-    dots.draw(axes[2, j], spread, labels, row='row')
+    drawing.draw_dots(axes[2, j], spread, labels, row='row')
     axes[2, j].set_xlabel('sd of the reward in a prompt')
     for ax in axes[1:, j]:
       ax.tick_params(labelleft=j == 0)
   axes[0, 0].set_ylabel('share of the gradient')
   drawn = frame[frame['quantity'] == 'gradient_share']
-  mark = dict(ls='', marker='o', color=style.SOFT)
-  style.finish(
+  mark = dict(ls='', marker='o', color=names.SOFT)
+  drawing.finish(
       figure,
-      style.seeds_note(frame) + ' Thin line: equal shares.',
+      words.seeds_note(frame) + ' Thin line: equal shares.',
       methods=[m for m in methods if m in _curves(drawn)],
       extra=[
-          style.Line2D([], [], mfc='white', label='sd before', **mark),
-          style.Line2D([], [], label='sd after, or share', **mark),
+          drawing.Line2D([], [], mfc='white', label='sd before', **mark),
+          drawing.Line2D([], [], label='sd after, or share', **mark),
       ],
   )
   return figure
@@ -80,21 +85,21 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 def _curves(rows: pd.DataFrame) -> list[str]:
   """Methods drawn as curves: the main ones, with an own colour each."""
-  return [m for m in style.METHODS if m in set(rows['method'])]
+  return [m for m in names.METHODS if m in set(rows['method'])]
 
 
 def _draw_gradient(axes, rows: pd.DataFrame) -> None:
   for method in _curves(rows):
-    style.draw_band(
+    drawing.draw_band(
         axes,
         rows[rows['method'] == method],
         x='decile',
         shade=0.1,
-        color=style.color(method),
+        color=names.color(method),
         marker='o',
         ms=4,
     )
-  axes.axhline(0.1, color=style.INK, lw=0.8, zorder=1)
+  axes.axhline(0.1, color=names.INK, lw=0.8, zorder=1)
   axes.set_xticks(range(1, 11))
   axes.set_ylim(bottom=0)
   axes.set_xlabel('decile of the reward among SFT samples')
@@ -106,24 +111,24 @@ def caption(frame: pd.DataFrame) -> list[str]:
       'Size of the policy gradient that comes from each tenth of the SFT'
       ' responses of a prompt, ordered by reward (equal shares are .10); how'
       ' many responses the transform has nothing left to pay; and the spread of'
-      ' the reward within a prompt. ' + style.seeds_note(frame)
+      ' the reward within a prompt. ' + words.seeds_note(frame)
   ]
-  for property in tables.present(frame, 'property', tables.PROPERTIES):
+  for property in data.present(frame, 'property', names.PROPERTIES):
     own = frame[frame['property'] == property]
     shares = own[own['quantity'] == 'gradient_share']
     pieces = []
     for method in _curves(shares):
       by = shares[shares['method'] == method].set_index('decile')['mean']
       pieces.append(
-          f'{style.short(method)} {by[by.index <= 3].sum():.2f} from the lowest'
+          f'{names.short(method)} {by[by.index <= 3].sum():.2f} from the lowest'
           f' three deciles, {by.get(10, float("nan")):.2f} from the highest'
       )
-    name = style.label(property)
+    name = names.label(property)
     if pieces:
       out.append(f'{name}, share of the gradient: {"; ".join(pieces)}.')
     saturated = own[own['quantity'] == 'saturated'].set_index('method')
     listed = '; '.join(
-        f'{style.label(m)} {words.number(saturated.loc[m, "mean"])}'
+        f'{names.label(m)} {words.number(saturated.loc[m, "mean"])}'
         for m in _order(own)
         if m in saturated.index
     )

@@ -12,11 +12,16 @@ from matplotlib.ticker import MaxNLocator
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.figures import style, tables, words
+from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'From one property to many'
 INPUTS = ('growth.csv',)
 METRIC = 'above_q50'
+
+
+def is_wanted(study: data.Study) -> bool:
+  """Whether a study has the numbers of this figure."""
+  return study.is_listed and names.GROWTH in study.regimes
 
 
 def table(evaluation_dir: str) -> pd.DataFrame:
@@ -25,12 +30,12 @@ def table(evaluation_dir: str) -> pd.DataFrame:
   Where some seed of an n does not reach the matched KL there is `unreached`
   alone, with the number of seeds that do.
   """
-  rows = tables.load(evaluation_dir, 'growth.csv')
+  rows = data.load(evaluation_dir, 'growth.csv')
   rows = rows[rows['metric'] == METRIC]
   sft = rows['method'] == 'sft'
   seeds = rows.groupby('n')['seed'].nunique()
   curves = rows[~sft].drop_duplicates(['n', 'method'])[['n', 'method']]
-  rows = pd.concat([tables.matched(rows[~sft], what=TITLE), rows[sft]])
+  rows = pd.concat([data.matched(rows[~sft], what=TITLE), rows[sft]])
   num = rows.groupby(['n', 'method'])['seed'].nunique()
   out = [
       {'n': n, 'method': method, 'quantity': 'unreached'}
@@ -44,39 +49,39 @@ def table(evaluation_dir: str) -> pd.DataFrame:
     label = {'n': n, 'method': method, 'kl': own['kl'].mean()}
     coefs = own['kl_coef'].dropna()
     if len(coefs) and (coefs > 0).all():
-      found = tables.interval(np.log(coefs))
+      found = estimates.interval(np.log(coefs))
       found |= {k: np.exp(found[k]) for k in ('mean', 'low', 'high')}
       out.append(label | {'quantity': 'kl_coef'} | found)
-    out.append(label | {'quantity': 'share'} | tables.interval(own['value']))
+    out.append(label | {'quantity': 'share'} | estimates.interval(own['value']))
     raw = rows[(rows['n'] == n) & (rows['method'] == 'raw')]
     pair = own.merge(raw, on='seed', suffixes=('', '_raw'))
     if method not in ('raw', 'sft') and len(pair) == seeds[n]:
-      gain = tables.interval(pair['value'] - pair['value_raw'])
+      gain = estimates.interval(pair['value'] - pair['value_raw'])
       out.append(label | {'quantity': 'gain'} | gain)
-  return tables.concat([pd.DataFrame(out)], what=TITLE)
+  return data.concat([pd.DataFrame(out)], what=TITLE)
 
 
-@style.styled
+@drawing.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """Coefficient, share and gain against the number of properties."""
-  figure = style.make_figure(12.8, 4.6, TITLE)
+  figure = drawing.make_figure(12.8, 4.6, TITLE)
   axes = figure.subplots(1, 3)
   panels = (
-      ('kl_coef', f'Coefficient for KL {tables.MATCHED_KL:g}', 'kl_coef'),
+      ('kl_coef', f'Coefficient for KL {data.MATCHED_KL:g}', 'kl_coef'),
       ('share', 'Good on all', 'share above the SFT\nmedian on all n (gold)'),
       ('gain', 'Gain over raw', 'share minus raw,\npaired'),
   )
   shown = frame[frame['quantity'] == 'share']
-  methods = tables.present(shown, 'method', style.METHODS)
+  methods = data.present(shown, 'method', names.METHODS)
   for ax, (quantity, title, ylabel) in zip(axes, panels, strict=True):
     rows = frame[frame['quantity'] == quantity]
-    for method in tables.present(rows, 'method', style.METHODS):
-      style.draw_band(
+    for method in data.present(rows, 'method', names.METHODS):
+      drawing.draw_band(
           ax,
           rows[rows['method'] == method],
           x='n',
           shade=0.1,
-          color=style.color(method),
+          color=names.color(method),
           marker='o',
           ms=5,
           ls=(0, (4, 3)) if method == 'sft' else '-',
@@ -87,10 +92,10 @@ def draw(frame: pd.DataFrame) -> Figure:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
   axes[0].set_yscale('log')
   axes[1].set_ylim(bottom=0)
-  style.draw_zero(axes[2])
-  style.finish(
+  drawing.draw_zero(axes[2])
+  drawing.finish(
       figure,
-      f'Exact optima at KL {tables.MATCHED_KL:g}. {style.seeds_note(frame)}'
+      f'Exact optima at KL {data.MATCHED_KL:g}. {words.seeds_note(frame)}'
       ' Coefficients: geometric mean.'
       + ' Dashed: the SFT policy itself.' * ('sft' in methods),
       methods=methods,
@@ -102,8 +107,8 @@ def caption(frame: pd.DataFrame) -> list[str]:
   """What the figure shows, with the numbers of its own table."""
   out = [
       'Exact optima for the AND of n properties, each method with the'
-      f' coefficient that spends {tables.MATCHED_KL:g} nats. '
-      + style.seeds_note(frame)
+      f' coefficient that spends {data.MATCHED_KL:g} nats. '
+      + words.seeds_note(frame)
   ]
   for quantity, name in (
       ('kl_coef', 'kl_coef'),
@@ -111,34 +116,34 @@ def caption(frame: pd.DataFrame) -> list[str]:
   ):
     rows = frame[frame['quantity'] == quantity]
     pieces = []
-    for method in tables.present(rows, 'method', style.METHODS):
+    for method in data.present(rows, 'method', names.METHODS):
       own = rows[rows['method'] == method].sort_values('n')
       first, last = own.iloc[0], own.iloc[-1]
       pieces.append(
-          f'{style.short(method)} {words.number(first["mean"])} at n ='
+          f'{names.short(method)} {words.number(first["mean"])} at n ='
           f' {first["n"]:g}, {words.number(last["mean"])} at n = {last["n"]:g}'
           f' (a factor of {last["mean"] / first["mean"]:.2g})'
       )
     if pieces:
       out.append(f'{name}: {"; ".join(pieces)}.')
   gains = frame[frame['quantity'] == 'gain']
-  for method in tables.present(gains, 'method', style.METHODS):
+  for method in data.present(gains, 'method', names.METHODS):
     rows = gains[gains['method'] == method].sort_values('n')
     listed = ', '.join(
         f'{words.signed(r)} at n = {r["n"]:g}' for _, r in rows.iterrows()
     )
     out.append(
-        f'{words.sentence_case(style.label(method))} minus raw: {listed}.'
+        f'{words.sentence_case(names.label(method))} minus raw: {listed}.'
     )
   short = frame[frame['quantity'] == 'unreached']
-  for method in tables.present(short, 'method', style.METHODS):
+  for method in data.present(short, 'method', names.METHODS):
     rows = short[short['method'] == method].sort_values('n')
     listed = ', '.join(
         f'n = {r["n"]:g} ({r["num_reached"]:g} of {r["of_seeds"]:g} do)'
         for _, r in rows.iterrows()
     )
     out.append(
-        f'{words.sentence_case(style.label(method))}: not every seed reaches KL'
-        f' {tables.MATCHED_KL:g}, and nothing is shown, at {listed}.'
+        f'{words.sentence_case(names.label(method))}: not every seed reaches KL'
+        f' {data.MATCHED_KL:g}, and nothing is shown, at {listed}.'
     )
   return out

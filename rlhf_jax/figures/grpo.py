@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.figures import dots, style, tables, words
+from rlhf_jax.figures import data, drawing, estimates, names, words
 from rlhf_jax.ops import advantages
 
 TITLE = "GRPO's division by the standard deviation"
@@ -25,6 +25,11 @@ OFFSETS = np.linspace(-6.0, 6.0, 25)  # mean of r - r_ref
 _DASHES = {'grpo': '-', 'grpo_std': (0, (4, 2))}
 
 
+def is_wanted(study: data.Study) -> bool:
+  """Whether a study has the numbers of this figure."""
+  return study.is_listed and study.learners >= set(LEARNERS)
+
+
 def table(evaluation_dir: str) -> pd.DataFrame:
   """Shares, frontiers with the learners' points, and |advantage|.
 
@@ -32,24 +37,26 @@ def table(evaluation_dir: str) -> pd.DataFrame:
   (a learner's win rate minus the exact one at its own KL, paired by seed);
   advantage (`kl` is empty and `offset` the mean of r - r_ref).
   """
-  optimality = tables.load(evaluation_dir, 'optimality.csv')
-  results = tables.load(evaluation_dir, 'results.csv')
+  optimality = data.load(evaluation_dir, 'optimality.csv')
+  results = data.load(evaluation_dir, 'results.csv')
   optimality = optimality[
       (optimality['property'] == 'both')
       & optimality['learner'].isin(LEARNERS)
       & optimality['method'].isin(METHODS)
   ]
   if not len(optimality):
-    raise tables.NoRows(f'No rows for {TITLE}: no learner {LEARNERS}.')
+    raise data.NoRows(f'No rows for {TITLE}: no learner {LEARNERS}.')
   metric, judge = PANEL
   what = dict(property='both', metric=metric, judge=judge)
   results = results[results['method'].isin(('sft', *METHODS))]
-  shares = tables.summarize(optimality, value='objective_share')
-  return tables.concat(
+  shares = estimates.summarize(optimality, value='objective_share')
+  return data.concat(
       [
           shares.assign(quantity='objective_share', property='both'),
-          tables.levels(results, families=('sft', 'exact', *LEARNERS), **what),
-          _shortfalls(tables.select(results, **what)),
+          estimates.levels(
+              results, families=('sft', 'exact', *LEARNERS), **what
+          ),
+          _shortfalls(data.select(results, **what)),
           advantage_table(),
       ],
       what=TITLE,
@@ -65,7 +72,7 @@ def _shortfalls(rows: pd.DataFrame) -> pd.DataFrame:
     gaps = []
     for _, run in own.iterrows():
       curve = rows[rows['seed'] == run['seed']]
-      exact = tables.seed_values(
+      exact = estimates.seed_values(
           curve, method=method, family='exact', kls=[run['kl']]
       )
       gaps += [run['value'] - v for v in exact.to_numpy().ravel()]
@@ -79,7 +86,7 @@ def _shortfalls(rows: pd.DataFrame) -> pd.DataFrame:
               'method': method,
               'kl': own['kl'].mean(),
           }
-          | tables.interval(gaps)
+          | estimates.interval(gaps)
       )
   return pd.DataFrame(out)
 
@@ -113,46 +120,46 @@ def advantage_table() -> pd.DataFrame:
   return pd.DataFrame(out)
 
 
-@style.styled
+@drawing.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """Shares, the frontier, and the advantages."""
-  figure = style.make_figure(12.8, 4.7, TITLE)
+  figure = drawing.make_figure(12.8, 4.7, TITLE)
   left, middle, right = figure.subplots(1, 3, width_ratios=(0.8, 1.1, 1.1))
   _draw_shares(left, frame[frame['quantity'] == 'objective_share'])
-  style.draw_levels(
+  drawing.draw_levels(
       middle,
       frame[frame['quantity'] == 'level'],
       learners=('exact', *LEARNERS),
   )
   middle.set_title('Win rate on both')
-  middle.set_xlabel(style.KL_LABEL)
-  middle.set_ylabel(f'wins on both ({style.label(PANEL[1])})')
+  middle.set_xlabel(names.KL_LABEL)
+  middle.set_ylabel(f'wins on both ({names.label(PANEL[1])})')
   curves = frame[frame['quantity'] == 'advantage']
   for (family, method), curve in curves.groupby(['family', 'method']):
     right.plot(
         curve['offset'],
         curve['mean'],
-        color=style.color(method),
+        color=names.color(method),
         ls=_DASHES[family],
     )
   right.set_ylim(bottom=0)
-  right.axvline(0, color=style.INK, lw=0.9, zorder=1)
+  right.axvline(0, color=names.INK, lw=0.9, zorder=1)
   right.set_title('Size of the advantages')
   right.set_xlabel(r'mean $r - r_{ref}$ of a prompt (sd 1)')
   right.set_ylabel('mean |advantage|')
   dashes = [
-      style.Line2D(
+      drawing.Line2D(
           [],
           [],
-          color=style.SOFT,
+          color=names.SOFT,
           ls=ls,
-          label=f'advantages, {style.label(f)}',
+          label=f'advantages, {names.label(f)}',
       )
       for f, ls in _DASHES.items()
   ]
-  style.finish(
+  drawing.finish(
       figure,
-      style.seeds_note(frame)
+      words.seeds_note(frame)
       + f' Advantages: {NUM_SAMPLES} samples a prompt, by computation.',
       methods=METHODS,
       learners=('exact', *LEARNERS),
@@ -163,14 +170,14 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 def _draw_shares(axes, shares: pd.DataFrame) -> None:
   labels = {'grpo': 'no division', 'grpo_std': 'divided by sd'}
-  names = [labels[n] for n in LEARNERS if n in set(shares['family'])]
+  rows = [labels[n] for n in LEARNERS if n in set(shares['family'])]
   points = shares.assign(
       row=[labels[n] for n in shares['family']],
-      marker=[style.marker(n) for n in shares['family']],
+      marker=[names.marker(n) for n in shares['family']],
       hollow=shares['family'] == 'grpo_std',  # as in L1
   )
-  dots.draw(axes, points, names, row='row', lanes=METHODS, size=8.0)
-  axes.axvline(1, color=style.INK, lw=1, ls=(0, (4, 3)), zorder=1)
+  drawing.draw_dots(axes, points, rows, row='row', lanes=METHODS, size=8.0)
+  axes.axvline(1, color=names.INK, lw=1, ls=(0, (4, 3)), zorder=1)
   axes.set_title('Share of the objective')
   axes.set_xlabel('share of the attainable objective')
 
@@ -180,7 +187,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
   out = [
       'GRPO with and without the division of advantages by the standard'
       ' deviation of the samples of the same prompt, aligned for both'
-      ' properties. ' + style.seeds_note(frame),
+      ' properties. ' + words.seeds_note(frame),
       'The share is of the optimum of E[u] - kl_coef KL, to which GRPO without'
       ' division converges. With the division it converges elsewhere by design'
       ' (hollow): its share says how far from that optimum, and not how well it'
@@ -196,7 +203,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
     rows = frame[frame['quantity'] == quantity]
     tell = words.signed if quantity == 'shortfall' else words.level
     listed = '; '.join(
-        f'{style.label(r["family"])}, {style.short(r["method"])} {tell(r)}'
+        f'{names.label(r["family"])}, {names.short(r["method"])} {tell(r)}'
         f' at KL {r["kl"]:.2f}'
         for _, r in rows.iterrows()
     )
@@ -208,9 +215,9 @@ def caption(frame: pd.DataFrame) -> list[str]:
     for method in METHODS:
       own = curves[(curves['family'] == family) & (curves['method'] == method)]
       low, high = np.interp((-3.0, 3.0), own['offset'], own['mean'])
-      pieces.append(f'{style.short(method)} {low:.2f} and {high:.2f}')
+      pieces.append(f'{names.short(method)} {low:.2f} and {high:.2f}')
     out.append(
         f'Mean |advantage| of prompts 3 below and 3 above their reference,'
-        f' {style.label(family)}: {"; ".join(pieces)}.'
+        f' {names.label(family)}: {"; ".join(pieces)}.'
     )
   return out

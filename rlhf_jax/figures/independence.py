@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.figures import style, tables, words
+from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Judgements that depend on each other'
 INPUTS = ('independence.csv', 'copula.csv')
@@ -31,6 +31,11 @@ _NO_GAP = (
 _GREYS = ('#94a3b8', '#0f766e', '#7c2d12', '#1e293b')
 
 
+def is_wanted(study: data.Study) -> bool:
+  """Whether a study has the numbers of this figure."""
+  return study.is_listed and study.has_analysis and len(study.rewards) > 1
+
+
 def table(evaluation_dir: str) -> pd.DataFrame:
   """p_value (one row a seed), rejected, product, observed, bounds, policies.
 
@@ -38,7 +43,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
   LSC minus that of `versus`, paired within seeds: lsc_copula, or else the oracle.
   A method that some seed does not bring to the matched KL is left out.
   """
-  tests = tables.load(evaluation_dir, 'independence.csv')
+  tests = data.load(evaluation_dir, 'independence.csv')
   tests = tests.astype({'num_repeats': int})
   out = []
   for _, row in tests.iterrows():
@@ -68,46 +73,48 @@ def table(evaluation_dir: str) -> pd.DataFrame:
         'frechet_high',
         'ece',
     ):
-      found = tables.interval(rows[quantity])
+      found = estimates.interval(rows[quantity])
       out.append(label | {'quantity': quantity} | found)
-    gap = tables.interval(rows['observed'] - rows['product'])
+    gap = estimates.interval(rows['observed'] - rows['product'])
     out.append(label | {'quantity': 'excess'} | gap)
   out += _policies(evaluation_dir)
-  return tables.concat([pd.DataFrame(out)], what=TITLE)
+  return data.concat([pd.DataFrame(out)], what=TITLE)
 
 
 def _policies(evaluation_dir: str) -> list[dict]:
-  frame = tables.load(evaluation_dir, 'copula.csv')
+  frame = data.load(evaluation_dir, 'copula.csv')
   seeds = sorted(frame['seed'].unique())
-  frame = tables.at_kl(frame)
-  frame = frame[frame['method'].isin((*style.METHODS, *style.KNOW_RHO))]
+  frame = data.at_kl(frame)
+  frame = frame[frame['method'].isin((*names.METHODS, *names.KNOW_RHO))]
   wide = frame.pivot(index=['rho', 'seed'], columns='method', values='value')
   # From the same learned probabilities where it is there: else from gold ones.
-  knows = next((m for m in style.KNOW_RHO if m in wide.columns), None)
+  knows = next((m for m in names.KNOW_RHO if m in wide.columns), None)
   out = []
   for rho, at in wide.groupby(level='rho'):
     at = at.droplevel('rho').reindex(seeds)
     for method in wide.columns:
-      label = {'rho': rho, 'method': method, 'kl': tables.MATCHED_KL}
+      label = {'rho': rho, 'method': method, 'kl': data.MATCHED_KL}
       joint = at[method]
-      if not tables.in_all_seeds(joint):
+      if not data.in_all_seeds(joint):
         continue
-      out.append(label | {'quantity': 'joint'} | tables.interval(joint))
+      out.append(label | {'quantity': 'joint'} | estimates.interval(joint))
       # Others differ from LSC with a copula by more than the dependence.
-      if knows and method == 'lsc' and tables.in_all_seeds(at[knows]):
+      if knows and method == 'lsc' and data.in_all_seeds(at[knows]):
         gap = joint - at[knows]
         out.append(
-            label | {'quantity': 'gap', 'versus': knows} | tables.interval(gap)
+            label
+            | {'quantity': 'gap', 'versus': knows}
+            | estimates.interval(gap)
         )
   return out
 
 
-@style.styled
+@drawing.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """The test, the product, the policies, and their distance to the oracle."""
   policies = frame[frame['quantity'] == 'joint']
   rows = 2 if len(policies) else 1
-  figure = style.make_figure(12.8, 0.6 + 3.8 * rows, TITLE)
+  figure = drawing.make_figure(12.8, 0.6 + 3.8 * rows, TITLE)
   axes = figure.subplots(rows, 2, squeeze=False)
   extra = _draw_tests(axes[0, 0], frame[frame['quantity'] == 'p_value'])
   extra += _draw_product(axes[0, 1], frame)
@@ -115,12 +122,12 @@ def draw(frame: pd.DataFrame) -> Figure:
     _draw_policies(axes[1], frame)
   for ax in axes.ravel():
     ax.set_xlabel('correlation rho of the judgements, given the response')
-  style.finish(
+  drawing.finish(
       figure,
-      style.seeds_note(frame[frame['quantity'] != 'rejected'])
+      words.seeds_note(frame[frame['quantity'] != 'rejected'])
       + ' p-values: one dot a seed.'
       + ''.join(f' {line}' for line in _left_out(frame)),
-      methods=tables.present(policies, 'method', style.METHODS)
+      methods=data.present(policies, 'method', names.METHODS)
       if len(policies)
       else [],
       extra=extra,
@@ -133,25 +140,25 @@ def _draw_policies(axes, frame: pd.DataFrame) -> None:
   left, right = axes
   for ax, quantity in ((left, 'joint'), (right, 'gap')):
     rows = frame[frame['quantity'] == quantity]
-    for method in tables.present(rows, 'method', style.METHODS):
-      style.draw_band(
+    for method in data.present(rows, 'method', names.METHODS):
+      drawing.draw_band(
           ax,
           rows[rows['method'] == method],
           x='rho',
           shade=0.1,
-          color=style.color(method),
+          color=names.color(method),
           marker='o',
           ms=4,
-          ls=(0, (4, 2)) if method in style.KNOW_RHO else '-',
+          ls=(0, (4, 2)) if method in names.KNOW_RHO else '-',
       )
-  left.set_title(f'Aligned policies at KL {tables.MATCHED_KL:g}')
+  left.set_title(f'Aligned policies at KL {data.MATCHED_KL:g}')
   left.set_ylabel('P(both good)')
   gaps = frame[frame['quantity'] == 'gap']
   if len(gaps):
     versus = gaps['versus'].iloc[0]
     right.set_title(_gap_title(versus))
-    right.set_ylabel(f'LSC minus {style.short(versus)},\npaired')
-    style.draw_zero(right)
+    right.set_ylabel(f'LSC minus {names.short(versus)},\npaired')
+    drawing.draw_zero(right)
   else:
     right.set_visible(False)
 
@@ -161,7 +168,7 @@ def _left_out(frame: pd.DataFrame) -> list[str]:
   if not (frame['quantity'] == 'joint').any():
     return [
         'Aligned policies are left out: no method has rows at KL'
-        f' {tables.MATCHED_KL:g} in every seed.'
+        f' {data.MATCHED_KL:g} in every seed.'
     ]
   return [] if (frame['quantity'] == 'gap').any() else [_NO_GAP]
 
@@ -172,7 +179,7 @@ def _gap_title(versus: str) -> str:
   return "LSC: below the gold judges' own optimum"
 
 
-def _draw_tests(axes, rows: pd.DataFrame) -> list[style.Line2D]:
+def _draw_tests(axes, rows: pd.DataFrame) -> list[drawing.Line2D]:
   repeats = sorted(rows['num_repeats'].unique())
   handles = []
   width = np.ptp(rows['rho']) or 1.0
@@ -190,7 +197,7 @@ def _draw_tests(axes, rows: pd.DataFrame) -> list[style.Line2D]:
         color=color,
     )
     handles.append(
-        style.Line2D(
+        drawing.Line2D(
             [],
             [],
             ls='',
@@ -199,7 +206,7 @@ def _draw_tests(axes, rows: pd.DataFrame) -> list[style.Line2D]:
             label=f'test, {int(num)} judgements a response',
         )
     )
-  axes.axhline(LEVEL, color=style.INK, lw=1, ls=(0, (4, 3)))
+  axes.axhline(LEVEL, color=names.INK, lw=1, ls=(0, (4, 3)))
   axes.set_yscale('log')
   axes.set_ylim(_SMALLEST / 3, 3)
   axes.set_title('Test of independence')
@@ -207,7 +214,7 @@ def _draw_tests(axes, rows: pd.DataFrame) -> list[style.Line2D]:
   return handles
 
 
-def _draw_product(axes, frame: pd.DataFrame) -> list[style.Line2D]:
+def _draw_product(axes, frame: pd.DataFrame) -> list[drawing.Line2D]:
   by = {
       q: frame[frame['quantity'] == q].sort_values('rho')
       for q in ('product', 'observed', 'frechet_low', 'frechet_high')
@@ -221,19 +228,19 @@ def _draw_product(axes, frame: pd.DataFrame) -> list[style.Line2D]:
       zorder=0.5,
   )
   lines = {
-      'product': dict(color=style.INK, ls=(0, (4, 2))),
-      'observed': dict(color=style.color('gold'), ls='-'),
+      'product': dict(color=names.INK, ls=(0, (4, 2))),
+      'observed': dict(color=names.color('gold'), ls='-'),
   }
   for quantity, line in lines.items():
-    style.draw_band(
+    drawing.draw_band(
         axes, by[quantity], x='rho', marker='o', ms=5, zorder=3, **line
     )
   axes.set_title('Product and joint rate')
   axes.set_ylabel('P(both good) of SFT responses')
   return [
-      style.Line2D([], [], label='product of the two', **lines['product']),
-      style.Line2D([], [], label='observed jointly', **lines['observed']),
-      style.Line2D([], [], color='#e5e7eb', lw=7, label='Frechet bounds'),
+      drawing.Line2D([], [], label='product of the two', **lines['product']),
+      drawing.Line2D([], [], label='observed jointly', **lines['observed']),
+      drawing.Line2D([], [], color='#e5e7eb', lw=7, label='Frechet bounds'),
   ]
 
 
@@ -243,7 +250,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
       'Judgements of the same response made dependent with correlation rho.'
       ' Only repeated judgements can tell: rewards that are correlated over'
       ' responses violate nothing. '
-      + style.seeds_note(frame[frame['quantity'] != 'rejected'])
+      + words.seeds_note(frame[frame['quantity'] != 'rejected'])
   ]
   rejected = frame[frame['quantity'] == 'rejected']
   for repeats, rows in rejected.groupby('num_repeats'):
@@ -274,8 +281,8 @@ def caption(frame: pd.DataFrame) -> list[str]:
         else 'which differs by the marginals as well as by the dependence'
     )
     out.append(
-        f'{style.label("lsc")}: at worst {words.signed(worst)} from'
-        f' {style.label(worst["versus"])}, at rho {worst["rho"]:+g},'
+        f'{names.label("lsc")}: at worst {words.signed(worst)} from'
+        f' {names.label(worst["versus"])}, at rho {worst["rho"]:+g},'
         f' {differ}.'
     )
   out += _left_out(frame)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.figures import style, tables, words
+from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Joint distribution of the two rewards'
 INPUTS = ('joint.csv',)
@@ -25,6 +25,12 @@ QUADRANTS = {
 }
 
 
+def is_wanted(study: data.Study) -> bool:
+  """Whether a study has the numbers of this figure."""
+  del study
+  return True
+
+
 def table(evaluation_dir: str) -> pd.DataFrame:
   """Quadrant shares with intervals, and the density of each method.
 
@@ -32,14 +38,14 @@ def table(evaluation_dir: str) -> pd.DataFrame:
   whose lower corner is (helpful, harmless); all methods share the bins, which
   cover the central 99% of the pooled samples. Quadrants count every sample.
   """
-  joint = tables.load(evaluation_dir, 'joint.csv', also=_REWARDS)
+  joint = data.load(evaluation_dir, 'joint.csv', also=_REWARDS)
   joint = _one_learner(joint[joint['method'].isin(METHODS)])
   edges = [
       np.linspace(*np.quantile(joint[c], [0.005, 0.995]), NUM_BINS + 1)
       for c in _REWARDS
   ]
   out, shares = [], {}
-  for method in tables.present(joint, 'method', style.METHODS):
+  for method in data.present(joint, 'method', names.METHODS):
     rows = joint[joint['method'] == method]
     label = {
         'method': method,
@@ -59,13 +65,13 @@ def table(evaluation_dir: str) -> pd.DataFrame:
             for s in shared
         ],
     )
-  return pd.DataFrame(out).assign(unit=tables.unit(joint))
+  return pd.DataFrame(out).assign(unit=data.unit(joint))
 
 
 def _one_learner(joint: pd.DataFrame) -> pd.DataFrame:
   """SFT and the first learner that is there: mixing two would be neither."""
-  families = tables.present(
-      joint[joint['family'] != 'sft'], 'family', style.LEARNERS
+  families = data.present(
+      joint[joint['family'] != 'sft'], 'family', names.LEARNERS
   )
   return joint[joint['family'].isin(['sft', *families[:1]])]
 
@@ -84,7 +90,7 @@ def _quadrant_rows(label: dict, by_seed: list[dict]) -> list[dict]:
   return [
       label
       | {'statistic': 'quadrant', 'quadrant': q}
-      | tables.interval([s[q] for s in by_seed])
+      | estimates.interval([s[q] for s in by_seed])
       for q in QUADRANTS
   ]
 
@@ -105,13 +111,13 @@ def _density_rows(label: dict, rows: pd.DataFrame, edges) -> list[dict]:
   ]
 
 
-@style.styled
+@drawing.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """A density per method, and the quadrant shares side by side."""
   density = frame[frame['statistic'] == 'density']
   quadrants = frame[frame['statistic'] == 'quadrant']
-  methods = tables.present(density, 'method', style.METHODS)
-  figure = style.make_figure(2.6 * len(methods) + 3.4, 4.2, TITLE)
+  methods = data.present(density, 'method', names.METHODS)
+  figure = drawing.make_figure(2.6 * len(methods) + 3.4, 4.2, TITLE)
   axes = figure.subplots(
       1, len(methods) + 1, width_ratios=[1.0] * len(methods) + [1.05]
   )
@@ -120,17 +126,17 @@ def draw(frame: pd.DataFrame) -> Figure:
     _draw_density(ax, density[density['method'] == method], top)
     _write_quadrants(ax, quadrants[quadrants['method'] == method])
     kl = density[density['method'] == method]['kl'].iloc[0]
-    ax.set_title(f'{style.short(method)} (KL {kl:.1f})')
+    ax.set_title(f'{names.short(method)} (KL {kl:.1f})')
     ax.set_xlabel(r'helpful, $r - r_{ref}$ (logits)')
     if method != methods[0]:
       ax.tick_params(labelleft=False)
   axes[0].set_ylabel(r'harmless, $r - r_{ref}$ (logits)')
   _draw_shares(axes[-1], quadrants, methods)
   learner = frame[frame['family'] != 'sft']['family']
-  what = style.label(learner.iloc[0]) if len(learner) else 'SFT'
-  style.finish(
+  what = names.label(learner.iloc[0]) if len(learner) else 'SFT'
+  drawing.finish(
       figure,
-      f'Policies: {what}. {style.seeds_note(quadrants)} Percentages: share of'
+      f'Policies: {what}. {words.seeds_note(quadrants)} Percentages: share of'
       ' responses in each quadrant.',
       methods=methods,
   )
@@ -142,7 +148,7 @@ def _draw_density(axes, rows: pd.DataFrame, top: float) -> None:
   x, y = wide.columns.to_numpy(), wide.index.to_numpy()
   method = rows['method'].iloc[0]
   shade = LinearSegmentedColormap.from_list(
-      method, ['white', style.color(method), style.INK]
+      method, ['white', names.color(method), names.INK]
   )
   # The square root shows thin tails, which are the point of the figure.
   axes.pcolormesh(
@@ -154,8 +160,8 @@ def _draw_density(axes, rows: pd.DataFrame, top: float) -> None:
       vmax=1.25,
       rasterized=True,
   )
-  axes.axhline(0, color=style.INK, lw=0.9)
-  axes.axvline(0, color=style.INK, lw=0.9)
+  axes.axhline(0, color=names.INK, lw=0.9)
+  axes.axvline(0, color=names.INK, lw=0.9)
   axes.grid(False)
 
 
@@ -177,31 +183,31 @@ def _write_quadrants(axes, rows: pd.DataFrame) -> None:
         va=va,
         fontsize=11,
         fontweight='bold',
-        color=style.INK,
+        color=names.INK,
         bbox=dict(fc='white', ec='none', alpha=0.75, pad=1.5),
     )
 
 
 def _draw_shares(axes, quadrants: pd.DataFrame, methods) -> None:
-  names = list(QUADRANTS)
   offset = 0.8 / len(methods)
   for i, method in enumerate(methods):
     rows = quadrants[quadrants['method'] == method].set_index('quadrant')
-    rows = rows.loc[names]
-    y = np.arange(len(names)) + (i - (len(methods) - 1) / 2) * offset
-    axes.barh(y, rows['mean'], height=offset * 0.86, color=style.color(method))
+    rows = rows.loc[list(QUADRANTS)]
+    y = np.arange(len(rows)) + (i - (len(methods) - 1) / 2) * offset
+    axes.barh(y, rows['mean'], height=offset * 0.86, color=names.color(method))
     if rows['low'].notna().any():
       axes.errorbar(
           rows['mean'],
           y,
           xerr=[rows['mean'] - rows['low'], rows['high'] - rows['mean']],
           fmt='none',
-          ecolor=style.INK,
+          ecolor=names.INK,
           elinewidth=1,
           capsize=2,
       )
   axes.set_yticks(
-      range(len(names)), [q.replace(' ', '\n', 1) for q in QUADRANTS.values()]
+      range(len(QUADRANTS)),
+      [q.replace(' ', '\n', 1) for q in QUADRANTS.values()],
   )
   axes.invert_yaxis()
   axes.set_xlim(left=0)
@@ -217,13 +223,13 @@ def caption(frame: pd.DataFrame) -> list[str]:
       'Sampled responses of the policies aligned for both properties, placed by'
       ' their two rewards above the references. Colour is the square root of'
       ' density, so that tails can be seen. '
-      + style.seeds_note(quadrants, 'Bars')
+      + words.seeds_note(quadrants, 'Bars')
   ]
   wide = {m: r.set_index('quadrant') for m, r in quadrants.groupby('method')}
   for quadrant, text in QUADRANTS.items():
     levels = ', '.join(
-        f'{style.short(m)} {words.number(wide[m].loc[quadrant, "mean"])}'
-        for m in tables.present(quadrants, 'method', style.METHODS)
+        f'{names.short(m)} {words.number(wide[m].loc[quadrant, "mean"])}'
+        for m in data.present(quadrants, 'method', names.METHODS)
         if m != 'lsc-raw'
     )
     line = f'Share {text}: {levels}'

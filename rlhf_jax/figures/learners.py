@@ -15,8 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.figures import dots, style, tables, words
-from rlhf_jax.learners import registry
+from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'How near the optimum each learner comes'
 INPUTS = ('optimality.csv',)
@@ -42,9 +41,14 @@ SAME_NOTE = (
 _SMALLEST = 1e-4  # nats or seconds; below, a logarithm would be of rounding
 
 
+def is_wanted(study: data.Study) -> bool:
+  """Whether a study has the numbers of this figure."""
+  return study.is_listed and bool(study.learners - {'ppo', 'rloo'})
+
+
 def table(evaluation_dir: str) -> pd.DataFrame:
   """One row per property, learner, method and quantity, at one setting."""
-  rows = tables.load(evaluation_dir, 'optimality.csv')
+  rows = data.load(evaluation_dir, 'optimality.csv')
   out = []
   for (property, learner, method), own in rows.groupby(
       ['property', 'learner', 'method'], sort=False
@@ -64,47 +68,38 @@ def table(evaluation_dir: str) -> pd.DataFrame:
       if not len(values):
         continue
       if quantity in LOGARITHMIC:
-        found = tables.interval(np.log(np.maximum(values, _SMALLEST)))
+        found = estimates.interval(np.log(np.maximum(values, _SMALLEST)))
         for key in ('mean', 'low', 'high'):
           found[key] = np.exp(found[key])
       else:
-        found = tables.interval(values)
+        found = estimates.interval(values)
       out.append(label | {'quantity': quantity} | found)
-  return tables.concat([pd.DataFrame(out)], what=TITLE)
+  return data.concat([pd.DataFrame(out)], what=TITLE)
 
 
 def objective(rows: pd.DataFrame) -> str:
-  """What a learner converges to: as its table says, or else as it declares.
-
-  A learner that neither knows is taken to converge to the optimum.
-  """
-  if 'objective' in rows and rows['objective'].notna().any():
-    return rows['objective'].dropna().iloc[0]
-  learner = rows['learner'].iloc[0]
-  known = learner in registry.names()
-  return registry.get(learner).objective if known else TILTED
+  """The objective whose optimum the learner of these rows converges to."""
+  return rows['objective'].iloc[0]
 
 
 def _nearest(rows: pd.DataFrame) -> pd.DataFrame:
   """The setting (by order of kl_coef within seeds) nearest the matched KL."""
   order = rows.groupby('seed')['kl_coef'].rank(method='dense', ascending=False)
-  gap = (rows['kl'] - tables.MATCHED_KL).abs().groupby(order).mean()
+  gap = (rows['kl'] - data.MATCHED_KL).abs().groupby(order).mean()
   return rows[order == gap.idxmin()]
 
 
-@style.styled
+@drawing.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """A block of learners per property, a column per quantity."""
-  properties = tables.present(frame, 'property', tables.PROPERTIES)
+  properties = data.present(frame, 'property', names.PROPERTIES)
   quantities = [q for q in QUANTITIES if q in set(frame['quantity'])]
   learners = {
-      p: tables.present(
-          frame[frame['property'] == p], 'learner', style.LEARNERS
-      )
+      p: data.present(frame[frame['property'] == p], 'learner', names.LEARNERS)
       for p in properties
   }
   heights = [len(v) for v in learners.values()]
-  figure = style.make_figure(
+  figure = drawing.make_figure(
       12.8, 1.8 + 0.37 * sum(heights) + 0.25 * len(properties), TITLE
   )
   axes = figure.subplots(
@@ -114,23 +109,23 @@ def draw(frame: pd.DataFrame) -> Figure:
       sharex='col',
       height_ratios=[h + 0.3 for h in heights],
   )
-  methods = tables.present(frame, 'method', style.METHODS)
-  for i, (property, names) in enumerate(learners.items()):
+  methods = data.present(frame, 'method', names.METHODS)
+  for i, (property, shown) in enumerate(learners.items()):
     for j, quantity in enumerate(quantities):
       own = frame[
           (frame['property'] == property) & (frame['quantity'] == quantity)
       ]
-      _draw_block(axes[i, j], own, names, methods, first=j == 0)
+      _draw_block(axes[i, j], own, shown, methods, first=j == 0)
       if i == 0:
         axes[i, j].set_title(f'{QUANTITIES[quantity]}\n ', fontsize=10)
     axes[i, 0].text(
         0.0,
         1.02,
-        f'Aligned for {style.label(property).lower()}',
+        f'Aligned for {names.label(property).lower()}',
         transform=axes[i, 0].transAxes,
         fontsize=9.5,
         fontweight='bold',
-        color=style.SOFT,
+        color=names.SOFT,
         va='bottom',
     )
   for j, quantity in enumerate(quantities):
@@ -138,20 +133,20 @@ def draw(frame: pd.DataFrame) -> Figure:
       _log_axis(axes[-1, j])
     else:
       for ax in axes[:, j]:
-        ax.axvline(1, color=style.INK, lw=1, ls=(0, (4, 3)), zorder=1)
+        ax.axvline(1, color=names.INK, lw=1, ls=(0, (4, 3)), zorder=1)
   elsewhere = (frame['objective'] != TILTED).any()
-  style.finish(
+  drawing.finish(
       figure,
-      f'{style.seeds_note(frame, "Bars")} Dashed: the exact optimum. KL from it'
+      f'{words.seeds_note(frame, "Bars")} Dashed: the exact optimum. KL from it'
       ' and seconds are geometric means.',
       methods=methods,
       extra=[
-          style.Line2D(
+          drawing.Line2D(
               [],
               [],
               ls='',
               marker='o',
-              color=style.SOFT,
+              color=names.SOFT,
               mfc='white',
               label='another optimum by design',
           )
@@ -162,15 +157,15 @@ def draw(frame: pd.DataFrame) -> Figure:
   return figure
 
 
-def _draw_block(axes, own, names, methods, *, first: bool) -> None:
-  labels = [style.label(n) for n in names]
+def _draw_block(axes, own, shown, methods, *, first: bool) -> None:
+  labels = [names.label(n) for n in shown]
   own = own.assign(
-      row=[style.label(n) for n in own['learner']],
-      marker=[style.marker(n) for n in own['learner']],
+      row=[names.label(n) for n in own['learner']],
+      marker=[names.marker(n) for n in own['learner']],
       # Seconds are not measured against an optimum.
       hollow=(own['objective'] != TILTED) & (own['quantity'] != 'seconds'),
   )
-  dots.draw(axes, own, labels, row='row', lanes=methods, size=7.0)
+  drawing.draw_dots(axes, own, labels, row='row', lanes=methods, size=7.0)
   axes.tick_params(labelleft=first, axis='y', length=0)
 
 
@@ -187,16 +182,16 @@ def caption(frame: pd.DataFrame) -> list[str]:
   out = [
       'Trained policies against the exact optimum of the objective they were'
       f' trained for, at KL {kls.min():.2f} to {kls.max():.2f} (each learner at'
-      f' its setting nearest {tables.MATCHED_KL:g}). Share 1 is the optimum, 0'
-      ' the SFT policy. ' + style.seeds_note(frame, 'Bars')
+      f' its setting nearest {data.MATCHED_KL:g}). Share 1 is the optimum, 0'
+      ' the SFT policy. ' + words.seeds_note(frame, 'Bars')
   ]
   out += _elsewhere(frame)
   if set(SAME_UPDATE) <= set(frame['learner']):
     out.append(SAME_NOTE)
-  for property in tables.present(frame, 'property', tables.PROPERTIES):
+  for property in data.present(frame, 'property', names.PROPERTIES):
     own = frame[frame['property'] == property]
-    name = style.label(property)
-    for method in tables.present(own, 'method', style.METHODS):
+    name = names.label(property)
+    for method in data.present(own, 'method', names.METHODS):
       rows = own[own['method'] == method]
       share = rows[rows['quantity'] == 'objective_share']
       share = share.sort_values('mean', ascending=False)
@@ -210,7 +205,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
       listed = '; '.join(filter(None, parts))
       if listed:
         out.append(
-            f'{name}, {style.label(method)}, share of the attainable objective:'
+            f'{name}, {names.label(method)}, share of the attainable objective:'
             f' {listed}.'
         )
     out += _compare(name, own)
@@ -219,7 +214,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
 
 def _listed(share: pd.DataFrame) -> str:
   return '; '.join(
-      f'{style.label(r["learner"])} {words.level(r)}'
+      f'{names.label(r["learner"])} {words.level(r)}'
       for _, r in share.iterrows()
   )
 
@@ -230,7 +225,7 @@ def _elsewhere(frame: pd.DataFrame) -> list[str]:
   if not len(rows):
     return []
   listed = '; '.join(
-      f'{style.label(r["learner"])}'
+      f'{names.label(r["learner"])}'
       f' {_OBJECTIVES.get(r["objective"], "to " + str(r["objective"]))}'
       for _, r in rows.iterrows()
   )
@@ -257,7 +252,7 @@ def _compare(name: str, own: pd.DataFrame) -> list[str]:
     share = share.drop(index=SAME_UPDATE[1])
   if not len(share):
     return []
-  lower = [style.label(n) for n in share.index[share['lsc'] < share['raw']]]
+  lower = [names.label(n) for n in share.index[share['lsc'] < share['raw']]]
   if not lower:
     return [f'{name}: with no learner is the share lower for LSC than for raw.']
   return [

@@ -1,44 +1,81 @@
 """Makes the figures of an evaluation: a CSV with the numbers, then its picture.
 
-  build.build('runs/world/evaluation', 'runs/world/figures')
+  make.build('runs/world/evaluation', 'runs/world/figures')
 
 Each picture is drawn from the CSV just written and from nothing else, so the
 two cannot disagree, and a figure can be redrawn without the evaluation.
+
+A figure is a module with
+
+  TITLE              its title
+  INPUTS             the tables of the evaluation that it reads
+  is_wanted(study)   whether a study has the numbers for it
+  table(folder)      its numbers, from the tables of an evaluation
+  draw(frame)        the picture of these numbers
+  caption(frame)     sentences on them
 """
 
 from collections.abc import Sequence
-import importlib
 import json
 import os
 
 import pandas as pd
 
-from rlhf_jax.figures import points as hover
-from rlhf_jax.figures import style, tables
-
-# The paper's figures, then: every method (M1), learners (L1, L2), calibration
-# and independence (C1, I1), the number of properties (N1), gradients (G1).
-NAMES = (
-    *('F1', 'F2', 'F3', 'F4', 'F5', 'F6', 'F7', 'F8', 'F9', 'F10'),
-    *('M1', 'L1', 'L2', 'C1', 'I1', 'N1', 'G1'),
+from rlhf_jax.figures import (
+    both,
+    calibration,
+    data,
+    drawing,
+    evaluators,
+    evenness,
+    gradients,
+    growth,
+    grpo,
+    independence,
+    joint,
+    learners,
+    methods,
+    optimum,
+    points,
+    references,
+    shortcuts,
+    transforms,
+    when,
+    win_rates,
 )
-_MODULES = {
-    'M1': 'methods',
-    'L1': 'learners',
-    'L2': 'grpo',
-    'C1': 'calibration',
-    'I1': 'independence',
-    'N1': 'growth',
-    'G1': 'gradient',
+
+# In the order of the report. The paper's figures are F1 to F10.
+FIGURES = {
+    'F1': win_rates,
+    'F2': transforms,
+    'F3': evaluators,
+    'F4': evenness,
+    'F5': shortcuts,
+    'F6': both,
+    'F7': joint,
+    'F8': references,
+    'F9': optimum,
+    'F10': when,
+    'M1': methods,
+    'L1': learners,
+    'L2': grpo,
+    'C1': calibration,
+    'I1': independence,
+    'N1': growth,
+    'G1': gradients,
 }
 
 
 def get(name: str):
   """The module of a figure, for example of 'F1'."""
-  if name not in NAMES:
-    raise ValueError(f'Unknown figure {name!r}; known: {", ".join(NAMES)}.')
-  module = _MODULES.get(name, name.lower())
-  return importlib.import_module(f'rlhf_jax.figures.{module}')
+  if name not in FIGURES:
+    raise ValueError(f'Unknown figure {name!r}; known: {", ".join(FIGURES)}.')
+  return FIGURES[name]
+
+
+def wanted(study: data.Study) -> tuple[str, ...]:
+  """Names of the figures that a study has the numbers for."""
+  return tuple(n for n, module in FIGURES.items() if module.is_wanted(study))
 
 
 def build(
@@ -63,29 +100,29 @@ def build(
     command: what to write into README.txt as the command that made them; by
       default the equivalent call of this function.
   """
-  modules = {name: get(name) for name in (NAMES if names is None else names)}
+  modules = {name: get(name) for name in (FIGURES if names is None else names)}
   os.makedirs(out_dir, exist_ok=True)
   paths, made, left_out = [], {}, {}
   for name, module in modules.items():
     csv, png = (os.path.join(out_dir, f'{name}.{e}') for e in ('csv', 'png'))
     try:
       table = module.table(evaluation_dir)
-    except (FileNotFoundError, tables.NoRows) as error:
+    except (FileNotFoundError, data.NoRows) as error:
       if names is not None:
         raise
       left_out[name] = str(error)
       continue
     _atomic(csv, lambda p, t=table: t.to_csv(p, index=False))
     figure = module.draw(pd.read_csv(csv))
-    _atomic(png, lambda p, f=figure: style.save(f, p))
+    _atomic(png, lambda p, f=figure: drawing.save(f, p))
     values = os.path.join(out_dir, f'{name}.json')
-    _atomic(values, lambda p, f=figure: _write(p, json.dumps(hover.points(f))))
+    _atomic(values, lambda p, f=figure: _write(p, json.dumps(points.points(f))))
     paths += [csv, png, values]
     made[name] = module
   if command is None:
     command = (
-        'python -c "from rlhf_jax.figures import build;'
-        f' build.build({evaluation_dir!r}, {out_dir!r}, {tuple(made)!r})"'
+        'python -c "from rlhf_jax.figures import make;'
+        f' make.build({evaluation_dir!r}, {out_dir!r}, {tuple(made)!r})"'
     )
   readme = os.path.join(out_dir, 'README.txt')
   text = _readme(made, left_out, evaluation_dir, command)

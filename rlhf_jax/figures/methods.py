@@ -8,7 +8,7 @@ Frechet bound and the others. LSC is one of them, and not always the best.
 from matplotlib.figure import Figure
 import pandas as pd
 
-from rlhf_jax.figures import at_one_kl, style, tables, words
+from rlhf_jax.figures import at_one_kl, data, drawing, names, words
 
 TITLE = 'Every way to combine two rewards'
 INPUTS = ('results.csv',)
@@ -18,14 +18,19 @@ def _methods(frame: pd.DataFrame) -> list[str]:
   """All but SFT, raw, and LSC with other references (F8)."""
   return [
       m
-      for m in tables.present(frame, 'method', tuple(style.LABELS))
-      if m not in ('sft', 'raw') and not m.startswith(style.REFERENCE_PREFIX)
+      for m in data.present(frame, 'method', tuple(names.LABELS))
+      if m not in ('sft', 'raw') and not m.startswith(names.REFERENCE_PREFIX)
   ]
+
+
+def is_wanted(study: data.Study) -> bool:
+  """Whether a study has the numbers of this figure."""
+  return study.is_listed and len(study.methods) > 4
 
 
 def table(evaluation_dir: str) -> pd.DataFrame:
   """Differences from raw at the matched KL for every method."""
-  results = tables.load(evaluation_dir, 'results.csv')
+  results = data.load(evaluation_dir, 'results.csv')
   own = results[results['property'] == at_one_kl.PROPERTY]
   return at_one_kl.table(results, _methods(own))
 
@@ -40,14 +45,14 @@ def _sorted(frame: pd.DataFrame) -> list[str]:
   return sorted(_methods(frame), key=lambda m: -gains.get(m, float('-inf')))
 
 
-@style.styled
+@drawing.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """A row per method, best first, and a panel per measure."""
   return at_one_kl.draw(
       frame,
       _sorted(frame),
       title=f'{TITLE}, at equal KL',
-      names={},
+      labels={},
       note=' Rows in the order of the gains above the median, gold quality.',
   )
 
@@ -57,7 +62,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
   methods = _sorted(frame)
   out = [
       'Joint quality of each method minus that of the sum of raw rewards, exact'
-      ' optima at equal KL. ' + style.seeds_note(frame, 'Bars')
+      ' optima at equal KL. ' + words.seeds_note(frame, 'Bars')
   ]
   out += at_one_kl.sentences(frame, methods, {})
   for metric, title, rows in at_one_kl.panels(frame):
@@ -69,7 +74,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
     above = gains[gains > gains['lsc']].sort_values(ascending=False)
     name = words.sentence_case(title)
     better = ', '.join(
-        f'{style.label(m)} ({v - gains["lsc"]:+.3f})' for m, v in above.items()
+        f'{names.label(m)} ({v - gains["lsc"]:+.3f})' for m, v in above.items()
     )
     out.append(
         f'{name}: above LSC by the mean are {better}.'

@@ -9,7 +9,7 @@ J = E[u] - kl_coef KL, which is 1 at the optimum and 0 at the SFT policy.
 from matplotlib.figure import Figure
 import pandas as pd
 
-from rlhf_jax.figures import style, tables, words
+from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Exact optimum and learned policies'
 INPUTS = ('results.csv', 'optimality.csv')
@@ -17,34 +17,39 @@ METRIC = 'win_rate'
 FAMILIES = ('ppo', 'rloo')
 
 
+def is_wanted(study: data.Study) -> bool:
+  """Whether a study has the numbers of this figure."""
+  return study.is_listed
+
+
 def table(evaluation_dir: str) -> pd.DataFrame:
   """Frontiers and learners' points, and the share of the objective reached."""
-  results = tables.load(evaluation_dir, 'results.csv')
+  results = data.load(evaluation_dir, 'results.csv')
   methods = ('sft', 'raw', 'lsc')
   results = results[results['method'].isin(methods)]
   parts = []
-  for property in tables.present(results, 'property', tables.PROPERTIES):
+  for property in data.present(results, 'property', names.PROPERTIES):
     rows = results[
         (results['property'] == property) & (results['metric'] == METRIC)
     ]
-    judge = tables.present(rows, 'judge', tables.JUDGES)[:1]
+    judge = data.present(rows, 'judge', names.JUDGES)[:1]
     if judge:
       parts.append(
-          tables.levels(
+          estimates.levels(
               results, property=property, metric=METRIC, judge=judge[0]
           )
       )
   parts += _shares(evaluation_dir)
-  return tables.concat(parts, what=TITLE)
+  return data.concat(parts, what=TITLE)
 
 
 def _shares(evaluation_dir: str) -> list[pd.DataFrame]:
   """The optimality table; an evaluation that trained no policy has none."""
-  shares = tables.load(evaluation_dir, 'optimality.csv', optional=True)
+  shares = data.load(evaluation_dir, 'optimality.csv', optional=True)
   # Learners with a single setting are compared in L1.
   shares = shares[shares['family'].isin(FAMILIES)]
   return [
-      tables.summarize(rows, value='objective_share').assign(
+      estimates.summarize(rows, value='objective_share').assign(
           quantity='objective_share',
           property=property,
           metric='objective_share',
@@ -54,14 +59,14 @@ def _shares(evaluation_dir: str) -> list[pd.DataFrame]:
   ]
 
 
-@style.styled
+@drawing.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """Frontiers above, shares of the attainable objective below."""
   level = frame[frame['quantity'] == 'level']
   shares = frame[frame['quantity'] == 'objective_share']
-  properties = tables.present(frame, 'property', tables.PROPERTIES)
+  properties = data.present(frame, 'property', names.PROPERTIES)
   rows = 1 + int(len(shares) > 0)
-  figure = style.make_figure(
+  figure = drawing.make_figure(
       4.2 * len(properties), 0.9 + (3.2 if rows == 1 else 5.7), TITLE
   )
   axes = figure.subplots(
@@ -72,39 +77,39 @@ def draw(frame: pd.DataFrame) -> Figure:
       height_ratios=[1.25, 1.0][:rows],
   )
   for j, property in enumerate(properties):
-    axes[0, j].set_title(style.label(property))
-    style.draw_levels(axes[0, j], level[level['property'] == property])
+    axes[0, j].set_title(names.label(property))
+    drawing.draw_levels(axes[0, j], level[level['property'] == property])
     if rows == 2:
       axes[1, j].sharey(axes[1, 0])
       _draw_shares(axes[1, j], shares[shares['property'] == property])
-    axes[-1, j].set_xlabel(style.KL_LABEL)
+    axes[-1, j].set_xlabel(names.KL_LABEL)
   judge = level['judge'].iloc[0] if len(level) else 'none'
-  axes[0, 0].set_ylabel(f'win rate against SFT\n({style.label(judge)})')
+  axes[0, 0].set_ylabel(f'win rate against SFT\n({names.label(judge)})')
   if rows == 2:
     axes[1, 0].set_ylabel('share of the\nattainable objective')
     low = shares[['mean', 'low']].min(axis=None)
     axes[1, 0].set_ylim(max(min(low - 0.03, 0.85), -0.2), 1.03)
-  methods = tables.present(frame, 'method', style.METHODS)
-  style.finish(
+  methods = data.present(frame, 'method', names.METHODS)
+  drawing.finish(
       figure,
-      style.seeds_note(frame)
+      words.seeds_note(frame)
       + ' Dashed: the SFT policy'
       + (' above, the optimum below.' if rows == 2 else '.')
-      + style.best_of_note(level),
+      + words.best_of_note(level),
       methods=[m for m in methods if m != 'sft'],
-      learners=tables.present(
-          frame[frame['family'] != 'sft'], 'family', style.LEARNERS
+      learners=data.present(
+          frame[frame['family'] != 'sft'], 'family', names.LEARNERS
       ),
   )
   return figure
 
 
 def _draw_shares(axes, shares: pd.DataFrame) -> None:
-  axes.axhline(1, color=style.INK, lw=1, ls=(0, (4, 3)), zorder=1)
+  axes.axhline(1, color=names.INK, lw=1, ls=(0, (4, 3)), zorder=1)
   for (family, method), curve in shares.groupby(
       ['family', 'method'], sort=False
   ):
-    style.draw_points(axes, curve, family, method)
+    drawing.draw_points(axes, curve, family, method)
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
@@ -112,7 +117,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
   out = [
       'Lines are exact optima over every response of the embedded world; points'
       ' are policies that a learner reached, and best-of-k selections, at the'
-      ' KL they have on held-out prompts. ' + style.seeds_note(frame)
+      ' KL they have on held-out prompts. ' + words.seeds_note(frame)
   ]
   shares = frame[frame['quantity'] == 'objective_share']
   if not len(shares):
@@ -122,9 +127,9 @@ def caption(frame: pd.DataFrame) -> list[str]:
   ):
     worst = rows.loc[rows['mean'].idxmin()]
     out.append(
-        f'{style.label(family)}, {style.label(method)}: mean share of the'
+        f'{names.label(family)}, {names.label(method)}: mean share of the'
         f' attainable objective {rows["mean"].mean():.3f} over'
         f' {len(rows)} settings; lowest {words.level(worst)}'
-        f' ({style.label(worst["property"]).lower()}, KL {worst["kl"]:.2f}).'
+        f' ({names.label(worst["property"]).lower()}, KL {worst["kl"]:.2f}).'
     )
   return out

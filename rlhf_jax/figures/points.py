@@ -15,14 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 import numpy as np
 
-from rlhf_jax.figures import style
+from rlhf_jax.figures import drawing, names
 
 # A curve of more points than this is thinned; nobody points at 1 of 200.
 _MAX_POINTS = 41
 _DIGITS = 4  # significant, of a value
 
 
-@style.styled
+@drawing.styled
 def points(figure: Figure) -> list[dict]:
   """Every data point that can be seen, from left to right in each series.
 
@@ -261,8 +261,8 @@ def _label(line: Line2D, own: str, legend) -> str:
   """What a line is, by its own label or by the legend."""
   if not own.startswith('_'):
     return _plain(own)
-  if same_color(line.get_color(), style.color('sft')):
-    return style.label('sft')  # which is often in no legend, and no learner's
+  if same_color(line.get_color(), names.color('sft')):
+    return names.label('sft')  # which is often in no legend, and no learner's
   parts = [_by_color(line.get_color(), legend, _dashes(line))]
   if line.get_marker() not in ('None', None, '', ' '):
     grey = [
@@ -270,7 +270,7 @@ def _label(line: Line2D, own: str, legend) -> str:
         for text, handle in legend
         if isinstance(handle, Line2D)
         and handle.get_marker() not in ('None', None, '', ' ')
-        and same_color(handle.get_color(), style.SOFT)
+        and same_color(handle.get_color(), names.SOFT)
         and _is_hollow(handle) == _is_hollow(line)
     ]
     # What hollow means may be told once, for the markers of all learners.

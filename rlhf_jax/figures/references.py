@@ -14,45 +14,52 @@ in its level as well, so it does not tell one from the other.
 from matplotlib.figure import Figure
 import pandas as pd
 
-from rlhf_jax.figures import at_one_kl, style, tables, words
+from rlhf_jax.figures import at_one_kl, data, drawing, names, words
 
 TITLE = 'The reference of LSC'
 INPUTS = ('results.csv',)
-CONTROL = f'{style.REFERENCE_PREFIX}pooled'
-CONSTANT = f'{style.REFERENCE_PREFIX}constant'
+CONTROL = f'{names.REFERENCE_PREFIX}pooled'
+CONSTANT = f'{names.REFERENCE_PREFIX}constant'
 
 
 def _order(methods) -> list[str]:
   """`lsc`, which is the 85% quantile, takes its place among the others."""
-  order = [f'{style.REFERENCE_PREFIX}{r}' for r in style.REFERENCES]
+  order = [f'{names.REFERENCE_PREFIX}{r}' for r in names.REFERENCES]
   order = ['lsc' if m.endswith('_q85') else m for m in order]
   present = {
-      m for m in methods if m == 'lsc' or m.startswith(style.REFERENCE_PREFIX)
+      m for m in methods if m == 'lsc' or m.startswith(names.REFERENCE_PREFIX)
   }
   return [m for m in order if m in present] + sorted(present - set(order))
 
 
 def _names(methods) -> dict[str, str]:
-  names = {}
+  labels = {}
   for method in methods:
-    reference = method.removeprefix(style.REFERENCE_PREFIX)
+    reference = method.removeprefix(names.REFERENCE_PREFIX)
     reference = 'q85' if method == 'lsc' else reference
-    names[method] = style.REFERENCES.get(reference, reference)
-  if CONTROL in names:
-    names[CONTROL] += ' (control)'
-  return names
+    labels[method] = names.REFERENCES.get(reference, reference)
+  if CONTROL in labels:
+    labels[CONTROL] += ' (control)'
+  return labels
+
+
+def is_wanted(study: data.Study) -> bool:
+  """Whether a study has the numbers of this figure."""
+  return study.is_listed and any(
+      name.startswith(names.REFERENCE_PREFIX) for name in study.methods
+  )
 
 
 def table(evaluation_dir: str) -> pd.DataFrame:
   """Differences from raw at the matched KL for every reference."""
-  results = tables.load(evaluation_dir, 'results.csv')
+  results = data.load(evaluation_dir, 'results.csv')
   methods = _order(set(results['method']))
   if not set(methods) - {'lsc'}:
-    raise tables.NoRows(f'No rows for {TITLE}: one reference alone.')
+    raise data.NoRows(f'No rows for {TITLE}: one reference alone.')
   return at_one_kl.table(results, methods)
 
 
-@style.styled
+@drawing.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """A row per reference, a panel per measure."""
   methods = _order(set(frame['method']))
@@ -60,7 +67,7 @@ def draw(frame: pd.DataFrame) -> Figure:
       frame,
       methods,
       title=f'{TITLE}, at equal KL',
-      names=_names(methods),
+      labels=_names(methods),
       hollow=[CONTROL],
       extra=[
           _mark('LSC with this reference'),
@@ -73,20 +80,20 @@ def draw(frame: pd.DataFrame) -> Figure:
   )
 
 
-def _mark(text: str, **look) -> style.Line2D:
-  return style.Line2D(
-      [], [], ls='', marker='o', color=style.color('lsc'), label=text, **look
+def _mark(text: str, **look) -> drawing.Line2D:
+  return drawing.Line2D(
+      [], [], ls='', marker='o', color=names.color('lsc'), label=text, **look
   )
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
   """What the figure shows, with the differences of its own table."""
   methods = _order(set(frame['method']))
-  names = _names(methods)
+  labels = _names(methods)
   out = [
       'LSC minus raw for both properties, by the reference that rewards are'
       ' centered on; one dot a reference, zero is the raw reward. '
-      + style.seeds_note(frame, 'Bars')
+      + words.seeds_note(frame, 'Bars')
   ]
   if CONTROL in methods:
     out.append(
@@ -100,14 +107,14 @@ def caption(frame: pd.DataFrame) -> list[str]:
         'The constant 0 is no reference at all: it is neither specific to the'
         ' prompt nor at the level of the default.'
     )
-  out += at_one_kl.sentences(frame, methods, names)
+  out += at_one_kl.sentences(frame, methods, labels)
   out += [
-      _spread(title, rows, names) for _, title, rows in at_one_kl.panels(frame)
+      _spread(title, rows, labels) for _, title, rows in at_one_kl.panels(frame)
   ]
   return [line for line in out if line]
 
 
-def _spread(title: str, rows: pd.DataFrame, names: dict[str, str]) -> str:
+def _spread(title: str, rows: pd.DataFrame, labels: dict[str, str]) -> str:
   """The best and worst reference, and where the negative control is."""
   gains = rows[rows['quantity'] == 'difference'].set_index('method')
   own = gains.drop(index=CONTROL, errors='ignore')
@@ -116,7 +123,7 @@ def _spread(title: str, rows: pd.DataFrame, names: dict[str, str]) -> str:
   best, worst = own['mean'].idxmax(), own['mean'].idxmin()
   text = (
       f'{words.sentence_case(title)}: between the best reference'
-      f' ({names[best]}) and the worst ({names[worst]}) lie'
+      f' ({labels[best]}) and the worst ({labels[worst]}) lie'
       f' {own["mean"].max() - own["mean"].min():.3f}'
   )
   if CONTROL not in gains.index:

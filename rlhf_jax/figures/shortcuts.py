@@ -9,7 +9,7 @@ and words, whose right number nobody knows.
 from matplotlib.figure import Figure
 import pandas as pd
 
-from rlhf_jax.figures import style, tables, words
+from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Shortcuts at equal KL'
 INPUTS = ('results.csv',)
@@ -36,26 +36,28 @@ _HOME = {
 }
 
 
+def is_wanted(study: data.Study) -> bool:
+  """Whether a study has the numbers of this figure."""
+  del study
+  return True
+
+
 def table(evaluation_dir: str) -> pd.DataFrame:
   """Rates of the shortcuts and their paired differences, with intervals."""
-  results = tables.load(evaluation_dir, 'results.csv')
+  results = data.load(evaluation_dir, 'results.csv')
   results = results[results['method'].isin(('sft', 'raw', 'lsc'))]
-  metrics = _OF_TEXT if _is_text(results) else METRICS
+  metrics = _OF_TEXT if data.is_sampled(results) else METRICS
   parts = []
-  for property in tables.present(results, 'property', tables.PROPERTIES):
+  for property in data.present(results, 'property', names.PROPERTIES):
     for metric in metrics:
       if property in (_HOME[metric], 'both'):
         what = dict(property=property, metric=metric, judge=None)
-        parts.append(tables.levels(results, **what))
-        parts.append(tables.differences(results, **what))
-  return tables.concat(parts, what=TITLE)
+        parts.append(estimates.levels(results, **what))
+        parts.append(estimates.differences(results, **what))
+  return data.concat(parts, what=TITLE)
 
 
-def _is_text(frame: pd.DataFrame) -> bool:
-  return bool(frame['metric'].isin(_OF_TEXT).any())
-
-
-@style.styled
+@drawing.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """A column per shortcut; alone above, both properties below."""
   level = frame[frame['quantity'] == 'level']
@@ -65,7 +67,9 @@ def draw(frame: pd.DataFrame) -> Figure:
       for k in ('single', 'both')
       if ((level['property'] == 'both') == (k == 'both')).any()
   ]
-  figure = style.make_figure(4.2 * len(metrics), 0.9 + 2.9 * len(kinds), TITLE)
+  figure = drawing.make_figure(
+      4.2 * len(metrics), 0.9 + 2.9 * len(kinds), TITLE
+  )
   axes = figure.subplots(
       len(kinds), len(metrics), squeeze=False, sharex=True, sharey='col'
   )
@@ -75,18 +79,18 @@ def draw(frame: pd.DataFrame) -> Figure:
       rows = level[
           (level['metric'] == metric) & (level['property'] == property)
       ]
-      style.draw_levels(axes[i, j], rows)
-      axes[i, j].set_title(f'Aligned for {style.label(property).lower()}')
+      drawing.draw_levels(axes[i, j], rows)
+      axes[i, j].set_title(f'Aligned for {names.label(property).lower()}')
       axes[i, j].set_ylabel(_LABELS[metric])
-      axes[-1, j].set_xlabel(style.KL_LABEL)
-  style.finish(
+      axes[-1, j].set_xlabel(names.KL_LABEL)
+  drawing.finish(
       figure,
-      style.seeds_note(frame)
+      words.seeds_note(frame)
       + ' Dashed: the SFT policy.'
-      + style.best_of_note(level),
+      + words.best_of_note(level),
       methods=[m for m in ('raw', 'lsc') if m in set(level['method'])],
-      learners=tables.present(
-          level[level['family'] != 'sft'], 'family', style.LEARNERS
+      learners=data.present(
+          level[level['family'] != 'sft'], 'family', names.LEARNERS
       ),
   )
   return figure
@@ -99,13 +103,13 @@ def caption(frame: pd.DataFrame) -> list[str]:
       ' and response length, against the KL spent. A longer response also'
       ' covers more needs, so length alone is not evidence of hacking. '
   )
-  if _is_text(frame):
+  if data.is_sampled(frame):
     what = (
         'Mean number of list items, share of responses that refuse, and words'
         ' of a response, against the KL spent. All may be right or wrong for a'
         ' prompt: a change shows what a reward pays for, not that it is hacked. '
     )
-  out = [what + style.seeds_note(frame)]
+  out = [what + words.seeds_note(frame)]
   difference = frame[frame['quantity'] == 'difference']
   for (property, metric), rows in difference.groupby(
       ['property', 'metric'], sort=False
@@ -113,6 +117,6 @@ def caption(frame: pd.DataFrame) -> list[str]:
     name = words.sentence_case(_LABELS[metric])
     name = f'{name}, aligned for {property}'
     out.append(
-        words.difference_sentence(rows, name=name, kl=tables.matched_kl(frame))
+        words.difference_sentence(rows, name=name, kl=data.matched_kl(frame))
     )
   return out

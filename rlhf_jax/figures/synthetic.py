@@ -5,15 +5,15 @@ import re
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.figures import dots, style, tables, words
+from rlhf_jax.figures import data, drawing, estimates, names, words
 
 
 def copula_table(evaluation_dir: str) -> pd.DataFrame:
   """P_rho(both good) minus raw at the matched KL, paired within seeds."""
-  frame = tables.load(evaluation_dir, 'copula.csv', optional=True)
+  frame = data.load(evaluation_dir, 'copula.csv', optional=True)
   seeds = sorted(frame['seed'].unique())
-  frame = tables.at_kl(frame)
-  frame = frame[frame['method'].isin((*style.METHODS, *style.KNOW_RHO))]
+  frame = data.at_kl(frame)
+  frame = frame[frame['method'].isin((*names.METHODS, *names.KNOW_RHO))]
   if not len(frame):
     return pd.DataFrame()
   wide = frame.pivot(index=['rho', 'seed'], columns='method', values='value')
@@ -24,24 +24,24 @@ def copula_table(evaluation_dir: str) -> pd.DataFrame:
     at = at.droplevel('rho').reindex(seeds)
     for method in wide.columns:
       gap = at[method] - at['raw']
-      if method != 'raw' and tables.in_all_seeds(gap):
+      if method != 'raw' and data.in_all_seeds(gap):
         out.append(
             {
                 'quantity': 'copula',
                 'rho': rho,
                 'method': method,
                 'versus': 'raw',
-                'kl': tables.MATCHED_KL,
+                'kl': data.MATCHED_KL,
             }
-            | tables.interval(gap)
+            | estimates.interval(gap)
         )
   return pd.DataFrame(out)
 
 
 def gaussian_table(evaluation_dir: str) -> pd.DataFrame:
   """Levels of the synthetic problem at the matched KL; not an estimate."""
-  frame = tables.load(evaluation_dir, 'gaussian.csv', optional=True)
-  frame = tables.at_kl(frame)
+  frame = data.load(evaluation_dir, 'gaussian.csv', optional=True)
+  frame = data.at_kl(frame)
   columns = ['scale', 'tail', 'correlation', 'method', 'kl']
   return frame[columns].assign(
       quantity='gaussian', mean=frame['value'], low=np.nan, high=np.nan
@@ -61,7 +61,7 @@ def left_out(frame: pd.DataFrame) -> str:
   if not missing:
     return ''
   return (
-      f' Left out, as there are no rows at KL {tables.MATCHED_KL:g}:'
+      f' Left out, as there are no rows at KL {data.MATCHED_KL:g}:'
       f' {" and ".join(missing)}.'
   )
 
@@ -78,18 +78,18 @@ def draw(figure, frame: pd.DataFrame, kinds) -> None:
 
 
 def _draw_copula(axes, rows: pd.DataFrame) -> None:
-  style.draw_zero(axes)
-  for method in tables.present(rows, 'method', style.METHODS):
-    style.draw_band(
+  drawing.draw_zero(axes)
+  for method in data.present(rows, 'method', names.METHODS):
+    drawing.draw_band(
         axes,
         rows[rows['method'] == method],
         x='rho',
         shade=0.09,
-        color=style.color(method),
+        color=names.color(method),
         marker='o',
         ms=4,
-        ls=(0, (4, 2)) if method in style.KNOW_RHO else '-',
-        label=style.short(method),
+        ls=(0, (4, 2)) if method in names.KNOW_RHO else '-',
+        label=names.short(method),
     )
   axes.set_title('Dependence', pad=34)
   axes.set_xlabel('correlation rho of the two judgements, given the response')
@@ -102,15 +102,17 @@ def _draw_gaussian(axes, rows: pd.DataFrame) -> None:
   """Settings from top to bottom, a dot per method."""
   rows = rows.assign(setting=[_setting(r) for _, r in rows.iterrows()])
   settings = list(dict.fromkeys(rows['setting']))
-  dots.draw(axes, rows, settings, row='setting', lane='method', size=6.0)
+  drawing.draw_dots(
+      axes, rows, settings, row='setting', lane='method', size=6.0
+  )
   axes.tick_params(axis='y', labelsize=8.0)
   axes.set_title('Two synthetic rewards')
   heavy = rows['tail'].map(_heavy).any()
   star = '; *: an optimum of LSC alone' if heavy else ''
   axes.set_xlabel(f'P(both above the 85% quantile of SFT){star}')
   handles = [
-      mark(style.short(m), style.color(m))
-      for m in tables.present(rows, 'method', style.METHODS)
+      mark(names.short(m), names.color(m))
+      for m in data.present(rows, 'method', names.METHODS)
   ]
   # Beside the title, where no dot can be.
   _legend(
@@ -134,9 +136,9 @@ def _legend(axes, **kwargs) -> None:
   )
 
 
-def mark(text: str, color: str, marker: str = 'o') -> style.Line2D:
+def mark(text: str, color: str, marker: str = 'o') -> drawing.Line2D:
   """An entry of a legend: a marker without a line."""
-  return style.Line2D([], [], ls='', marker=marker, color=color, label=text)
+  return drawing.Line2D([], [], ls='', marker=marker, color=color, label=text)
 
 
 def _heavy(tail: str) -> bool:
@@ -163,7 +165,7 @@ def sentences(frame: pd.DataFrame) -> list[str]:
     )
     out.append(
         f'P(both good) under dependence, LSC minus raw: {gains}. Methods that'
-        f' some seed does not bring to KL {tables.MATCHED_KL:g} are left out.'
+        f' some seed does not bring to KL {data.MATCHED_KL:g} are left out.'
     )
   rows = frame[frame['quantity'] == 'gaussian']
   heavy = rows['tail'].map(_heavy).astype(bool) if len(rows) else []
@@ -172,7 +174,7 @@ def sentences(frame: pd.DataFrame) -> list[str]:
         index=['tail', 'scale', 'correlation'], columns='method', values='mean'
     )
     best = wide.idxmax(axis=1).value_counts()
-    counts = ', '.join(f'{style.label(m)} in {n}' for m, n in best.items())
+    counts = ', '.join(f'{names.label(m)} in {n}' for m, n in best.items())
     text = (
         f'Two synthetic rewards: the highest is {counts} of {len(wide)}'
         ' settings.'

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.figures import style, tables, words
+from rlhf_jax.figures import data, drawing, names, words
 
 TITLE = 'Utility and slope of the reward transforms'
 INPUTS = ('transforms.csv',)
@@ -19,14 +19,14 @@ LSC = 'log_sigmoid_centered'
 _MARKED = (-4.0, -2.0, 0.0, 2.0, 4.0)
 
 _COLORS = {
-    LSC: style.color('lsc'),
-    'identity': style.color('raw'),
-    'centered': style.color('raw'),
-    'z_score': style.color('z_sum'),
-    'sigmoid': style.color('sigmoid_sum'),
-    'log_par': style.color('par'),
+    LSC: names.color('lsc'),
+    'identity': names.color('raw'),
+    'centered': names.color('raw'),
+    'z_score': names.color('z_sum'),
+    'sigmoid': names.color('sigmoid_sum'),
+    'log_par': names.color('par'),
     'par': '#0891b2',
-    'clip': style.color('min'),
+    'clip': names.color('min'),
     'minmax': '#92400e',
     'tanh': '#a16207',
     'crra': '#b91c1c',
@@ -45,24 +45,29 @@ SHAPES = {
 _FLAT = 0.2  # of the fastest rise
 
 
+def is_wanted(study: data.Study) -> bool:
+  """Whether a study has the numbers of this figure."""
+  return study.is_listed
+
+
 def table(evaluation_dir: str) -> pd.DataFrame:
   """Utility and slope of each transform; these are functions, not estimates."""
-  frame = tables.load(evaluation_dir, 'transforms.csv')
+  frame = data.load(evaluation_dir, 'transforms.csv')
   return frame[['transform', 'centered', 'utility', 'slope']]
 
 
 def _curves(frame: pd.DataFrame) -> list[tuple[list[str], pd.DataFrame]]:
-  """Transforms with the same curve are one curve with several names."""
+  """Transforms with the same curve are one curve with several alike."""
   curves = []
   for name, rows in frame.groupby('transform', sort=False):
     rows = rows.sort_values('centered').reset_index(drop=True)
-    for names, seen in curves:
+    for alike, seen in curves:
       if len(seen) == len(rows) and np.allclose(
           seen[['centered', 'utility', 'slope']],
           rows[['centered', 'utility', 'slope']],
           atol=1e-5,
       ):
-        names.append(name)
+        alike.append(name)
         break
     else:
       curves.append(([name], rows))
@@ -87,22 +92,22 @@ def _shape(rows: pd.DataFrame) -> str:
   return 'diminishing' if low > _FLAT else 'bounded'
 
 
-@style.styled
+@drawing.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """A column per shape, u above and du/dr below, against r - r_ref."""
   curves = _curves(frame)
   groups = {}
-  for names, rows in curves:
-    groups.setdefault(_shape(rows), []).append((names, rows))
+  for alike, rows in curves:
+    groups.setdefault(_shape(rows), []).append((alike, rows))
   shapes = [s for s in SHAPES if s in groups]
-  figure = style.make_figure(4.25 * len(shapes), 7.6, TITLE)
+  figure = drawing.make_figure(4.25 * len(shapes), 7.6, TITLE)
   axes = figure.subplots(
       2, len(shapes), squeeze=False, sharex=True, sharey='row'
   )
   for j, shape in enumerate(shapes):
     handles = [
-        _draw_curve(axes[:, j], names, rows, i)
-        for i, (names, rows) in enumerate(groups[shape])
+        _draw_curve(axes[:, j], alike, rows, i)
+        for i, (alike, rows) in enumerate(groups[shape])
     ]
     legend = axes[0, j].legend(
         handles=handles, loc='upper left', fontsize=8.5, frameon=True
@@ -112,14 +117,14 @@ def draw(frame: pd.DataFrame) -> Figure:
     axes[1, j].set_xlabel(r'reward above the reference, $r - r_{ref}$ (logits)')
   low, high = frame['centered'].min(), frame['centered'].max()
   for ax in axes.ravel():
-    ax.axvline(0, color=style.INK, lw=0.9, zorder=1)
+    ax.axvline(0, color=names.INK, lw=0.9, zorder=1)
     ax.set_xlim(low, high)
   # Room for the legend, which the increasing curves leave at the upper left.
   axes[0, 0].set_ylim(max(low, frame['utility'].min()) - 0.3, high * 1.4)
   axes[1, 0].set_ylim(-0.06, min(frame['slope'].max() * 1.15, 2.5))
   axes[0, 0].set_ylabel(r'utility $u(r)$')
   axes[1, 0].set_ylabel(r'slope $du/dr$')
-  style.finish(
+  drawing.finish(
       figure,
       'Functions of the reward and not estimates, so without an interval.'
       ' Some depend on more than r - r_ref: here SFT rewards are normal with'
@@ -128,13 +133,13 @@ def draw(frame: pd.DataFrame) -> Figure:
   return figure
 
 
-def _draw_curve(axes, names: list[str], rows: pd.DataFrame, i: int):
+def _draw_curve(axes, alike: list[str], rows: pd.DataFrame, i: int):
   """One curve in both panels; returns its entry for the legend."""
   upper, lower = axes
-  is_lsc = LSC in names
-  name = LSC if is_lsc else names[0]
+  is_lsc = LSC in alike
+  name = LSC if is_lsc else alike[0]
   line = dict(
-      color=_COLORS.get(name, style.color(name)),
+      color=_COLORS.get(name, names.color(name)),
       lw=3.2 if is_lsc else 1.8,
       ls='-' if is_lsc else _DASHES[i % len(_DASHES)],
       zorder=4 if is_lsc else 2,
@@ -142,7 +147,7 @@ def _draw_curve(axes, names: list[str], rows: pd.DataFrame, i: int):
   upper.plot(rows['centered'], rows['utility'], **line)
   lower.plot(rows['centered'], rows['slope'], **line)
   if is_lsc:
-    names = [LSC, *(n for n in names if n != LSC)]
+    alike = [LSC, *(n for n in alike if n != LSC)]
     for at in _MARKED:
       slope = _slope_at(rows, at)
       lower.plot([at], [slope], 'o', ms=6, color=line['color'], zorder=5)
@@ -155,8 +160,8 @@ def _draw_curve(axes, names: list[str], rows: pd.DataFrame, i: int):
           fontsize=9,
           zorder=6,
       )
-  text = textwrap.fill(', '.join(names), 38)
-  return style.Line2D([], [], label=text, **line)
+  text = textwrap.fill(', '.join(alike), 38)
+  return drawing.Line2D([], [], label=text, **line)
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
@@ -165,7 +170,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
       'Utility and slope of every transform in the registry against the reward'
       ' above the reference. The vertical line is the reference.'
   ]
-  curves = {n: rows for names, rows in _curves(frame) for n in names}
+  curves = {n: rows for alike, rows in _curves(frame) for n in alike}
   if LSC in curves:
     slopes = ', '.join(
         f'{words.number(_slope_at(curves[LSC], at), 2)} at {at:g}'
@@ -183,8 +188,8 @@ def caption(frame: pd.DataFrame) -> list[str]:
   for shape, title in SHAPES.items():
     found = [
         n
-        for names, rows in _curves(frame)
-        for n in names
+        for alike, rows in _curves(frame)
+        for n in alike
         if _shape(rows) == shape
     ]
     if found:

@@ -10,7 +10,7 @@ of beating one sample on both. The last row is the difference within each seed.
 from matplotlib.figure import Figure
 import pandas as pd
 
-from rlhf_jax.figures import style, tables, words
+from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Win rate at equal KL: raw reward and LSC'
 INPUTS = ('results.csv',)
@@ -18,30 +18,36 @@ METRIC = 'win_rate'
 JUDGES = ('evaluator', 'gold')
 
 
+def is_wanted(study: data.Study) -> bool:
+  """Whether a study has the numbers of this figure."""
+  del study
+  return True
+
+
 def table(evaluation_dir: str) -> pd.DataFrame:
   """Win rates and their paired differences, with intervals over seeds."""
-  results = tables.load(evaluation_dir, 'results.csv')
+  results = data.load(evaluation_dir, 'results.csv')
   results = results[results['method'].isin(('sft', 'raw', 'lsc'))]
   parts = []
-  for property in tables.present(results, 'property', tables.PROPERTIES):
+  for property in data.present(results, 'property', names.PROPERTIES):
     for judge in JUDGES:
       what = dict(property=property, metric=METRIC, judge=judge)
       # Best-of-k is in F9: with one property it is the same for both methods.
-      families = ('sft', *tables.GRIDS, 'ppo', 'rloo')
-      parts.append(tables.levels(results, families=families, **what))
-      parts.append(tables.differences(results, **what))
-  return tables.concat(parts, what=TITLE)
+      families = ('sft', *names.GRIDS, 'ppo', 'rloo')
+      parts.append(estimates.levels(results, families=families, **what))
+      parts.append(estimates.differences(results, **what))
+  return data.concat(parts, what=TITLE)
 
 
-@style.styled
+@drawing.styled
 def draw(frame: pd.DataFrame) -> Figure:
   """A row of panels per judge, and the paired difference below."""
   level = frame[frame['quantity'] == 'level']
   difference = frame[frame['quantity'] == 'difference']
-  properties = tables.present(frame, 'property', tables.PROPERTIES)
-  judges = tables.present(level, 'judge', JUDGES)
+  properties = data.present(frame, 'property', names.PROPERTIES)
+  judges = data.present(level, 'judge', JUDGES)
   rows = len(judges) + 1
-  figure = style.make_figure(4.2 * len(properties), 2.9 * rows, TITLE)
+  figure = drawing.make_figure(4.2 * len(properties), 2.9 * rows, TITLE)
   axes = figure.subplots(
       rows,
       len(properties),
@@ -50,39 +56,39 @@ def draw(frame: pd.DataFrame) -> Figure:
       height_ratios=[1.0] * len(judges) + [0.75],
   )
   for j, property in enumerate(properties):
-    axes[0, j].set_title(style.label(property))
+    axes[0, j].set_title(names.label(property))
     for i, judge in enumerate(judges):
       rows_ = level[(level['property'] == property) & (level['judge'] == judge)]
-      style.draw_levels(axes[i, j], rows_)
-      axes[i, 0].set_ylabel(f'win rate against SFT\n({style.label(judge)})')
+      drawing.draw_levels(axes[i, j], rows_)
+      axes[i, 0].set_ylabel(f'win rate against SFT\n({names.label(judge)})')
     axes[-1, j].sharey(axes[-1, 0])
-    style.draw_zero(axes[-1, j])
+    drawing.draw_zero(axes[-1, j])
     for judge in judges:
       rows_ = difference[
           (difference['property'] == property) & (difference['judge'] == judge)
       ]
-      style.draw_band(
+      drawing.draw_band(
           axes[-1, j],
           rows_,
-          color=style.color(judge),
+          color=names.color(judge),
           ls='-' if judge == 'evaluator' else (0, (5, 1.5)),
       )
-    axes[-1, j].set_xlabel(style.KL_LABEL)
+    axes[-1, j].set_xlabel(names.KL_LABEL)
   axes[-1, 0].set_ylabel('LSC minus raw,\npaired')
-  style.finish(
+  drawing.finish(
       figure,
-      style.seeds_note(frame) + ' Dashed: the SFT policy itself.',
+      words.seeds_note(frame) + ' Dashed: the SFT policy itself.',
       methods=[m for m in ('raw', 'lsc') if m in set(level['method'])],
-      learners=tables.present(
-          level[level['family'] != 'sft'], 'family', style.LEARNERS
+      learners=data.present(
+          level[level['family'] != 'sft'], 'family', names.LEARNERS
       ),
       extra=[
-          style.Line2D(
+          drawing.Line2D(
               [],
               [],
-              color=style.color(j),
+              color=names.color(j),
               ls='-' if j == 'evaluator' else (0, (5, 1.5)),
-              label=f'difference, {style.label(j)}',
+              label=f'difference, {names.label(j)}',
           )
           for j in judges
       ],
@@ -96,15 +102,15 @@ def caption(frame: pd.DataFrame) -> list[str]:
       'Probability of beating a sample of the SFT policy on the same prompt'
       ' (ties count half; for both properties, of beating an independent'
       ' sample on each), against the KL spent. Lines are optima of each'
-      ' objective; points are what learners reached. ' + style.seeds_note(frame)
+      ' objective; points are what learners reached. ' + words.seeds_note(frame)
   ]
   difference = frame[frame['quantity'] == 'difference']
   for (property, judge), rows in difference.groupby(
       ['property', 'judge'], sort=False
   ):
-    name = f'{style.label(property)}, {style.label(judge)}'
+    name = f'{names.label(property)}, {names.label(judge)}'
     out.append(
-        words.difference_sentence(rows, name=name, kl=tables.matched_kl(frame))
+        words.difference_sentence(rows, name=name, kl=data.matched_kl(frame))
         + ' '
         + words.crossing_sentence(rows)
     )

@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 
+from rlhf_jax.figures import data
+
 
 def number(value: float, digits: int = 3) -> str:
   """A value in plain decimals, 'n/a' for a missing one."""
@@ -87,3 +89,31 @@ def crossing_sentence(frame: pd.DataFrame) -> str:
   if not len(above):
     return f'The mean difference is not positive at KL {below.max():g}.'
   return f'The mean difference is positive from KL {above.min():g} on.'
+
+
+def seeds_note(frame: pd.DataFrame, mark: str = 'Bands and bars') -> str:
+  """What the interval is, or why there is none: over how many seeds."""
+  counts = sorted({int(n) for n in frame['num_seeds'].dropna() if n})
+  if not counts:
+    return ''
+  if counts == [1]:
+    return 'One seed: no interval.'
+  some = ' (single points have fewer)' if counts[0] != counts[-1] else ''
+  if data.unit(frame) == 'prompts':
+    return (
+        f'{mark}: 95% interval (Student t) of the mean over {counts[-1]} prompts'
+        f'{some}. One run of everything: no interval covers another.'
+    )
+  return (
+      f'{mark}: 95% interval (Student t) of the mean over'
+      f' {counts[-1]} seeds{some}.'
+  )
+
+
+def best_of_note(frame: pd.DataFrame) -> str:
+  """What black diamonds mean, where there are any."""
+  if not (frame['family'] == 'best_of').any():
+    return ''
+  return (
+      ' Black diamonds: best of k where every method selects the same sample.'
+  )

@@ -1,13 +1,24 @@
 """Tables of the report: raw against LSC at equal KL, with intervals."""
 
+from collections.abc import Sequence
+import typing
+
 import pandas as pd
 
-from rlhf_jax.figures import resampling, style, tables, words
+from rlhf_jax.figures import data, estimates, names, words
 from rlhf_jax.report import page
 
-_KLS = {'exact': (0.5, 1.0, 2.0, 4.0), 'offline': (0.25, 0.5, 1.0, 1.5)}
+_KLS = (0.5, 1.0, 2.0, 4.0)
+_KLS_OF_SAMPLES = (0.25, 0.5, 1.0, 1.5)
+_SMALLEST = 5e-4  # an effect below is 0.000 in print
+_TITLES = {
+    'worse': 'LSC worse than raw',
+    'better': 'LSC better than raw',
+    'neutral': 'Different, where neither direction is better',
+    'open': 'Not established (interval contains zero, or one seed)',
+}
 # Learners trained at several coefficients; for the others see L1.
-CURVES = (*tables.GRIDS, 'ppo', 'rloo', 'best_of')
+CURVES = (*names.GRIDS, 'ppo', 'rloo', 'best_of')
 
 # Words, and whether more is better: None where neither direction is.
 METRICS = {
@@ -59,18 +70,18 @@ HEADLINES = (
 def _panels(results: pd.DataFrame) -> list[tuple[str, str, str]]:
   """(property, metric, judge) of the results, in reading order."""
   out = []
-  for property in tables.present(results, 'property', tables.PROPERTIES):
+  for property in data.present(results, 'property', names.PROPERTIES):
     rows = results[results['property'] == property]
-    for metric in tables.present(rows, 'metric', tuple(METRICS)):
+    for metric in data.present(rows, 'metric', tuple(METRICS)):
       judges = rows[rows['metric'] == metric]
-      for judge in tables.present(judges, 'judge', tables.JUDGES):
+      for judge in data.present(judges, 'judge', names.JUDGES):
         out.append((property, metric, judge))
   return out
 
 
 def _describe(metric: str, judge: str) -> str:
   name, _ = METRICS.get(metric, (metric, None))
-  return name if judge == 'none' else f'{name}, {style.label(judge)}'
+  return name if judge == 'none' else f'{name}, {names.label(judge)}'
 
 
 def _direction(metric: str, row) -> str:
@@ -82,16 +93,15 @@ def _direction(metric: str, row) -> str:
   return 'better' if (sign > 0) == better else 'worse'
 
 
-def _difference(metric: str, row) -> page.Markup:
-  """A difference and its interval, which may go on a line of its own."""
+def has_better_direction(metric: str) -> bool:
+  """Whether more of a metric is better, or less of it."""
+  return METRICS.get(metric, (metric, None))[1] is not None
+
+
+def _difference(metric: str, row) -> page.Difference:
+  """A difference, its interval, and which method it speaks for."""
   mean, _, interval = words.signed(row).partition(' ')
-  return page.tag(
-      'span',
-      mean,
-      ' ',
-      page.tag('span', interval, class_='interval'),
-      class_=_direction(metric, row),
-  )
+  return page.Difference(mean, interval, _direction(metric, row))
 
 
 def _is_proxy(metric: str, judge: str) -> bool:
@@ -99,86 +109,126 @@ def _is_proxy(metric: str, judge: str) -> bool:
   return judge == 'reward_model' and metric.startswith(('win_', 'above_'))
 
 
-def summary(
-    results: pd.DataFrame, prompt_values: pd.DataFrame | None = None
-) -> page.Markup:
-  """The headline table, then every other comparison by its outcome.
+class Outcome(typing.NamedTuple):
+  """LSC minus raw by one measure at one KL.
 
-  With prompt_values.csv, its win rates carry a second interval (see `_levels`).
+  `kind` is better or worse (for LSC), neutral (established, where neither
+  direction is better) or open (not established).
   """
-  results = results[results['method'].isin(('sft', 'raw', 'lsc'))]
-  lines = {'better': [], 'worse': [], 'neutral': [], 'open': []}
-  at = tables.matched_kl(results)
+
+  kind: str
+  property: str
+  metric: str
+  judge: str
+  row: pd.Series
+
+  @property
+  def measure(self) -> str:
+    return f'{names.label(self.property)}: {_describe(self.metric, self.judge)}'
+
+
+def outcomes(results: pd.DataFrame) -> list[Outcome]:
+  """Every comparison at the matched KL, in reading order.
+
+  Those of optima, by judges other than the reward model that was optimised.
+  """
+  found = []
   for property, metric, judge in _panels(results):
-    what = dict(property=property, metric=metric, judge=judge)
-    rows = tables.differences(results, kls=[at], **what)
+    rows = estimates.differences(
+        results,
+        property=property,
+        metric=metric,
+        judge=judge,
+        kls=[data.matched_kl(results)],
+    )
     if len(rows) and not _is_proxy(metric, judge):
       row = rows.iloc[0]
       kind = _direction(metric, row)
       if kind == 'open' and words.established(row):
         kind = 'neutral'
-      lines[kind].append(
-          f'{style.label(property)}: {_describe(metric, judge)}'
-          f' {words.number(row["baseline_mean"])} to'
-          f' {words.number(row["method_mean"])}, {words.signed(row)}'
+      found.append(Outcome(kind, property, metric, judge, row))
+  return found
+
+
+class Listing(typing.NamedTuple):
+  """Sentences under a title that counts them.
+
+  Effects smaller than what is printed are counted in `num_small`, and are not
+  among the lines.
+  """
+
+  title: str
+  lines: list[str]
+  num_small: int
+
+  @property
+  def count(self) -> int:
+    return len(self.lines) + self.num_small
+
+
+class Summary(typing.NamedTuple):
+  """All comparisons at the matched KL, and the losses at any KL."""
+
+  outcomes: list[Outcome]
+  headline: page.Table
+  has_two_intervals: bool
+  listings: list[Listing]
+  losses: Listing
+
+
+def _listing(title: str, sized: Sequence[tuple[float, str]]) -> Listing:
+  """The sentences of (effect, sentence) pairs that are not about nothing."""
+  lines = [text for size, text in sized if abs(size) >= _SMALLEST]
+  return Listing(title, lines, len(sized) - len(lines))
+
+
+def summary(
+    results: pd.DataFrame, prompt_values: pd.DataFrame | None = None
+) -> Summary:
+  """The headline table, and every other comparison by its outcome.
+
+  With prompt_values.csv, its win rates carry a second interval (see `_levels`).
+  """
+  results = only_raw_and_lsc(results)
+  found = outcomes(results)
+  headline, has_two_intervals = _headline(results, prompt_values)
+  listings = [
+      _listing(
+          title,
+          [
+              (
+                  o.row['mean'],
+                  f'{o.measure} {words.number(o.row["baseline_mean"])} to'
+                  f' {words.number(o.row["method_mean"])},'
+                  f' {words.signed(o.row)}',
+              )
+              for o in found
+              if o.kind == kind
+          ],
       )
-  worse_anywhere = losses(results)
-  total = sum(map(len, lines.values()))
-  if not total:
-    return page.tag('p', f'No comparison at KL {at:g}.')
-  titles = {
-      'worse': 'LSC worse than raw',
-      'better': 'LSC better than raw',
-      'neutral': 'Different, where neither direction is better',
-      'open': 'Not established (interval contains zero, or one seed)',
-  }
-  return page.join(
-      page.tag(
-          'p',
-          f'{_optima(results)} of both objectives at KL {at:g} nats.'
-          f' Differences are within {tables.unit(results)}, with their 95%'
-          ' interval.',
-      ),
-      _headline_table(results, prompt_values),
-      page.tag('h3', f'All {total} comparisons at KL {at:g}'),
-      page.tag(
-          'p',
-          'By judges other than the reward model that was optimised. '
-          + _how_to_read(results, total),
-      ),
-      *(
-          page.tag(
-              'details',
-              page.tag('summary', f'{title}: {len(lines[kind])}'),
-              page.bullets(lines[kind]),
-              **({'open': ''} if kind == 'worse' else {}),
-          )
-          for kind, title in titles.items()
-      ),
-      page.tag('h3', 'Where LSC is worse than raw, at any KL'),
-      page.tag(
-          'p',
-          f'{_optima(results)}, by judges other than the reward model that was'
-          ' optimised; intervals of the paired difference on the wrong side of'
-          ' zero' + (':' if worse_anywhere else ': none.'),
-      ),
-      page.bullets(worse_anywhere),
+      for kind, title in _TITLES.items()
+  ]
+  return Summary(
+      outcomes=found,
+      headline=headline,
+      has_two_intervals=has_two_intervals,
+      listings=listings,
+      losses=losses(results),
   )
 
 
-def _optima(results: pd.DataFrame) -> str:
-  if tables.grid_family(results) == 'offline':
-    return 'Optima, as far as SFT samples tell them,'
-  return 'Exact optima'
+def only_raw_and_lsc(results: pd.DataFrame) -> pd.DataFrame:
+  """The rows of SFT, raw and LSC."""
+  return results[results['method'].isin(('sft', 'raw', 'lsc'))]
 
 
-def losses(results: pd.DataFrame) -> list[str]:
-  """Every measure by which LSC is established as worse at some KL, in words."""
-  out = []
+def losses(results: pd.DataFrame) -> Listing:
+  """Every measure by which LSC is established as worse at some KL."""
+  found = []
   for property, metric, judge in _panels(results):
     if _is_proxy(metric, judge):
       continue
-    rows = tables.differences(
+    rows = estimates.differences(
         results, property=property, metric=metric, judge=judge
     )
     worse = [r for _, r in rows.iterrows() if _direction(metric, r) == 'worse']
@@ -189,31 +239,23 @@ def losses(results: pd.DataFrame) -> list[str]:
       where += f' ({min(kls):g} to {max(kls):g}); most at KL {most["kl"]:g}'
       if len(worse) == 1:
         where = f'KL {kls[0]:g} alone'
-      out.append(
-          f'{style.label(property)}: {_describe(metric, judge)}, at {where},'
+      text = (
+          f'{names.label(property)}: {_describe(metric, judge)}, at {where},'
           f' {words.signed(most)}.'
       )
-  return out
+      found.append((most['mean'], text))
+  return _listing('LSC worse than raw at some KL', found)
 
 
-def _how_to_read(results: pd.DataFrame, total: int) -> str:
-  if results['seed'].nunique() < 2:
-    return 'Without a second seed none of them is established.'
-  return (
-      f'About {0.05 * total:.0f} intervals would exclude zero by chance if no'
-      ' method differed, and many measures overlap: read them as a whole, and'
-      ' over the range of KL below.'
-  )
-
-
-def _headline_table(
+def _headline(
     results: pd.DataFrame, prompt_values: pd.DataFrame | None
-) -> page.Markup:
+) -> tuple[page.Table, bool]:
+  """The table of HEADLINES, and whether win rates have two intervals."""
   rows, resampled = [], False
   for property, metric, judge in HEADLINES:
     what = dict(property=property, metric=metric, judge=judge)
-    at = tables.matched_kl(results)
-    found = tables.differences(results, **what, kls=[at])
+    at = data.matched_kl(results)
+    found = estimates.differences(results, **what, kls=[at])
     if not len(found):
       continue
     row = found.iloc[0]
@@ -221,26 +263,15 @@ def _headline_table(
     resampled |= bool(levels)
     rows.append(
         (
-            f'{style.label(property)}: {_describe(metric, row["judge"])}',
-            _cell(words.number(row['baseline_mean']), levels.get('raw')),
-            _cell(words.number(row['method_mean']), levels.get('lsc')),
-            _cell(_difference(metric, row), levels.get('lsc-raw')),
+            f'{names.label(property)}: {_describe(metric, row["judge"])}',
+            page.Cell(
+                words.number(row['baseline_mean']), levels.get('raw', ())
+            ),
+            page.Cell(words.number(row['method_mean']), levels.get('lsc', ())),
+            page.Cell(_difference(metric, row), levels.get('lsc-raw', ())),
         )
     )
-  table = page.table(['', 'raw', 'LSC', 'LSC minus raw'], rows)
-  if not resampled:
-    return table
-  return page.join(
-      table,
-      page.tag(
-          'p',
-          'Win rates have two 95% intervals. Seeds: Student t over the means of'
-          ' the seeds. Prompts: bootstrap over seeds and over the prompts within'
-          ' them; with few seeds it is too narrow, and the first is the'
-          ' cautious one.',
-          class_='soft',
-      ),
-  )
+  return page.Table(['', 'raw', 'LSC', 'LSC minus raw'], rows), resampled
 
 
 def _levels(results, prompt_values, what) -> dict[str, list[str]]:
@@ -250,26 +281,28 @@ def _levels(results, prompt_values, what) -> dict[str, list[str]]:
   """
   if prompt_values is None or not len(prompt_values):
     return {}
-  if tables.unit(results) == 'prompts':
+  if data.unit(results) == 'prompts':
     return {}  # the interval is over prompts already
-  at = tables.matched_kl(results)
-  values = tables.at_kl(prompt_values, at)
-  rows = tables.select(results, **what)
+  at = data.matched_kl(results)
+  values = data.at_kl(prompt_values, at)
+  rows = data.select(results, **what)
   out = {}
   for name, method, baseline in (
       ('raw', 'raw', None),
       ('lsc', 'lsc', None),
       ('lsc-raw', 'lsc', 'raw'),
   ):
-    drawn = resampling.bootstrap(
+    drawn = estimates.bootstrap(
         values, **what, method=method, baseline=baseline
     )
     if not drawn:
       return {}
     notes = [f'prompts {_interval(drawn, signed=baseline is not None)}']
     if baseline is None:  # that of the difference is beside it already
-      seeds = tables.seed_values(rows, method=method, family='exact', kls=[at])
-      found = tables.interval(seeds[at])
+      seeds = estimates.seed_values(
+          rows, method=method, family='exact', kls=[at]
+      )
+      found = estimates.interval(seeds[at])
       if pd.notna(found['low']):
         notes.insert(0, f'seeds {_interval(found)}')
     out[name] = notes
@@ -281,29 +314,24 @@ def _interval(found: dict[str, float], *, signed: bool = False) -> str:
   return f'[{found["low"]:{sign}.3f}, {found["high"]:{sign}.3f}]'
 
 
-def _cell(value, notes: list[str] | None) -> page.Markup:
-  """A value, and its intervals below it."""
-  return page.join(value, *(page.tag('small', n) for n in notes or ()))
+class Curve(typing.NamedTuple):
+  """Raw, LSC and their difference along the curves of one learner.
+
+  `tables` has one for each property, by its words.
+  """
+
+  is_optimum: bool
+  title: str
+  tables: list[tuple[str, page.Table]]
 
 
-def results_tables(results: pd.DataFrame) -> page.Markup:
-  """A table per property and learner: raw, LSC and their difference."""
-  results = results[results['method'].isin(('sft', 'raw', 'lsc'))]
-  parts = [
-      page.tag(
-          'p',
-          'Each cell: raw, LSC, and the difference within seeds with its 95%'
-          ' interval. Blue: LSC better, amber: LSC worse, where the interval'
-          ' excludes zero; grey: not established, or neither direction is'
-          ' better. Between two points of a curve values are interpolated'
-          ' linearly, and curves are never extended; n/a where some seed does'
-          ' not reach that KL.',
-      )
-  ]
-  families = [f for f in CURVES if f in set(results['family'])]
-  for family in families:
-    body = []
-    for property in tables.present(results, 'property', tables.PROPERTIES):
+def curves(results: pd.DataFrame) -> list[Curve]:
+  """The optima, then every learner of CURVES that has a comparison."""
+  results = only_raw_and_lsc(results)
+  found = []
+  for family in [f for f in CURVES if f in set(results['family'])]:
+    tables = []
+    for property in data.present(results, 'property', names.PROPERTIES):
       rows = [
           (_describe(metric, judge), *cells)
           for p, metric, judge in _panels(results)
@@ -311,27 +339,27 @@ def results_tables(results: pd.DataFrame) -> page.Markup:
           and (cells := _cells(results, property, metric, judge, family))
       ]
       if rows:
-        kls = _KLS[tables.grid_family(results)]
-        header = ['metric', *(f'KL {kl:g}' for kl in kls)]
-        body += [
-            page.tag('h3', style.label(property)),
-            page.table(header, rows),
-        ]
-    if not body:
+        header = ['metric', *(f'KL {kl:g}' for kl in _kls(results))]
+        tables.append((names.label(property), page.Table(header, rows)))
+    if not tables:
       continue
-    name = style.label(family)
-    if family in tables.GRIDS:
-      parts += [page.tag('h3', f'{name.capitalize()} of each objective'), *body]
+    name = names.label(family)
+    if family in names.GRIDS:
+      title = f'{name.capitalize()} of each objective'
     else:
       title = f'{name[0].upper()}{name[1:]}, interpolated between its points'
-      parts.append(page.tag('details', page.tag('summary', title), *body))
-  return page.join(*parts)
+    found.append(Curve(family in names.GRIDS, title, tables))
+  return found
 
 
-def _cells(results, property, metric, judge, family) -> list | None:
+def _kls(results: pd.DataFrame) -> tuple[float, ...]:
+  return _KLS_OF_SAMPLES if data.is_sampled(results) else _KLS
+
+
+def _cells(results, property, metric, judge, family) -> list[page.Cell] | None:
   """The cells of one metric, None when no KL can be compared."""
-  kls = _KLS[tables.grid_family(results)]
-  rows = tables.differences(
+  kls = _kls(results)
+  rows = estimates.differences(
       results,
       property=property,
       metric=metric,
@@ -342,20 +370,13 @@ def _cells(results, property, metric, judge, family) -> list | None:
   if not len(rows):
     return None
   by_kl = {row['kl']: row for _, row in rows.iterrows()}
-  cells = []
-  for kl in kls:
-    if kl not in by_kl:
-      cells.append(page.tag('span', 'n/a', class_='open'))
-      continue
-    row = by_kl[kl]
-    cells.append(
-        page.join(
-            f'{words.number(row["baseline_mean"])}, ',
-            words.number(row['method_mean']),
-            page.tag(
-                'small',
-                _difference(metric, row),
-            ),
-        )
-    )
-  return cells
+  return [
+      page.Cell(
+          f'{words.number(by_kl[kl]["baseline_mean"])},'
+          f' {words.number(by_kl[kl]["method_mean"])}',
+          (_difference(metric, by_kl[kl]),),
+      )
+      if kl in by_kl
+      else page.Cell(page.Difference('n/a', '', 'open'))
+      for kl in kls
+  ]

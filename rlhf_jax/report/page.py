@@ -1,127 +1,87 @@
-"""Pieces of the report page: escaped HTML, tables, data, style and script.
+"""The report page: what its template is given, and its rendering.
 
-`report.css` and `report.js` stand beside this file and go into the page whole.
+`template.html`, `report.css` and `report.js` stand beside this file; style and
+script go into the page whole. The template escapes whatever it is given.
 """
 
 import base64
 from collections.abc import Sequence
-import html
 import importlib.resources
 import json
 import typing
 
-
-class Markup(str):
-  """Text that is HTML already, and is not escaped again."""
+import jinja2
 
 
-def text(value: typing.Any) -> Markup:
-  """`value` as HTML, escaped unless it is Markup."""
-  if isinstance(value, Markup):
-    return value
-  return Markup(html.escape(str(value)))
+class Difference(typing.NamedTuple):
+  """A difference, its interval in brackets, and the class of its colour."""
+
+  mean: str
+  interval: str
+  kind: str
 
 
-def tag(name: str, *children: typing.Any, **attributes: str) -> Markup:
-  """An element; `class_` and `aria_label` are class and aria-label.
+class Cell(typing.NamedTuple):
+  """A value, with smaller ones below it."""
 
-  Strings are escaped.
+  value: str | Difference
+  below: Sequence[str | Difference] = ()
+
+
+class Table(typing.NamedTuple):
+  """The words above the columns, and rows whose first column is words."""
+
+  header: Sequence[str]
+  rows: Sequence[Sequence[str | Cell]]
+
+
+def render(**content: typing.Any) -> str:
+  """The page as HTML, from the variables that the template names.
+
+  Raises:
+    jinja2.UndefinedError: if one of them is missing.
   """
-  extra = ''.join(
-      f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
-      for key, value in attributes.items()
+  files = importlib.resources.files('rlhf_jax.report')
+  read = lambda name: files.joinpath(name).read_text(encoding='utf-8')
+  environment = jinja2.Environment(
+      autoescape=True,
+      undefined=jinja2.StrictUndefined,
+      trim_blocks=True,
+      lstrip_blocks=True,
+      keep_trailing_newline=True,
   )
-  return Markup(f'<{name}{extra}>{join(*children)}</{name}>')
-
-
-def join(*children: typing.Any) -> Markup:
-  """Children one after the other."""
-  return Markup(''.join(text(c) for c in children))
-
-
-def bullets(lines: Sequence[typing.Any]) -> Markup:
-  """A list of sentences; nothing at all when there are none."""
-  if not lines:
-    return Markup('')
-  return tag('ul', *(tag('li', line) for line in lines))
-
-
-def table(
-    header: Sequence[str], rows: Sequence[Sequence[typing.Any]]
-) -> Markup:
-  """A table that scrolls sideways by itself on a narrow screen."""
-  head = tag('tr', *(tag('th', h) for h in header))
-  body = (
-      tag(
-          'tr',
-          tag('td', row[0]),
-          *(tag('td', cell, class_='number') for cell in row[1:]),
-      )
-      for row in rows
-  )
-  return tag(
-      'div',
-      tag('table', tag('thead', head), tag('tbody', *body)),
-      class_='scroll',
-      tabindex='0',
+  environment.filters |= {'embedded': embedded, 'flattened': flattened}
+  return environment.from_string(read('template.html')).render(
+      style=read('report.css'),
+      script=read('report.js'),
+      **content,
   )
 
 
-def flat_table(tree: typing.Any) -> Markup:
-  """A nested dict as a table of dotted keys."""
-  rows = [
-      (tag('code', key), tag('code', value)) for key, value in _flatten(tree)
-  ]
-  # Values may be long, so unlike numbers they wrap.
-  body = (tag('tr', tag('td', k), tag('td', v)) for k, v in rows)
-  return tag(
-      'div',
-      tag('table', tag('tbody', *body)),
-      class_='scroll',
-      tabindex='0',
-  )
+def embedded(tree: typing.Any) -> str:
+  """JSON for a script element, which no text inside it can end early.
 
-
-def _flatten(tree: typing.Any, prefix: str = '') -> list[tuple[str, str]]:
-  if isinstance(tree, dict) and tree:
-    out = []
-    for key, value in tree.items():
-      out += _flatten(value, f'{prefix}.{key}' if prefix else str(key))
-    return out
-  return [(prefix, str(tree))]
-
-
-def image(path: str, alt: str) -> Markup:
-  """A PNG inside the page itself, which can be pointed at."""
-  with open(path, 'rb') as f:
-    encoded = base64.b64encode(f.read()).decode('ascii')
-  img = Markup(
-      f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{encoded}">'
-  )
-  return tag(
-      'div', tag('div', img, class_='picture', tabindex='0'), class_='scroll'
-  )
-
-
-def data(id: str, tree: typing.Any) -> Markup:
-  """Data for the script, as JSON that no text inside it can end early."""
+  Raises:
+    ValueError: if a number is NaN or infinite, which JSON does not have.
+  """
   encoded = json.dumps(tree, allow_nan=False, separators=(',', ':'))
   for character in '<>&':
     encoded = encoded.replace(character, f'\\u{ord(character):04x}')
-  return Markup(
-      f'<script type="application/json" id="{html.escape(id)}">{encoded}</script>'
-  )
+  return encoded
 
 
-def document(title: str, *children: typing.Any) -> Markup:
-  """A whole page that needs nothing but itself."""
-  css, js = (
-      importlib.resources.files('rlhf_jax.figures').joinpath(name).read_text()
-      for name in ('report.css', 'report.js')
-  )
-  return Markup(
-      '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-      '<meta name="viewport" content="width=device-width, initial-scale=1">'
-      f'<title>{html.escape(title)}</title><style>{css}</style></head>'
-      f'<body>{join(*children)}<script>{js}</script></body></html>\n'
-  )
+def flattened(tree: typing.Any, prefix: str = '') -> list[tuple[str, str]]:
+  """(dotted key, value) of every leaf of a nested dict."""
+  if not (isinstance(tree, dict) and tree):
+    return [(prefix, str(tree))]
+  return [
+      leaf
+      for key, value in tree.items()
+      for leaf in flattened(value, f'{prefix}.{key}' if prefix else str(key))
+  ]
+
+
+def picture(path: str) -> str:
+  """A PNG file as a data: address."""
+  with open(path, 'rb') as f:
+    return 'data:image/png;base64,' + base64.b64encode(f.read()).decode('ascii')

@@ -2,17 +2,19 @@
 
 import pandas as pd
 
-from rlhf_jax.figures import style, tables, words
+from rlhf_jax.figures import data, estimates, names, words
 from rlhf_jax.report import page
 
 JUDGE = 'lm_judge'
+_MEASURES = ('win_rate', 'flip_rate', 'position_bias')
 
 
-def table(results: pd.DataFrame) -> pd.DataFrame:
+def verdicts(results: pd.DataFrame) -> pd.DataFrame:
   """A row for each policy and question; no row where no judge was asked.
 
   win_rate, flip_rate (the two orders disagree) and position_bias (towards the
-  response that is shown first) as `tables.interval`, in columns NAME.STATISTIC.
+  response that is shown first) as `estimates.interval`, in columns
+  NAME.STATISTIC.
   """
   rows = results[results['judge'] == JUDGE]
   if not len(rows):
@@ -26,20 +28,20 @@ def table(results: pd.DataFrame) -> pd.DataFrame:
   for key, own in rows.groupby(by, sort=False):
     row = dict(zip(by, key, strict=True), kl=own['kl'].mean())
     for measure, values in own.groupby('measure', sort=False):
-      found = tables.interval(values['value'].dropna())
+      found = estimates.interval(values['value'].dropna())
       row |= {f'{measure}.{name}': v for name, v in found.items()}
     out.append(row)
   return pd.DataFrame(out)
 
 
-def section(results: pd.DataFrame) -> page.Markup | None:
-  """The table with what it means; None where no judge was asked."""
-  found = table(results)
+def table(results: pd.DataFrame) -> page.Table | None:
+  """The verdicts in print; None where no judge was asked."""
+  found = verdicts(results)
   if not len(found):
     return None
-  body = [
+  rows = [
       (
-          f'{style.label(r["learner"])} {style.short(r["method"])},'
+          f'{names.label(r["learner"])} {names.short(r["method"])},'
           f' kl_coef {r["kl_coef"]:g} (KL {words.number(r["kl"], 2)})',
           r['question'] or r['property'],
           *(words.level(_of(r, m)) for m in _MEASURES),
@@ -47,23 +49,8 @@ def section(results: pd.DataFrame) -> page.Markup | None:
       )
       for _, r in found.iterrows()
   ]
-  unit = tables.unit(results)
-  return page.join(
-      page.tag(
-          'p',
-          'A language model was shown a response of the policy and one of SFT to'
-          ' the same prompt, in both orders. A win is a preference over the mean of'
-          ' both; flips are pairs on which the orders disagree; bias is the'
-          ' probability given to the response shown first, less one half.'
-          f' Intervals: 95%, over {unit}.',
-      ),
-      page.table(
-          ['policy', 'question', 'wins', 'flips', 'position bias', unit], body
-      ),
-  )
-
-
-_MEASURES = ('win_rate', 'flip_rate', 'position_bias')
+  header = ('policy', 'question', 'wins', 'flips', 'position bias')
+  return page.Table((*header, data.unit(results)), rows)
 
 
 def _of(row, measure: str) -> dict[str, float]:

@@ -9,8 +9,7 @@ import os
 import pandas as pd
 
 from rlhf_jax.evaluation import schema
-from rlhf_jax.figures import style, tables
-from rlhf_jax.report import page
+from rlhf_jax.figures import data, names
 
 METHODS = ('sft', 'raw', 'lsc')
 # Column prefix, head of the column on the page, and how it is written.
@@ -30,10 +29,10 @@ def load(evaluation_dir: str) -> pd.DataFrame:
   path = os.path.join(evaluation_dir, 'responses.csv')
   if not os.path.exists(path) or not os.path.getsize(path):
     return pd.DataFrame(columns=schema.COLUMNS['responses'])
-  names = list(pd.read_csv(path, nrows=0).columns)
-  if missing := sorted(set(schema.COLUMNS['responses']) - set(names)):
+  columns = list(pd.read_csv(path, nrows=0).columns)
+  if missing := sorted(set(schema.COLUMNS['responses']) - set(columns)):
     raise ValueError(f'{path}: no column {missing}.')
-  scores = [n for n in names if '/' in n]
+  scores = [n for n in columns if '/' in n]
   rows = pd.read_csv(
       path,
       dtype={n: str for n in ('property', 'prompt', 'response', 'text')},
@@ -55,7 +54,7 @@ def tree(rows: pd.DataFrame) -> list[dict]:
   """
   return [
       _property(name, rows[rows['property'] == name])
-      for name in tables.present(rows, 'property', tables.PROPERTIES)
+      for name in data.present(rows, 'property', names.PROPERTIES)
   ]
 
 
@@ -65,15 +64,15 @@ def _property(name: str, rows: pd.DataFrame) -> dict:
   ]  # other properties have other rewards
   rewards = list(dict.fromkeys(c.split('/', 1)[1] for c in columns))
   kinds = [k for k in _SCORES if any(c.startswith(f'{k}/') for c in columns)]
-  methods = tables.present(rows, 'method', METHODS)
+  methods = data.present(rows, 'method', METHODS)
   first = rows.drop_duplicates('method').set_index('method')
   return {
       'name': name,
-      'label': style.label(name),
-      'rewards': [style.label(r) for r in rewards],
+      'label': names.label(name),
+      'rewards': [names.label(r) for r in rewards],
       'scores': [_SCORES[k][0] for k in kinds],
       'methods': [
-          {'name': m, 'label': style.label(m), 'note': _note(first.loc[m])}
+          {'name': m, 'label': names.label(m), 'note': _note(first.loc[m])}
           for m in methods
       ],
       'prompts': [
@@ -95,7 +94,7 @@ def _property(name: str, rows: pd.DataFrame) -> dict:
 def _note(row: pd.Series) -> str:
   if row['learner'] == 'sft':
     return 'KL 0'
-  return f'{style.label(row["learner"])}, KL {float(row["kl"]):.2f} nats'
+  return f'{names.label(row["learner"])}, KL {float(row["kl"]):.2f} nats'
 
 
 def _answer(row: dict, rewards: list[str], kinds: list[str]) -> dict:
@@ -111,42 +110,3 @@ def _answer(row: dict, rewards: list[str], kinds: list[str]) -> dict:
       'text': row['text'],
       'scores': [[score(k, r) for k in kinds] for r in rewards],
   }
-
-
-def section(evaluation_dir: str) -> page.Markup:
-  """The browser: its controls, an empty place, and the data it shows."""
-  properties = tree(load(evaluation_dir))
-  if not properties:
-    return page.tag('p', 'No responses were kept.')
-  num_prompts = len(properties[0]['prompts'])
-  return page.join(
-      page.tag(
-          'p',
-          f'Responses drawn to all {num_prompts} held-out prompts of the first'
-          ' seed; none was selected. All policies use the same random numbers.'
-          ' For each reward: r − r_ref, in logits above the 85% quantile of'
-          ' the prompt under SFT; log σ(r − r_ref), which LSC sums; gold'
-          ' quality above its own 85% quantile; and how often the held-out'
-          ' evaluator prefers the response to one of SFT.',
-      ),
-      page.tag(
-          'form',
-          _select('browser-property', 'Aligned for'),
-          _select('browser-prompt', 'Prompt'),
-          page.tag('button', 'Previous', type='button', id='browser-previous'),
-          page.tag('button', 'Next', type='button', id='browser-next'),
-          page.tag('a', 'Link to this', href='#responses', id='browser-link'),
-          class_='controls',
-      ),
-      page.tag('p', id='browser-text', class_='prompt', aria_live='polite'),
-      page.tag('div', id='browser', class_='responses'),
-      page.tag(
-          'noscript',
-          page.tag('p', 'Without JavaScript, see evaluation/responses.csv.'),
-      ),
-      page.data('browser-data', properties),
-  )
-
-
-def _select(id: str, label: str) -> page.Markup:
-  return page.tag('label', f'{label} ', page.tag('select', id=id), for_=id)

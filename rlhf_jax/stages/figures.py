@@ -12,7 +12,8 @@ from scipy import stats
 
 from rlhf_jax import files
 from rlhf_jax.evaluation import schema
-from rlhf_jax.figures import make
+from rlhf_jax.figures import data, make
+from rlhf_jax.figures import names as names_lib
 from rlhf_jax.report import report
 from rlhf_jax.rewards import references, transforms
 from rlhf_jax.stages import analysis, best_of_k, evaluate
@@ -22,12 +23,6 @@ from rlhf_jax.types import Progress
 FIELDS = fields.FIELDS['figures']
 folder = folders.figures
 ALONE = True
-# The others are of studies that ask for more, see `wanted`.
-_ALWAYS = ('F1', 'F2', 'F4', 'F5', 'F6', 'F7', 'F9')
-# Of text, whose optima are known from samples alone.
-_OF_TEXT = ('F1', 'F4', 'F5', 'F6', 'F7')
-# The regime whose properties are ANDs of more and more rewards.
-_GROWTH = 'growth'
 # What is kept of a regime.
 _REGIME_METRICS = (
     'win_rate',
@@ -77,21 +72,17 @@ def transform_table() -> pd.DataFrame:
 
 def wanted(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   """The figures that the study has the numbers for."""
-  if config.data.source != 'world':
-    return _OF_TEXT
-  names = list(_ALWAYS)
-  names += ['F3'] if len(config.judges) > 1 else []
-  names += ['M1'] if len(config.methods) > 4 else []
-  compares = any(name.startswith('lsc_ref_') for name in config.methods)
-  names += ['F8'] if compares else []
-  others = {learner for _, _, learner, _ in config.policy.sweep}
-  names += ['L1'] if others - {'ppo', 'rloo'} else []
-  names += ['L2'] if {'grpo', 'grpo_std'} <= others else []
-  if 'analysis' in config.stages:
-    names += ['C1', 'G1'] + (['I1'] if len(config.rewards) > 1 else [])
-  names += ['F10'] if set(config.regimes) - {_GROWTH} else []
-  names += ['N1'] if _GROWTH in config.regimes else []
-  return tuple(name for name in make.NAMES if name in names)
+  return make.wanted(
+      data.Study(
+          is_listed=config.data.source == 'world',
+          has_analysis='analysis' in config.stages,
+          rewards=frozenset(config.rewards),
+          methods=frozenset(config.methods),
+          judges=frozenset(config.judges),
+          learners=frozenset(run[2] for run in config.policy.sweep),
+          regimes=frozenset(config.regimes),
+      )
+  )
 
 
 def _read(workdir: str, stage, config, name: str) -> pd.DataFrame:
@@ -137,7 +128,7 @@ def regime_table(
   """Exact frontiers of every regime but the growing AND."""
   frames = []
   for regime in config.regimes:
-    if regime == _GROWTH:
+    if regime == names_lib.GROWTH:
       continue
     for c in _at_properties(configs.in_regime(config, regime)):
       rows = _read(workdir, evaluate, c, 'results')
@@ -174,7 +165,7 @@ def growth_table(
 ) -> pd.DataFrame:
   """Exact frontiers of the AND of n properties, and SFT (kl 0), against n."""
   frames = []
-  for c in _at_properties(configs.in_regime(config, _GROWTH)):
+  for c in _at_properties(configs.in_regime(config, names_lib.GROWTH)):
     rows = _read(workdir, evaluate, c, 'results')
     rows = rows[rows['metric'].isin(('above_q50', 'above_q85', 'win_rate'))]
     rows = rows[rows['judge'] == 'gold']

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rlhf_jax.figures import make, style
+from rlhf_jax.figures import drawing, make, names
 from rlhf_jax.figures import points as hover
 
 
-@style.styled
+@drawing.styled
 def _panel(**layout):
-  figure = style.make_figure(4.0, 3.0, 'Title')
+  figure = drawing.make_figure(4.0, 3.0, 'Title')
   axes = figure.subplots(**layout)
   return figure, axes
 
@@ -30,7 +30,7 @@ class TestPoints:
     axes.plot([1, 2], [1, 2], 's', ms=4, color='#ff0000', label='dots')
     found = hover.points(figure)
     path = os.path.join(tmp_path, 'a.png')
-    style.save(figure, path)
+    drawing.save(figure, path)
     pixels = image.imread(path)[..., :3]
     height, width = pixels.shape[:2]
     assert [(p['x'], p['y']) for p in found] == [(1, 1), (2, 2)]
@@ -61,7 +61,7 @@ class TestPoints:
     frame = pd.DataFrame(
         {'kl': [1.0, 2.0], 'mean': [0.5, 0.7], 'low': [0.4, 0.6]}
     ).assign(high=0.9)
-    style.draw_band(axes, frame, color='#123456', label='b')
+    drawing.draw_band(axes, frame, color='#123456', label='b')
     axes.plot([1, 2], [0.6, 0.7], color='#654321', label='c')  # has no band
     found = hover.points(figure)
     first, second, line = found[:2], found[2:4], found[4:]
@@ -90,23 +90,23 @@ class TestPoints:
 
   def test_labels_by_colour_marker_and_dashes_of_the_legend(self):
     figure, axes = _panel()
-    axes.plot([0], [0], 'o', color=style.color('lsc'))
-    axes.plot([1], [0], color=style.color('raw'))
-    axes.plot([2], [0], color=style.color('gold'), ls=(0, (5, 1.5)))
-    axes.plot([3], [0], color=style.color('raw'), label='mine')
-    axes.plot([4], [0], 'o', color=style.color('sft'))
-    axes.plot([5], [0], 'o', color=style.INK)
-    style.finish(
+    axes.plot([0], [0], 'o', color=names.color('lsc'))
+    axes.plot([1], [0], color=names.color('raw'))
+    axes.plot([2], [0], color=names.color('gold'), ls=(0, (5, 1.5)))
+    axes.plot([3], [0], color=names.color('raw'), label='mine')
+    axes.plot([4], [0], 'o', color=names.color('sft'))
+    axes.plot([5], [0], 'o', color=names.INK)
+    drawing.finish(
         figure,
         '',
         methods=['raw', 'lsc'],
         learners=['ppo'],
         extra=[
-            style.Line2D([], [], color=style.color('gold'), label='solid'),
-            style.Line2D(
+            drawing.Line2D([], [], color=names.color('gold'), label='solid'),
+            drawing.Line2D(
                 [],
                 [],
-                color=style.color('gold'),
+                color=names.color('gold'),
                 ls=(0, (5, 1.5)),
                 label='dashed',
             ),
@@ -114,26 +114,26 @@ class TestPoints:
     )
     labels = [p['label'] for p in hover.points(figure)]
     assert labels == [
-        f'{style.label("lsc")}, {style.label("ppo")}',
-        style.label('raw'),
+        f'{names.label("lsc")}, {names.label("ppo")}',
+        names.label('raw'),
         'dashed',
         'mine',
         'SFT',
-        style.label('ppo'),
+        names.label('ppo'),
     ]
 
   def test_hollow_points_have_the_hollow_entry(self):
     figure, axes = _panel()
-    look = dict(color=style.color('lsc'), ls='')
+    look = dict(color=names.color('lsc'), ls='')
     axes.plot([1], [1], marker='o', **look)
     axes.plot([2], [1], marker='X', mfc='white', **look)
     axes.plot([3], [1], marker='o', mfc='white', **look)
-    entry = style.Line2D(
-        [], [], color=style.SOFT, marker='o', mfc='white', ls='', label='other'
+    entry = drawing.Line2D(
+        [], [], color=names.SOFT, marker='o', mfc='white', ls='', label='other'
     )
-    style.finish(figure, '', methods=['lsc'], extra=[entry])
+    drawing.finish(figure, '', methods=['lsc'], extra=[entry])
     found = _by_x(hover.points(figure))
-    name = style.label('lsc')
+    name = names.label('lsc')
     assert [found[x]['label'] for x in (1, 2, 3)] == [
         name,
         f'{name}, other',
@@ -174,17 +174,17 @@ def test_compact_keeps_everything():
   axes.plot([1, 2], [5.5, 6.5], label='b')
   found = hover.points(figure)
   small = hover.compact(found)
-  names = ('left', 'top', 'x', 'y', None, 'along', 'low', 'high')
+  keys = ('left', 'top', 'x', 'y', None, 'along', 'low', 'high')
   words = ('label', 'panel', 'x_label', 'y_label')
   back = [
-      {n: v for n, v in zip(names, row, strict=False) if n}
+      {n: v for n, v in zip(keys, row, strict=False) if n}
       | dict(zip(words, small['words'][row[4]], strict=True))
       for row in small['points']
   ]
   assert back == found and len(small['words']) == 2
 
 
-@pytest.mark.parametrize('name', make.NAMES)
+@pytest.mark.parametrize('name', make.FIGURES)
 def test_every_figure_has_points_inside_its_picture(built, name):
   module = make.get(name)
   figure = module.draw(pd.read_csv(os.path.join(built, f'{name}.csv')))

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from rlhf_jax.figures import resampling, tables
+from rlhf_jax.figures import data, estimates
 
 
 def _rows(points, *, learner='exact', method='raw', kl_coef=np.nan):
@@ -37,7 +37,7 @@ class TestSummarize:
   def test_interval_by_hand(self):
     # Values 1 2 3: sd 1, so the half width is t_{2, .975} / sqrt(3).
     rows = _rows([(0, 1.0, 1.0), (1, 1.0, 2.0), (2, 1.0, 3.0)])
-    row = tables.summarize(rows).iloc[0]
+    row = estimates.summarize(rows).iloc[0]
     half = stats.t.ppf(0.975, 2) / np.sqrt(3)
     np.testing.assert_allclose(
         [row['mean'], row['low'], row['high']], [2, 2 - half, 2 + half]
@@ -45,25 +45,25 @@ class TestSummarize:
     assert row['num_seeds'] == 3
 
   def test_single_seed_has_no_interval(self):
-    row = tables.summarize(_rows([(0, 1.0, 0.7)])).iloc[0]
+    row = estimates.summarize(_rows([(0, 1.0, 0.7)])).iloc[0]
     assert row['mean'] == 0.7
     assert np.isnan(row['low']) and np.isnan(row['high'])
 
   def test_exact_curve_ends_with_its_first_seed(self):
     rows = _rows([(0, 1.0, 0.6), (1, 1.0, 0.7), (1, 2.0, 0.9)])
-    assert list(tables.summarize(rows)['kl']) == [1.0]
+    assert list(estimates.summarize(rows)['kl']) == [1.0]
 
   def test_a_seed_counted_twice_is_an_error(self):
     rows = _rows([(0, 1.0, 0.6), (0, 1.0, 0.7)])
     with pytest.raises(ValueError, match='one seed'):
-      tables.summarize(rows)
+      estimates.summarize(rows)
 
   def test_learners_match_by_kl_coef(self):
     parts = [
         _rows([(0, 2.0, 0.6), (1, 2.4, 0.8)], learner='ppo', kl_coef=0.1),
         _rows([(0, 0.5, 0.1), (1, 0.7, 0.3)], learner='ppo', kl_coef=1.0),
     ]
-    out = tables.summarize(pd.concat(parts)).set_index('strength')
+    out = estimates.summarize(pd.concat(parts)).set_index('strength')
     np.testing.assert_allclose(
         out.loc[0.1, ['kl', 'mean']].astype(float), [2.2, 0.7]
     )
@@ -78,7 +78,7 @@ class TestSummarize:
         _rows([(0, 0.5, 0.1)], learner='ppo', kl_coef=1.0),
         _rows([(1, 0.5, 0.3)], learner='ppo', kl_coef=0.9),
     ]
-    out = tables.summarize(pd.concat(parts))
+    out = estimates.summarize(pd.concat(parts))
     np.testing.assert_allclose(out.sort_values('kl')['mean'], [0.2, 0.7])
     assert set(out['num_seeds']) == {2}
 
@@ -87,7 +87,7 @@ class TestSummarize:
         _rows([(0, 1.8, 0.7)], learner='best_of_16'),
         _rows([(0, 0.6, 0.6)], learner='best_of_4'),
     ]
-    out = tables.summarize(pd.concat(parts))
+    out = estimates.summarize(pd.concat(parts))
     assert list(out['strength']) == [4.0, 16.0]
     assert list(out['mean']) == [0.6, 0.7]
 
@@ -99,7 +99,7 @@ class TestDifferences:
     raw = [(s, 1.0, 0.5 + d) for s, d in shift.items()]
     lsc = [(s, 1.0, 0.6 + d) for s, d in shift.items()]
     rows = pd.concat([_rows(raw), _rows(lsc, method='lsc')])
-    row = tables.differences(rows, **_WHAT).iloc[0]
+    row = estimates.differences(rows, **_WHAT).iloc[0]
     np.testing.assert_allclose(
         [row['mean'], row['low'], row['high']], [0.1] * 3, atol=1e-12
     )
@@ -108,7 +108,7 @@ class TestDifferences:
     raw = [(s, kl, kl / 10) for s in (0, 1) for kl in (1.0, 3.0)]
     lsc = [(s, kl, kl / 5) for s in (0, 1) for kl in (1.0, 2.5)]
     rows = pd.concat([_rows(raw), _rows(lsc, method='lsc')])
-    out = tables.differences(rows, kls=(0.5, 2.0, 3.0), **_WHAT)
+    out = estimates.differences(rows, kls=(0.5, 2.0, 3.0), **_WHAT)
     assert list(out['kl']) == [2.0]
     np.testing.assert_allclose(out['mean'], [0.2])
 
@@ -116,7 +116,7 @@ class TestDifferences:
     raw = [(s, 1.0, 0.5) for s in (0, 1, 2)]
     lsc = [(s, 1.0, 0.6) for s in (1, 2)]
     rows = pd.concat([_rows(raw), _rows(lsc, method='lsc')])
-    assert tables.differences(rows, **_WHAT).iloc[0]['num_seeds'] == 2
+    assert estimates.differences(rows, **_WHAT).iloc[0]['num_seeds'] == 2
 
 
 class TestArea:
@@ -127,14 +127,14 @@ class TestArea:
     raw = [(s, kl, 0.0) for s in (0, 1) for kl in kls]
     lsc = [(s, kl, kl) for s in (0, 1) for kl in kls]
     rows = pd.concat([_rows(raw), _rows(lsc, method='lsc')])
-    area = tables.area_difference(rows, **_WHAT)
+    area = estimates.area_difference(rows, **_WHAT)
     np.testing.assert_allclose(area['mean'], (0.25 + 3.0) / 2)
 
   def test_curve_that_ends_early_has_none(self):
     raw = [(0, kl, 0.0) for kl in (0.25, 1.0, 3.0)]
     lsc = [(0, kl, kl) for kl in (0.25, 1.0)]
     rows = pd.concat([_rows(raw), _rows(lsc, method='lsc')])
-    assert tables.area_difference(rows, **_WHAT) == {}
+    assert estimates.area_difference(rows, **_WHAT) == {}
 
 
 class TestBootstrap:
@@ -161,7 +161,7 @@ class TestBootstrap:
 
   def test_pairs_by_seed_and_prompt(self):
     values = self._values(lambda s, x: 0.25)
-    out = resampling.bootstrap(values, **_WHAT, method='lsc', baseline='raw')
+    out = estimates.bootstrap(values, **_WHAT, method='lsc', baseline='raw')
     np.testing.assert_allclose(
         [out['mean'], out['low'], out['high']], [0.25] * 3
     )
@@ -169,14 +169,14 @@ class TestBootstrap:
 
   def test_contains_the_mean_and_repeats_itself(self):
     values = self._values(lambda s, x: 0.1 * (-1) ** x)
-    out = resampling.bootstrap(values, **_WHAT, method='lsc')
+    out = estimates.bootstrap(values, **_WHAT, method='lsc')
     assert out['low'] < out['mean'] < out['high']
     shuffled = values.sample(frac=1.0, random_state=0)
-    assert resampling.bootstrap(shuffled, **_WHAT, method='lsc') == out
+    assert estimates.bootstrap(shuffled, **_WHAT, method='lsc') == out
 
   def test_absent_method_is_empty(self):
     values = self._values(lambda s, x: 0.0)
-    assert resampling.bootstrap(values, **_WHAT, method='min') == {}
+    assert estimates.bootstrap(values, **_WHAT, method='min') == {}
 
 
 class TestDistinct:
@@ -191,7 +191,7 @@ class TestDistinct:
             _rows(moved, method='lsc'),
         ]
     )
-    assert tables.distinct_methods(rows, ('raw', 'lsc', 'min')) == [
+    assert estimates.distinct_methods(rows, ('raw', 'lsc', 'min')) == [
         'raw',
         'lsc',
     ]
@@ -202,17 +202,17 @@ class TestLoad:
   def test_missing_column_names_file_and_column(self, tmp_path):
     (tmp_path / 'joint.csv').write_text('method,seed\nraw,0\n')
     with pytest.raises(ValueError, match='joint.csv.*harmless.*kl.*learner'):
-      tables.load(str(tmp_path), 'joint.csv', also=['harmless'])
+      data.load(str(tmp_path), 'joint.csv', also=['harmless'])
 
   def test_table_without_rows_is_an_error_unless_optional(self, tmp_path):
     (tmp_path / 'joint.csv').write_text(
         'method,learner,seed,kl,helpful,harmless\n'
     )
     with pytest.raises(ValueError, match='no rows'):
-      tables.load(str(tmp_path), 'joint.csv')
-    assert not len(tables.load(str(tmp_path), 'joint.csv', optional=True))
+      data.load(str(tmp_path), 'joint.csv')
+    assert not len(data.load(str(tmp_path), 'joint.csv', optional=True))
 
   def test_absent_table(self, tmp_path):
     with pytest.raises(FileNotFoundError):
-      tables.load(str(tmp_path), 'joint.csv')
-    assert not len(tables.load(str(tmp_path), 'joint.csv', optional=True))
+      data.load(str(tmp_path), 'joint.csv')
+    assert not len(data.load(str(tmp_path), 'joint.csv', optional=True))

@@ -54,7 +54,7 @@ def responses(*, seeds=(0, 1)) -> pd.DataFrame:
 
 def write_values(figures_dir: str) -> None:
   """Hover values of every figure beside its picture, unless they are there."""
-  for name in make.NAMES:
+  for name in make.FIGURES:
     csv, values = (
         os.path.join(figures_dir, f'{name}.{e}') for e in ('csv', 'json')
     )

@@ -6,11 +6,12 @@ import os
 import re
 import shutil
 
+import jinja2
 import pandas as pd
 import pytest
 
 from rlhf_jax.figures import make, words
-from rlhf_jax.report import page, report, responses
+from rlhf_jax.report import comparisons, page, report, responses
 from tests.report import pages
 
 _VOID = {'meta', 'img', 'br', 'hr', 'link'}
@@ -69,6 +70,29 @@ def beside(workdir):
   )
 
 
+def _render(**content):
+  """A page of nothing but `content`."""
+  nothing = comparisons.Listing('', [], 0)
+  empty = dict(
+      title='',
+      opening=[],
+      first=[],
+      others=[],
+      is_sampled=False,
+      num_repeats=1,
+      unit='seeds',
+      kl='2',
+      summary=comparisons.Summary([], page.Table([], []), False, [], nothing),
+      curves=[],
+      learners=None,
+      pairwise=None,
+      responses=[],
+      config=None,
+      environment=None,
+  )
+  return page.render(**empty | content)
+
+
 class TestReport:
 
   def test_has_every_section(self, written):
@@ -83,7 +107,7 @@ class TestReport:
         'uncertainty',
         'config',
         'environment',
-        *make.NAMES,
+        *make.FIGURES,
     }
     links = {v[1:] for t, k, v in checker.attributes if (t, k) == ('a', 'href')}
     assert links <= ids
@@ -98,17 +122,17 @@ class TestReport:
     assert not {'link', 'iframe', 'base', 'object'} & set(checker.tags)
     assert 'url(' not in text and '@import' not in text
     assert 'fetch(' not in text and 'XMLHttpRequest' not in text
-    assert checker.tags.count('img') == len(make.NAMES)
+    assert checker.tags.count('img') == len(make.FIGURES)
 
   def test_tables_beside_it_are_linked(self, beside):
     links = {v for t, k, v in beside[1].attributes if (t, k) == ('a', 'href')}
     files = {v for v in links if not v.startswith('#')}
-    assert files == {f'figures/{name}.csv' for name in make.NAMES}
+    assert files == {f'figures/{name}.csv' for name in make.FIGURES}
 
   def test_every_figure_has_its_command_and_values(self, beside):
     text = ' '.join(beside[1].words)
     ids = {v for _, k, v in beside[1].attributes if k == 'id'}
-    for name in make.NAMES:
+    for name in make.FIGURES:
       assert f"('{name}',))" in text
       assert f'{name}-values' in ids
 
@@ -161,6 +185,7 @@ class TestReport:
     text = ' '.join(_parse(out)[1].words)
     assert 'No figure was made' in text
     assert 'No config.json was written' in text
+    assert 'No responses were kept' in text
     assert os.listdir(tmp_path).count('report.html') == 1
     assert not [n for n in os.listdir(tmp_path) if n.endswith('.partial')]
 
@@ -200,34 +225,42 @@ class TestResponses:
     with pytest.raises(ValueError, match='draw'):
       responses.load(str(tmp_path))
 
-  def test_no_file_is_said(self, tmp_path):
-    assert 'No responses were kept' in responses.section(str(tmp_path))
+  def test_no_file_is_no_property(self, tmp_path):
+    assert responses.tree(responses.load(str(tmp_path))) == []
 
 
 class TestPage:
 
-  def test_escapes_text_and_attributes_once(self):
-    got = page.tag('p', 'a < b & "c"', page.tag('i', '>'), title='"x"')
-    assert got == (
-        '<p title="&quot;x&quot;">a &lt; b &amp; &quot;c&quot;<i>&gt;</i></p>'
+  def test_escapes_text_and_attributes_once(self, written):
+    figure = report.Figure(
+        name='F1',
+        title='"x" & y',
+        picture='data:image/png;base64,',
+        caption=['a < b & "c"', '<i>'],
+        link='',
+        command='',
+        points=None,
     )
+    text = _render(first=[figure])
+    assert 'alt="F1: &#34;x&#34; &amp; y"' in text
+    assert 'a &lt; b &amp; &#34;c&#34;' in text
+    assert '<li>&lt;i&gt;</li>' in text
+
+  def test_a_variable_that_is_missing_is_an_error(self):
+    with pytest.raises(jinja2.UndefinedError):
+      page.render(title='x')
 
   def test_data_cannot_end_its_element(self):
     value = {'a': '</script><!-- & \u2028', 'b': [1, None]}
-    got = page.data('x"', value)
-    inner = re.fullmatch(
-        '<script type="application/json" id="x&quot;">(.*)</script>', got
-    )[1]
+    inner = page.embedded(value)
     assert not set('<>&\u2028') & set(inner)
     assert json.loads(inner) == value
     with pytest.raises(ValueError):
-      page.data('x', float('nan'))
+      page.embedded(float('nan'))
 
-  def test_attributes_with_a_dash(self):
-    assert page.tag('p', aria_label='a') == '<p aria-label="a"></p>'
-
-  def test_flat_table_names_nested_fields(self):
-    got = page.flat_table({'a': {'b': 1, 'c': {}}, 'd': [1, 2]})
+  def test_nested_fields_have_dotted_names(self):
+    tree = {'a': {'b': 1, 'c': {}}, 'd': [1, 2]}
+    got = _render(config=tree)
     assert re.findall(r'<code>(.*?)</code>', got) == [
         'a.b',
         '1',
@@ -236,6 +269,27 @@ class TestPage:
         'd',
         '[1, 2]',
     ]
+
+  def test_cells_have_classes_and_smaller_lines(self):
+    difference = page.Difference('+0.100', '[+0.050, +0.150]', 'better')
+    cell = page.Cell('0.5, 0.6', (difference, 'seeds'))
+    text = _render(pairwise=page.Table(['', 'wins'], [['a', cell]]))
+    assert (
+        '<td>a</td><td class="number">0.5, 0.6<small><span class="better">'
+        '+0.100 <span class="interval">[+0.050, +0.150]</span></span></small>'
+        '<small>seeds</small></td>'
+    ) in re.sub(r'\n', '', text)
+
+  def test_small_effects_are_counted_and_not_listed(self):
+    listing = comparisons.Listing('LSC worse than raw', ['a line'], 2)
+    rest = comparisons.Listing('LSC worse than raw at some KL', [], 1)
+    summary = comparisons.Summary(
+        [None], page.Table([], []), False, [listing], rest
+    )
+    text = _render(summary=summary)
+    assert 'LSC worse than raw: 3<' in text and 'at some KL: 1<' in text
+    assert '2 more smaller than 0.0005' in text
+    assert '<p>1 smaller than 0.0005' in text
 
 
 class TestWords:

@@ -10,103 +10,16 @@ what repeats: they take the place of seeds, and `unit` says so.
 """
 
 from collections.abc import Iterable, Sequence
-import os
 
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.evaluation import intervals, schema
+from rlhf_jax.evaluation import intervals
+from rlhf_jax.figures import data, names
 
-PROPERTIES = ('helpful', 'harmless', 'both')
-JUDGES = ('evaluator', 'second_evaluator', 'gold', 'reward_model', 'none')
-MATCHED_KL = 2.0
-# Of text, whose optima are known from a few samples of each prompt.
-SAMPLED_KL = 1.0
-# Learners that are the optima of an objective on a grid of KL: of listed
-# responses, or of samples reweighted.
-GRIDS = ('exact', 'offline')
 AREA = (0.25, 3.0)
 _SAME = 5e-4  # curves nearer than this at every KL are one method
-
-
-class NoRows(ValueError):
-  """A table has nothing of what a figure shows."""
-
-
-def load(
-    evaluation_dir: str,
-    name: str,
-    *,
-    also: Sequence[str] = (),
-    optional: bool = False,
-) -> pd.DataFrame:
-  """The table `name` of an evaluation directory, its columns checked.
-
-  Columns are those of the schema, and those of `also`. An optional table that is not there, or holds no row, is an empty frame.
-  A column `family` is added where there is a `learner`: the learner without its
-  number, so that best_of_4 and best_of_16 are two points of one curve. A table
-  with a row for each prompt and `kind` of prompt is read by `_by_unit`.
-  """
-  path = os.path.join(evaluation_dir, name)
-  columns = schema.COLUMNS[name.removesuffix('.csv')]
-  if optional and (not os.path.exists(path) or not os.path.getsize(path)):
-    return pd.DataFrame(columns=[*columns, 'family'])
-  frame = pd.read_csv(path)
-  missing = {*columns, *also} - set(frame.columns)
-  if missing:
-    raise ValueError(f'{path}: no column {sorted(missing)}.')
-  if not len(frame) and not optional:
-    raise NoRows(f'{path}: no rows.')
-  if 'learner' in frame:
-    learner = frame['learner'].astype(str)
-    frame['family'] = learner.str.replace(r'_\d+$', '', regex=True)
-    # The SFT policy has no method; one name lets it be found as a curve is.
-    frame.loc[frame['family'] == 'sft', 'method'] = 'sft'
-  return _by_unit(frame) if {'prompt', 'kind'} <= set(frame) else frame
-
-
-def _by_unit(frame: pd.DataFrame) -> pd.DataFrame:
-  """Rows by what repeats: the prompts of a single seed, else means of seeds.
-
-  Rows of one seed get their prompt as `seed`, 'prompts' as `unit`, and the KL of
-  their policy, the mean over prompts: curves are of policies. Those of
-  several become means over prompts; draws without a `value` stay as they are.
-  """
-  if frame['seed'].nunique() == 1:
-    policy = ['property', 'method', 'learner', 'kl_coef']
-    policy = [c for c in policy if c in frame]
-    kl = frame.groupby(policy, dropna=False)['kl'].transform('mean')
-    return frame.assign(seed=frame['prompt'], kl=kl, unit='prompts')
-  if 'value' not in frame:
-    return frame.assign(unit='seeds')
-  by = [c for c in frame if c not in ('prompt', 'kind', 'kl', 'value')]
-  means = frame.groupby(by, sort=False, dropna=False)[['kl', 'value']].mean()
-  return means.reset_index().assign(unit='seeds')
-
-
-def unit(frame: pd.DataFrame) -> str:
-  """What intervals are over: seeds or prompts."""
-  if 'unit' not in frame or not len(frame):
-    return 'seeds'
-  found = frame['unit'].dropna()
-  return found.iloc[0] if len(found) else 'seeds'
-
-
-def grid_family(frame: pd.DataFrame) -> str:
-  """Which of GRIDS the rows have; a study has one kind."""
-  return 'offline' if (frame['family'] == 'offline').any() else 'exact'
-
-
-def matched_kl(frame: pd.DataFrame) -> float:
-  """The KL at which the methods of a table are compared."""
-  return SAMPLED_KL if grid_family(frame) == 'offline' else MATCHED_KL
-
-
-def present(frame: pd.DataFrame, column: str, order: Sequence[str]) -> list:
-  """Values of `column`, those of `order` first and in that order."""
-  values = list(dict.fromkeys(frame[column]))
-  known = [v for v in order if v in values]
-  return known + [v for v in values if v not in known]
+_NUM_RESAMPLES = 2_000
 
 
 def interval(values: Iterable[float]) -> dict[str, float]:
@@ -120,22 +33,6 @@ def interval(values: Iterable[float]) -> dict[str, float]:
   }
 
 
-def select(
-    results: pd.DataFrame, *, property: str, metric: str, judge: str | None
-) -> pd.DataFrame:
-  """Rows of one metric of one property. judge None: of its only judge.
-
-  Metrics that nobody judges (lengths, shares of list markers) carry whatever
-  the evaluation wrote as their judge; the first of JUDGES that is there counts.
-  """
-  rows = results[
-      (results['property'] == property) & (results['metric'] == metric)
-  ]
-  if judge is None and len(rows):
-    judge = present(rows, 'judge', JUDGES[::-1])[0]
-  return rows[rows['judge'] == judge]
-
-
 def _strength(rows: pd.DataFrame) -> pd.Series:
   """What rows of different seeds share along a curve of one family and method.
 
@@ -146,7 +43,7 @@ def _strength(rows: pd.DataFrame) -> pd.Series:
   family = rows['family'].iloc[0]
   if family == 'sft':
     return rows['kl'] * 0.0
-  if family in GRIDS:
+  if family in names.GRIDS:
     return rows['kl'].round(3)
   if family == 'best_of':
     return rows['learner'].str.extract(r'(\d+)$')[0].astype(float)
@@ -174,9 +71,9 @@ def summarize(rows: pd.DataFrame, *, value: str = 'value') -> pd.DataFrame:
       )
     seeds = curve['seed'].nunique()
     for strength, point in curve.groupby('strength'):
-      if family in GRIDS and len(point) < seeds:
+      if family in names.GRIDS and len(point) < seeds:
         continue
-      kl = strength if family in GRIDS else point['kl'].mean()
+      kl = strength if family in names.GRIDS else point['kl'].mean()
       out.append(
           {'family': family, 'method': method, 'strength': strength, 'kl': kl}
           | interval(point[value])
@@ -190,10 +87,10 @@ def levels(
     property: str,
     metric: str,
     judge: str | None,
-    families: Sequence[str] = ('sft', *GRIDS, 'ppo', 'rloo', 'best_of'),
+    families: Sequence[str] = ('sft', *names.GRIDS, 'ppo', 'rloo', 'best_of'),
 ) -> pd.DataFrame:
   """The curves of one panel: `summarize`, labelled with what was measured."""
-  rows = select(results, property=property, metric=metric, judge=judge)
+  rows = data.select(results, property=property, metric=metric, judge=judge)
   rows = rows[rows['family'].isin(families)]
   if not len(rows):
     return pd.DataFrame()
@@ -202,7 +99,7 @@ def levels(
       property=property,
       metric=metric,
       judge=rows['judge'].iloc[0],
-      unit=unit(rows),
+      unit=data.unit(rows),
   )
 
 
@@ -218,7 +115,7 @@ def seed_values(
   out = {}
   for seed, curve in rows.groupby('seed'):
     curve = curve.sort_values('kl')
-    kl = curve['kl'].round(3) if family in GRIDS else curve['kl']
+    kl = curve['kl'].round(3) if family in names.GRIDS else curve['kl']
     out[seed] = np.interp(kls, kl, curve['value'], left=np.nan, right=np.nan)
   return pd.DataFrame.from_dict(out, orient='index', columns=list(kls))
 
@@ -236,11 +133,11 @@ def differences(
 ) -> pd.DataFrame:
   """Method minus baseline at equal KL, paired within seeds, with its interval.
 
-  family None: the optima, of GRIDS. kls None: every KL of their grid. A KL that
+  family None: the optima, of names.GRIDS. kls None: every KL of their grid. A KL that
   some seed of either method does not reach is left out.
   """
-  rows = select(results, property=property, metric=metric, judge=judge)
-  grid = grid_family(rows)
+  rows = data.select(results, property=property, metric=metric, judge=judge)
+  grid = data.grid(rows)
   if kls is None:
     kls = sorted(rows[rows['family'] == grid]['kl'].round(3).unique())
   family = family or grid
@@ -270,7 +167,7 @@ def differences(
       property=property,
       metric=metric,
       judge=rows['judge'].iloc[0],
-      unit=unit(rows),
+      unit=data.unit(rows),
   )
 
 
@@ -280,12 +177,12 @@ def distinct_methods(rows: pd.DataFrame, order: Sequence[str]) -> list[str]:
   With one property the minimum of centered rewards is the raw reward, and one
   method counted twice would look like two that always agree.
   """
-  exact = rows[rows['family'] == grid_family(rows)]
+  exact = rows[rows['family'] == data.grid(rows)]
   wide = exact.assign(kl=exact['kl'].round(3)).pivot(
       index=['judge', 'seed', 'kl'], columns='method', values='value'
   )
   kept = []
-  for method in present(exact, 'method', order):
+  for method in data.present(exact, 'method', order):
     gaps = [(wide[method] - wide[k]).abs() for k in kept]
     if not any(g.notna().any() and g.max() < _SAME for g in gaps):
       kept.append(method)
@@ -307,8 +204,8 @@ def area_difference(
 
   paired within seeds; empty unless every seed of both covers the range.
   """
-  rows = select(results, property=property, metric=metric, judge=judge)
-  family = grid_family(rows)
+  rows = data.select(results, property=property, metric=metric, judge=judge)
+  family = data.grid(rows)
   exact = rows[rows['family'] == family]
   kls = sorted(exact['kl'].round(3).unique())
   kls = [k for k in kls if AREA[0] <= k <= AREA[1]]
@@ -327,40 +224,69 @@ def area_difference(
   return interval(np.trapezoid(gap, kls, axis=1) / (kls[-1] - kls[0]))
 
 
-def at_kl(
-    frame: pd.DataFrame, kl: float = MATCHED_KL, within: float = 0.05
-) -> pd.DataFrame:
-  """Rows within `within` nats of a KL; the KL of a grid is not exact."""
-  return frame[(frame['kl'] - kl).abs() <= within]
+def bootstrap(
+    prompt_values: pd.DataFrame,
+    *,
+    property: str,
+    metric: str,
+    judge: str | None,
+    method: str,
+    baseline: str | None = None,
+    learner: str = 'exact',
+    num_resamples: int = _NUM_RESAMPLES,
+) -> dict[str, float]:
+  """Mean with a 95% interval over seeds and over the prompts within them.
 
-
-def matched(frame: pd.DataFrame, *, what: str) -> pd.DataFrame:
-  """Rows at the matched KL; NoRows, with the KLs there are, when there is none.
-
-  Figures compare at MATCHED_KL whatever evaluate.matched_kl of the study was.
+  A hierarchical bootstrap: seeds are redrawn, then prompts within each, so it
+  answers for other prompts as well. With a baseline, of the difference on the
+  same prompt and seed. Empty where prompt_values.csv has no such policy. Its
+  random seed is fixed, so that a report can be made again.
   """
-  rows = at_kl(frame)
-  if not len(rows):
-    kls = ', '.join(f'{kl:g}' for kl in sorted(frame['kl'].round(2).unique()))
-    raise NoRows(
-        f'No rows for {what}: it is shown at KL {MATCHED_KL:g}, and its table'
-        f' has KL {kls or "of no row"}.'
-    )
-  return rows
+  rows = data.select(
+      prompt_values, property=property, metric=metric, judge=judge
+  )
+  rows = rows[rows['learner'] == learner]
+  wide = rows.pivot(
+      index=['seed', 'prompt'], columns='method', values='value'
+  ).sort_index()
+  methods = [method] if baseline is None else [method, baseline]
+  if not set(methods) <= set(wide.columns):
+    return {}
+  wide = wide[methods].dropna()
+  values = wide[method] if baseline is None else wide[method] - wide[baseline]
+  by_seed = [group.to_numpy() for _, group in values.groupby(level='seed')]
+  if not by_seed:
+    return {}
+  estimate = intervals.hierarchical_bootstrap(
+      by_seed, num_resamples=num_resamples, seed=0
+  )
+  return {
+      'mean': float(estimate.mean),
+      'low': float(estimate.low),
+      'high': float(estimate.high),
+      'num_seeds': len(by_seed),
+  }
 
 
-def in_all_seeds(values: pd.Series) -> bool:
-  """Whether one value a seed is there for every seed, and there are seeds.
+def over_prompts(fn, by_seed: list[np.ndarray], unit: str) -> dict[str, float]:
+  """A statistic of prompts with its 95% interval over seeds, or over prompts.
 
-  A mean over those seeds that happen to reach a KL is of other seeds than the
-  means beside it.
+  Over the prompts of a single seed, by the bootstrap: 2.5% and 97.5% quantiles
+  of `fn` of the prompts redrawn, with a random seed that is fixed.
   """
-  return bool(len(values) and values.notna().all())
-
-
-def concat(parts: Sequence[pd.DataFrame], *, what: str) -> pd.DataFrame:
-  """The parts of a figure as one table; NoRows when there is none."""
-  parts = [p for p in parts if len(p)]
-  if not parts:
-    raise NoRows(f'No rows for {what}.')
-  return pd.concat(parts, ignore_index=True)
+  if unit == 'seeds':
+    return interval([fn(v) for v in by_seed])
+  (values,) = by_seed
+  rng = np.random.default_rng(0)
+  num = len(values)
+  drawn = [
+      fn(values[rng.integers(num, size=num)]) for _ in range(_NUM_RESAMPLES)
+  ]
+  low, high = np.quantile(drawn, (0.025, 0.975))
+  return {
+      'mean': float(fn(values)),
+      'low': float(low),
+      'high': float(high),
+      'num_seeds': num,
+      'unit': unit,
+  }
