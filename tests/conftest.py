@@ -2,12 +2,15 @@
 
 import os
 import pathlib
+import sys
 import tempfile
 
 from absl import flags
 import jax
 import pytest
 
+# As in scripts, configs import each other by name.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'configs'))
 flags.FLAGS.mark_as_parsed()  # for absltest.create_tempdir under pytest
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -23,9 +26,9 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 @pytest.fixture(scope='module', autouse=True)
 def _room_for_programs():
   """A process of the tests compiles thousands, more than it can hold."""
-  from rlhf_jax.launch import scheduler
+  from rlhf_jax import programs
 
-  scheduler.free_programs()
+  programs.free()
 
 
 @pytest.fixture(scope='session')

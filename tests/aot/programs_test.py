@@ -17,6 +17,7 @@ from rlhf_jax.models import lm
 from rlhf_jax.models.config import LMConfig
 from rlhf_jax.models.hf import config as hf_config
 from rlhf_jax.study.errors import ConfigError
+from tests import configs_test
 from tests.stages import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -37,11 +38,7 @@ SHAPE = LMConfig(
 
 
 def _config(name, variant='tiny'):
-  sys.path.insert(0, str(PAPER))
-  try:
-    return importlib.import_module(name).get_config(variant)
-  finally:
-    sys.path.remove(str(PAPER))
+  return configs_test.load(PAPER / f'{name}.py').get_config(variant)
 
 
 def _shape(name):

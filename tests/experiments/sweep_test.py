@@ -13,11 +13,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 _POLICIES = ('both_raw_ppo_1.05', 'both_lsc_ppo_0.6', 'both_lsc_rloo_0.6')
 _CONFIG = '''
 """The tiny study, and what its sweep lists."""
-import sys
-
-sys.path[:0] = [{stages!r}, {configs!r}]
 import base
-import tiny
+from tests.stages import tiny
 
 get_config = tiny.get_config
 
@@ -29,11 +26,7 @@ def sweep():
 
 def config_file(path, more=()):
   """Writes the config of a sweep over the tiny study's policies and `more`."""
-  folders = {
-      'stages': os.path.join(ROOT, 'tests', 'stages'),
-      'configs': os.path.join(ROOT, 'configs'),
-  }
-  path.write_text(_CONFIG.format(more=list(more), **folders))
+  path.write_text(_CONFIG.format(more=list(more)))
   return str(path)
 
 

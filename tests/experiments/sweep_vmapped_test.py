@@ -11,17 +11,14 @@ from tests.stages import study
 
 _CONFIG = '''
 """Two policies that one program trains, and one of its own."""
-import sys
-
-sys.path[:0] = [{stages!r}, {configs!r}]
 import base
-import tiny
+from tests.stages import tiny
 
 
 def get_config():
   c = tiny.get_config()
   c.stages = ('data', 'sft', 'reward_model', 'references', 'policy')
-  c.regimes = {{}}
+  c.regimes = {}
   c.policy.sweep = (
       ('both', 'lsc', 'rloo', (0.3, 0.6)),
       ('both', 'raw', 'ppo', (1.05,)),
@@ -40,13 +37,7 @@ _ALONE = 'seed_0/policy/both_raw_ppo_1.05'
 
 def test_told_to_leave_and_resumed(zygote, finished_study, tmp_path):
   config, workdir = tmp_path / 'c.py', tmp_path / 'study'
-  folders = {n: os.path.join(sweep_test.ROOT, n) for n in ('configs', 'tests')}
-  config.write_text(
-      _CONFIG.format(
-          configs=folders['configs'],
-          stages=os.path.join(folders['tests'], 'stages'),
-      )
-  )
+  config.write_text(_CONFIG)
   study.copy(finished_study, str(workdir), without='seed_0/policy')
   os.remove(workdir / 'config.json')  # of a study with other policies
   args = (

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rlhf_jax.launch import scheduler
+from rlhf_jax import programs
 
 
 def _mappings() -> int:
@@ -20,13 +20,13 @@ def test_programs_are_dropped_when_they_hold_too_many_mappings():
   x = jnp.arange(7.0)
   want = [float(fn(x)) for fn in fns]
   before = _mappings()
-  assert not scheduler.free_programs(most=before + 1)
+  assert not programs.free(most=before + 1)
   assert fns[0]._cache_size() == 1
-  assert scheduler.free_programs(most=before - 1)
+  assert programs.free(most=before - 1)
   assert fns[0]._cache_size() == 0
   assert _mappings() < before
   assert [float(fn(x)) for fn in fns] == want
 
 
 def test_by_default_half_of_the_limit_is_kept():
-  assert not scheduler.free_programs()  # a test process is below it
+  assert not programs.free()  # a test process is below it

@@ -17,7 +17,6 @@ from rlhf_jax.models.hf import checkpoint as pretrained
 from rlhf_jax.stages import (
     data,
     policy,
-    policy_setup,
     references,
     reward_model,
     sft,
@@ -425,7 +424,7 @@ def test_a_policy_of_a_checkpoint(made, tmp_path, learner, how):
 def test_the_reference_policy_and_the_value_share_the_base(made, tmp_path, how):
   config, _ = start(made, tmp_path, **train('policy', how))
   base = toy.params()
-  trained, frozen, reference = policy_setup.initial(config, base, value=True)
+  trained, frozen, reference = policy.initial(config, base, value=True)
   pointers = lambda tree: {
       leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)
   }

@@ -1,4 +1,8 @@
-"""The flags that all scripts share, and the main function of a single stage."""
+"""The flags that all scripts share, and the errors that end them.
+
+Configs, those of forks included, import configs/ by name (`import base`): its folder
+is on the path of every script that imports this module.
+"""
 
 import os
 import sys
@@ -7,12 +11,12 @@ import typing
 
 from absl import app, flags, logging
 from ml_collections import config_flags
-import tqdm
 
-from rlhf_jax import preemption, processes
-from rlhf_jax.launch import execute, scheduler
-from rlhf_jax.study import validate
+from rlhf_jax import processes
 
+sys.path.insert(
+    0, os.path.join(os.path.dirname(os.path.dirname(__file__)), 'configs')
+)
 # The flags defined below are those of the script that asks for them: of its --help.
 flags.disclaim_key_flags()
 _PROCESSES = ('distributed', 'coordinator', 'num_processes', 'process_id')
@@ -130,43 +134,3 @@ def fail(error: BaseException) -> typing.NoReturn:
   if processes.count() > 1:
     processes.leave(error)
   sys.exit(f'error: {error} (--verbosity=1 shows where)')
-
-
-def run(stage):
-  """Runs a script whose main program is `stage`."""
-  app.run(define(stage), flags_parser=parse_flags)
-
-
-def define(stage):
-  """Defines its flags, and returns `main` running `stage`."""
-  study = study_flags()
-  process_flags()
-
-  def main(argv):
-    if len(argv) > 1:
-      raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
-    preemption.install()
-    scheduler.use_cache(study.cache.value)
-    name = stage.__name__.rsplit('.', maxsplit=1)[-1]
-    try:
-      start_processes()
-      validate.validate(study.config.value)
-      hidden = not processes.is_main()
-      with tqdm.tqdm(desc=name, dynamic_ncols=True, disable=hidden) as bar:
-
-        def progress(done, total):
-          bar.total = total
-          bar.update(done - bar.n)
-
-        ran = execute.execute(
-            stage,
-            study.config.value,
-            study.workdir.value,
-            progress,
-            overwrite=study.overwrite.value,
-        )
-    except (Exception, KeyboardInterrupt) as e:
-      fail(e)
-    print(f'{name}: {"done" if ran else "was done already"}')
-
-  return main
