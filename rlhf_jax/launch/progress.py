@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 import statistics
 import sys
 import time
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import tqdm
 
@@ -23,6 +23,7 @@ FAILED, STOPPED, NOT_RUN = 'failed', 'stopped', 'not run'
 _BAD = (FAILED, STOPPED, NOT_RUN)
 
 
+@runtime_checkable
 class Unit(Protocol):
   """A task of a study, or a job of a sweep."""
 
@@ -171,7 +172,7 @@ class Board:
     """Seconds that a unit takes: the median of its kind, or a first guess."""
     if unit.kind in self._seconds:  # the first of a kind also compiles
       return statistics.median(self._seconds[unit.kind])
-    return sum(graph.seconds(*kind) for kind in unit.kind)
+    return sum((graph.seconds(*kind) for kind in unit.kind), start=0.0)
 
   def _left(self) -> float:
     """Seconds until all is done, if every worker is always busy."""

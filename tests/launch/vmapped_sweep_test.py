@@ -16,12 +16,12 @@ _SWEEP = (
 )
 
 
-def _jobs(workdir, sweep=_SWEEP, seeds=(0,), more=()):
+def _jobs(workdir, listed=_SWEEP, seeds=(0,), more=()):
   config = tiny.get_config()
   config.stages = shared.get_config().stages
   config.regimes = {}
   config.seeds = config.policy_seeds = seeds
-  config.policy.sweep = sweep
+  config.policy.sweep = listed
   runs = tiny.base.policy_runs(config) + list(more)
   return [
       job
@@ -31,13 +31,13 @@ def _jobs(workdir, sweep=_SWEEP, seeds=(0,), more=()):
 
 
 def test_groups_differ_in_kl_coef_alone():
-  sweep = (
+  listed = (
       ('both', 'lsc', 'rloo', (0.1, 0.2)),
       ('both', 'raw', 'rloo', (0.1, 0.2)),
       ('both', 'lsc', 'ppo', (0.1,)),
       ('both', 'lsc', 'rloo', (0.3,)),
   )
-  jobs = _jobs('/w', sweep, seeds=(0, 1), more=[{'sft.num_epochs': 3}])
+  jobs = _jobs('/w', listed, seeds=(0, 1), more=[{'sft.num_epochs': 3}])
   runs = [job for job in jobs if job.tasks[0].stage == 'policy']
   found = [[j.name for j in g] for g in vmapped.groups(jobs, None)]
   assert sorted(name for names in found for name in names) == sorted(
