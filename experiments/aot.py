@@ -70,7 +70,7 @@ _COLUMNS = (
 
 
 def analyse(program: programs.Program, chip: chips.Chip, num_devices: int):
-  """Compiles it; everything that is printed of it."""
+  """Compiles a program; returns the numbers of its row."""
   row = costs.cost_of(program, num_devices)
   limits = chips.seconds(
       chip,
@@ -89,7 +89,7 @@ def analyse(program: programs.Program, chip: chips.Chip, num_devices: int):
 
 
 def faults(row: dict, chip: chips.Chip, whole: float) -> list[str]:
-  """What is wrong with a program, and what to change.
+  """The reasons why a program cannot run so, each with a remedy.
 
   Args:
     row: of `analyse`.

@@ -79,7 +79,7 @@ def launch(config, workdir: str) -> None:
 
 
 def _workers(config) -> int:
-  """How many processes run the tasks of this one; 0: it does so itself."""
+  """The number of worker processes; 0 if this one runs the tasks."""
   if _WORKERS.value == 0:
     return 0
   if why := study_flags.why_one_process(config):

@@ -22,7 +22,7 @@ study_flags.process_flags()
 
 
 def run(name: str) -> bool:
-  """Runs a stage with a progress bar; True if it was not done before."""
+  """Runs a stage with a progress bar; returns whether it was not done before."""
   study_flags.start_processes()
   config = _STUDY.config.value
   validate.validate(config)

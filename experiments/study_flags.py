@@ -23,7 +23,7 @@ _PROCESSES = ('distributed', 'coordinator', 'num_processes', 'process_id')
 
 
 class StudyFlags(typing.NamedTuple):
-  """What to run, and where its output goes."""
+  """The flags of a study: its config, its folder, and how to treat both."""
 
   config: flags.FlagHolder
   workdir: flags.FlagHolder
@@ -98,7 +98,7 @@ def is_one_of_several() -> bool:
 
 
 def why_one_process(config) -> str:
-  """Why no two processes may run tasks of their own side by side; '' if they may."""
+  """The reason why one process must run all tasks; '' if there is none."""
   if is_one_of_several() or set(config.mesh.values()) != {1}:
     return (
         'with --distributed, or a config.mesh of more than one device, every task'
@@ -111,7 +111,7 @@ def why_one_process(config) -> str:
 
 
 def start_processes() -> None:
-  """Joins the other processes, if there are any; the main one alone talks."""
+  """Joins the other processes, if there are any; the main one alone prints."""
   if not is_one_of_several():
     return
   processes.start(*(flags.FLAGS[name].value for name in _PROCESSES[1:]))

@@ -75,7 +75,7 @@ _WAIT = flags.DEFINE_bool('wait', True, 'slurm: wait; --nowait only submits.')
 
 
 def _runs(flag) -> list[dict]:
-  """What the `sweep` of the config's file returns for its variant."""
+  """The runs that `sweep` of the config's file lists for its variant."""
   path, _, variant = config_flags.get_config_filename(flag).partition(':')
   module = runpy.run_path(path)
   if 'sweep' not in module:
@@ -112,7 +112,7 @@ def _slurm(board, workdir) -> None:
 
 
 def _slots(studies) -> int:
-  """How many jobs run at once here."""
+  """The number of jobs at once on this machine."""
   why = next(
       filter(None, (study_flags.why_one_process(s.config) for s in studies)), ''
   )
@@ -122,7 +122,7 @@ def _slots(studies) -> int:
 
 
 def launch(config, workdir: str) -> int:
-  """Runs the sweep; the exit code."""
+  """Runs the sweep; returns the exit code."""
   studies = sweep.studies(config, _runs(flags.FLAGS['config']))
   jobs = [job for study in studies for job in sweep.jobs(study, workdir)]
   board = sweep.make_board(jobs)

@@ -1,4 +1,4 @@
-"""The tasks of a study: which stages, on what, after which others.
+"""The tasks of a study: stages with their overrides, and the order they need.
 
 ROWS has one row for each stage: everything that the launcher knows of it.
 """
@@ -51,23 +51,23 @@ class Task:
 
   @property
   def is_of_policy(self) -> bool:
-    """Whether it is about one policy: its training, responses or verdicts."""
+    """Whether the task trains, samples or judges one policy."""
     return any(path.startswith('policy.') for path in self.overrides)
 
   @property
   def kind(self) -> tuple[tuple[str, bool], ...]:
-    """((stage, whether in a regime),): tasks of a kind take as long."""
+    """((stage, whether in a regime),); tasks of one kind take about as long."""
     return ((self.stage, 'regime' in self.overrides),)
 
 
 def once(config: ml_collections.ConfigDict) -> Iterator[Overrides]:
-  """The one task of a stage that runs once for each seed."""
+  """Yields one task: that of a stage which runs once for each seed."""
   del config
   yield {}
 
 
 def each_model(config: ml_collections.ConfigDict) -> Iterator[Overrides]:
-  """A task for each reward model, and for each held-out evaluator."""
+  """Yields a task for each reward model and each held-out evaluator."""
   for role in ('reward_model', *config.judges):
     for reward in config.rewards:
       learned = config.scorers.get(reward, 'learned') == 'learned'
@@ -76,20 +76,20 @@ def each_model(config: ml_collections.ConfigDict) -> Iterator[Overrides]:
 
 
 def each_policy(config: ml_collections.ConfigDict) -> Iterator[Overrides]:
-  """A task for each policy, on the seeds that have policies."""
+  """Yields a task for each policy, on the seeds that have policies."""
   if config.seed in config.policy_seeds:
     for run in configs.policies(config):
       yield {f'policy.{k}': v for k, v in run.items()}
 
 
 def each_property(config: ml_collections.ConfigDict) -> Iterator[Overrides]:
-  """A task for each property."""
+  """Yields a task for each property."""
   for name in config.properties:
     yield {'evaluate.property': name}
 
 
 def sft_and_policies(config: ml_collections.ConfigDict) -> Iterator[Overrides]:
-  """A task for the SFT policy, and one for each policy."""
+  """Yields a task for the SFT policy, and one for each trained policy."""
   yield {}
   for overrides in each_policy(config):
     yield overrides | {'samples.of': 'policy'}
@@ -212,7 +212,7 @@ def tasks(config: ml_collections.ConfigDict) -> list[Task]:
 
 
 class _Graph:
-  """Tasks as they are added."""
+  """The tasks that have been added so far."""
 
   def __init__(self, config: ml_collections.ConfigDict):
     needs = {name: row.needs for name, row in ROWS.items()}
@@ -261,7 +261,7 @@ class _Graph:
 
 
 def _scope(row: Stage, at: Overrides, overrides: Overrides) -> Overrides:
-  """What tasks that need one another have in common, as far as each has it."""
+  """The regime, seed, property and policy of a task, as far as it has them."""
   scope = dict(at)
   if row.of == 'regimes':
     scope['regime'] = at.get('regime', '')
@@ -280,7 +280,7 @@ def _folder(
     config: ml_collections.ConfigDict,
     overrides: Overrides,
 ) -> str:
-  """The folder of a task; copies of the config would take most of the time.
+  """The folder of a task, found without a copy of the config, which is slow.
 
   Args:
     stage: the module of the stage.

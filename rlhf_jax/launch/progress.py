@@ -33,7 +33,7 @@ class Unit(Protocol):
 
 
 class _LiveLine:
-  """A line that is written over on a terminal; elsewhere one every 20 s."""
+  """A line that a terminal writes over; elsewhere, a line every 20 s."""
 
   def __init__(self):
     self._live = sys.stderr.isatty() and processes.is_main()

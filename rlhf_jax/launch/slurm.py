@@ -21,7 +21,7 @@ _GRACE_SECONDS = 900  # after which nobody is going to end the job
 
 
 class Attempt:
-  """What a job runs in each of its allocations; pickled by submitit."""
+  """The run of a job in one of its allocations; pickled by submitit."""
 
   def __init__(self, root, job, *, requeues, cache, overwrite):
     self._root, self._job, self._requeues = root, job, requeues
@@ -116,13 +116,13 @@ def _ids_path(root: str) -> str:
 
 
 def _ids(root: str) -> dict[str, str]:
-  """What SLURM calls the jobs that were submitted, by name."""
+  """SLURM's identifiers of the jobs that were submitted, by name."""
   path = _ids_path(root)
   return files.read_json(path, 'sweep') if os.path.exists(path) else {}
 
 
 def _queue() -> set[str] | None:
-  """What is pending or running; None if SLURM does not say."""
+  """Identifiers that are pending or running; None if SLURM does not answer."""
   command = ('squeue', '--me', '--noheader', '--array', '--format=%i')
   try:
     found = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -161,7 +161,7 @@ def submit(
     sbatch: list[str],
     **attempt: Any,
 ) -> None:
-  """Puts what is not done into the queue, unless it is there already.
+  """Submits the jobs that are neither done nor in the queue already.
 
   Args:
     root: the working directory of the sweep, shared by all nodes.
@@ -236,7 +236,7 @@ def wait(root: str, board: progress.Board) -> None:
 
 
 def _gone(root: str, name: str, status: dict[str, Any]) -> tuple[str, str]:
-  """What became of a job that is in the queue no more and said nothing."""
+  """The state of a job that left the queue without a status, and the reason."""
   if status.get('state') == progress.STOPPED:
     return progress.STOPPED, f'at {status["task"]}'
   logs = os.path.join(root, 'sweep', 'slurm', f'{name}_0_log.err')

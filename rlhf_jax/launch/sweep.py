@@ -36,7 +36,7 @@ _LISTS = ('seeds', 'policy_seeds', 'policy.sweep')
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """A config and its folder in the working directory; '' is the directory."""
+  """A config and its folder below the working directory; '' for itself."""
 
   name: str
   config: ml_collections.ConfigDict
@@ -45,7 +45,7 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """Tasks of a study that one process runs, one after the other.
+  """Some tasks of a study, run by one process one after the other.
 
   Attributes:
     name: which no other job of the sweep has.
@@ -63,11 +63,11 @@ class Job:
 
   @property
   def kind(self) -> tuple[tuple[str, bool], ...]:
-    """The kinds of its tasks: jobs of a kind take as long."""
+    """The kinds of its tasks; jobs of one kind take about as long."""
     return tuple(kind for task in self.tasks for kind in task.kind)
 
   def is_done(self) -> bool:
-    """Whether all outputs are there."""
+    """Whether the outputs of all its tasks are there."""
     config = ml_collections.ConfigDict(self.config).lock()
     return all(
         execute.is_done(
@@ -110,7 +110,7 @@ def studies(
 
 
 def _word(value: Any) -> str:
-  """`value` in the name of a folder."""
+  """The form of `value` in the name of a folder."""
   return re.sub(r'[^\w.+-]+', '_', f'{value}').strip('_')
 
 
@@ -136,7 +136,7 @@ def _split(config, overrides, where):
 
 
 def _get(config, path, where):
-  """The field `path`."""
+  """The value of the field `path`; raises ConfigError if there is none."""
   for part in path.split('.'):
     known = config if isinstance(config, ml_collections.ConfigDict) else ()
     if part not in known:
@@ -218,7 +218,7 @@ def jobs(study: Study, workdir: str) -> list[Job]:
 
 
 def make_board(jobs: Sequence[Job]) -> progress.Board:
-  """The board of jobs, with what is done already."""
+  """The board of jobs, with those that are done already."""
   return progress.Board(jobs, done={job.name for job in jobs if job.is_done()})
 
 
@@ -255,7 +255,7 @@ def run_local(
 def run_logged(
     root: str, job: Job, report: workers.Report, *, overwrite: bool
 ) -> bool:
-  """Runs a job; from now on all that this process prints goes into its log."""
+  """Runs a job, and sends all that this process prints to its log."""
   with open_log(root, job) as log:
     sys.stdout.flush()
     sys.stderr.flush()
@@ -267,7 +267,7 @@ def run_logged(
 def run(
     job: Job, log: TextIO, report: workers.Report, *, overwrite: bool
 ) -> bool:
-  """Runs the tasks of a job; True if any of them was not done before.
+  """Runs the tasks of a job; returns whether any was not done before.
 
   Args:
     job: what to run.

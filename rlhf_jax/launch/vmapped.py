@@ -30,7 +30,7 @@ from rlhf_jax.types import Progress
 def groups(
     jobs: Sequence[sweep.Job], most: int | None
 ) -> list[list[sweep.Job]]:
-  """Jobs whose policies one program trains, `most` at once; the others alone."""
+  """Groups of jobs whose policies one program trains, at most `most` in each."""
   found: dict[str, list[sweep.Job]] = {}
   for job in jobs:
     found.setdefault(_key(job), []).append(job)
@@ -43,7 +43,7 @@ def groups(
 
 
 def _key(job: sweep.Job) -> str:
-  """What jobs of a group have in common."""
+  """A key that is equal for the jobs of a group."""
   first = job.tasks[0]
   if first.stage != 'policy':
     return job.name
@@ -119,7 +119,7 @@ def _train(root, board, jobs, overwrite) -> None:
 
 
 def _reporter(board, jobs):
-  """A function that notes how far all `jobs` are, by default with their first task."""
+  """The `Report` of several jobs; their first tasks if no task is named."""
 
   def report(task, done, total):
     for job in jobs:
@@ -136,7 +136,7 @@ def execute_group(
     *,
     overwrite: bool = False,
 ) -> bool:
-  """`execute.execute` of several policies at once; True if any of them ran.
+  """Executes several policies at once; returns whether any of them ran.
 
   Those that are done are left out. The seconds of all, in done.json as in
   training.json, are shared out evenly.
@@ -226,7 +226,7 @@ def _loop(s: policy.Setup, outputs, states, start: int, report: Progress):
 
 @jax.jit
 def _stack(states):
-  """States of runs as one, with an axis more."""
+  """The states of runs as one, with one axis more."""
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
@@ -238,12 +238,12 @@ def _unstack(tree, *, num: int):
 
 
 def _vmapped(fn, in_axes, out_axes=0, donate=()):
-  """`fn` of several runs, jitted once for all groups."""
+  """The jitted form of `fn` for several runs, shared by all groups."""
   return programs.jit(jax.vmap, fn, in_axes, out_axes, donate=donate)
 
 
 def _grouped(s: policy.Setup, num: int) -> policy.Setup:
-  """`s` with the functions of `num` runs in place of one's.
+  """A copy of `s` with functions of `num` runs in place of one run.
 
   Responses of the reference policy are the same for all: drawn and scored once.
   """

@@ -44,7 +44,7 @@ def run_task(
     *,
     overwrite: bool,
 ) -> bool:
-  """Runs one task in this process; True if it was not done before."""
+  """Runs one task in this process; returns whether it was not done before."""
   from rlhf_jax import programs  # the launcher itself needs no jax
 
   programs.free()
@@ -123,7 +123,7 @@ def _work_on_task(config, workdir, overwrite, task, report) -> bool:
 
 
 def cores() -> list[int]:
-  """The cores this process may use, where the system tells."""
+  """The cores that this process may use; all, where the system does not tell."""
   if hasattr(os, 'sched_getaffinity'):
     return sorted(os.sched_getaffinity(0))
   return list(range(os.cpu_count() or 1))
@@ -193,7 +193,7 @@ class _Worker:
     self.pipe = self.process = self.unit = None
 
   def give(self, unit: progress.Unit) -> None:
-    """Has a unit run; ConnectionError if the process has died meanwhile."""
+    """Sends a unit to the process; ConnectionError if it has died meanwhile."""
     if self.process is None:
       context = multiprocessing.get_context('spawn')
       self.pipe, theirs = context.Pipe()
@@ -206,7 +206,7 @@ class _Worker:
     self.pipe.send(unit)
 
   def bury(self) -> int:
-    """The exit code of a process that has died; the next unit has a new one."""
+    """Forgets a process that has died; returns its exit code."""
     self.process.join()
     code = self.process.exitcode
     self.pipe.close()
@@ -315,7 +315,7 @@ class _Pool:
     self._board.set(unit, progress.FAILED, why)
 
   def _dead(self, worker: _Worker) -> None:
-    """Says what became of the unit of a worker whose process has ended."""
+    """Sets the state of the unit that a process was at when it ended."""
     unit, code = worker.unit, worker.bury()
     at = self._board.where(unit)
     if code in (preemption.EXIT_CODE, -signal.SIGTERM):
@@ -330,7 +330,7 @@ class _Pool:
     )
 
   def _stop(self) -> None:
-    """Passes on that it is time to leave, and waits until all have left."""
+    """Tells all processes to leave, and waits until they have."""
     while left := [
         w.process for w in self._workers if w.process and w.process.is_alive()
     ]:
