@@ -147,7 +147,7 @@ _DECLARATIONS = {
 
 
 def _documented(kind: str, entry):
-  """The object whose docstring has the equation of an entry."""
+  """What carries the equation of an entry."""
   if kind == 'learners':
     return sys.modules[entry.config_class.__module__]  # its docstring
   if kind == 'links':
