@@ -192,7 +192,7 @@ def jobs(study: Study, workdir: str) -> list[Job]:
   groups: dict[str, list[graph.Task]] = {}
   job_of: dict[str, str] = {}
   for task in tasks:
-    if task.is_of_policy:
+    if task.is_of_policy and after[task.name]:
       (group,) = after[task.name]
     elif after[task.name] or 'seed' not in task.overrides:
       group = 'finish'
