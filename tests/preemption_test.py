@@ -136,8 +136,7 @@ def test_launcher_passes_it_on(workers, long_study, zygote, tmp_path):
 
 _PEER = """
 import sys, time
-from rlhf_jax import processes
-from rlhf_jax.stages import preemption
+from rlhf_jax import preemption, processes
 
 port, index, where = sys.argv[1:]
 preemption.install()
