@@ -20,19 +20,16 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import metrics as metrics_lib
-from rlhf_jax import train_state
+from rlhf_jax import sharding, train_state
 from rlhf_jax.learners import ppo
 from rlhf_jax.models import adapters, heads
 from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.rewards.references import Reference
 from rlhf_jax.stages import policy_steps
 from rlhf_jax.study import (
-    inputs,
+    models,
     reward_functions,
     scorers,
-)
-from rlhf_jax.study import (
-    models as language_models,
 )
 from rlhf_jax.types import SamplingConfig
 
@@ -63,8 +60,8 @@ def _models(cfg, base):
   reward = heads.from_trunk(key, base, cfg, copy=copy)
   trained, frozen = {}, {}
   for name, params in (('policy', base), ('value', value)):
-    params = language_models.prepared(key, params, train)
-    trained[name], frozen[name] = language_models.split(params, train)
+    params = models.prepared(key, params, train)
+    trained[name], frozen[name] = models.split(params, train)
   return trained, frozen, base, reward
 
 
@@ -72,9 +69,7 @@ def make_iteration():
   """Returns `iteration(state, step) -> (state, metrics)`, and the first state."""
   base, cfg = measure.model(_MODEL.value, _DTYPE.value, frozen=_LORA.value)
   if _LORA.value:
-    cfg = dataclasses.replace(
-        cfg, lora_scale=language_models.scale_of(_train())
-    )
+    cfg = dataclasses.replace(cfg, lora_scale=models.scale_of(_train()))
   trained, frozen, ref_params, reward_params = _models(cfg, base)
   del base
   batch = _BATCH.value
@@ -147,7 +142,7 @@ def make_iteration():
     )
     return state, metrics | update_metrics
 
-  return iteration, inputs.committed(state)
+  return iteration, sharding.commit(state)
 
 
 def main(_):

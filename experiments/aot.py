@@ -16,6 +16,9 @@ import importlib.util
 import os
 import sys
 
+from rlhf_jax import files
+from rlhf_jax.study.errors import ConfigError
+
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to be asked
 os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nor one to be held
 # What it would otherwise ask a TPU's host for, and warn of.
@@ -33,7 +36,7 @@ import stage_main
 
 from rlhf_jax import sharding
 from rlhf_jax.aot import chips, costs, programs
-from rlhf_jax.study import common, validate
+from rlhf_jax.study import validate
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with its variant.', lock_config=True
@@ -115,7 +118,7 @@ def run(config, config_file: str) -> list[str]:
   chip = chips.chip_of(_TOPOLOGY.value)
   shape = costs.shape_of(config, config_file)
   if importlib.util.find_spec('libtpu') is None:
-    raise common.ConfigError(
+    raise ConfigError(
         "The TPU's compiler is not installed: pip install -e '.[tpu]'."
     )
   devices = topologies.get_topology_desc(
@@ -130,7 +133,7 @@ def run(config, config_file: str) -> list[str]:
   found = programs.build(config, shape, mesh, num_prompts=_NUM_PROMPTS.value)
   unknown = set(_PROGRAMS.value) - {p.name for p in found}
   if unknown:
-    raise common.ConfigError(
+    raise ConfigError(
         f'--programs: {sorted(unknown)} are none of'
         f' {[p.name for p in found]}.'
     )
@@ -165,7 +168,7 @@ def run(config, config_file: str) -> list[str]:
           f'  {c["largest"] / 1e6:9.1f} MB  {c["op"]}'
       )
   if _OUT.value:
-    common.write_json(_OUT.value, {'mesh': dict(mesh.shape), 'programs': rows})
+    files.write_json(_OUT.value, {'mesh': dict(mesh.shape), 'programs': rows})
   return wrong
 
 

@@ -15,8 +15,9 @@ from absl import app, flags
 import stage_main
 
 from rlhf_jax import preemption, processes
-from rlhf_jax.launch import graph, provenance, scheduler
-from rlhf_jax.study import common, validate
+from rlhf_jax.launch import execute, graph, provenance, scheduler
+from rlhf_jax.study import validate
+from rlhf_jax.study.errors import ConfigError
 
 _STUDY = stage_main.study_flags()
 stage_main.process_flags()
@@ -41,14 +42,14 @@ def launch(config, workdir: str) -> None:
   if _STAGES.value:
     unknown = sorted(set(_STAGES.value) - set(config.stages))
     if unknown:
-      raise common.ConfigError(
+      raise ConfigError(
           f'--stages: {unknown} are not stages of this study; it has'
           f' {tuple(config.stages)}.'
       )
     tasks = [t for t in tasks if t.stage in _STAGES.value]
   if _DRY_RUN.value:
     for task in tasks:
-      done = common.is_done(
+      done = execute.is_done(
           graph.STAGES[task.stage], graph.task_config(config, task), workdir
       )
       print(f'{"done" if done else "to do":6s} {task.stage:13s} {task.name}')
@@ -84,9 +85,7 @@ def _workers(config) -> int:
   if why := stage_main.why_one_process(config):
     if _WORKERS.value is None:
       return 0
-    raise common.ConfigError(
-        f'--workers={_WORKERS.value}: {why}: use --workers=0.'
-    )
+    raise ConfigError(f'--workers={_WORKERS.value}: {why}: use --workers=0.')
   return _WORKERS.value or scheduler.default_workers()
 
 

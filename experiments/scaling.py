@@ -11,6 +11,8 @@ OUT.png.
 
 import os
 
+from rlhf_jax import files
+
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 # pylint: disable=wrong-import-position
@@ -22,7 +24,6 @@ import stage_main
 
 from rlhf_jax.aot import costs, scaling
 from rlhf_jax.figures import style
-from rlhf_jax.study import common
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with its variant.', lock_config=True
@@ -48,7 +49,7 @@ def run(config, config_file: str) -> None:
         frame.tail(1).round(3).to_string(index=False, header=count == counts[0])
     )
     print(text, flush=True)
-    with common.atomic(f'{_OUT.value}.csv') as f:
+    with files.atomic(f'{_OUT.value}.csv') as f:
       frame.to_csv(f, index=False)
   name = os.path.splitext(os.path.basename(config_file))[0]
   figure = scaling.draw(frame, f'{name}: one {_PROGRAM.value}, by devices')

@@ -10,8 +10,8 @@ from ml_collections import config_flags
 import tqdm
 
 from rlhf_jax import preemption, processes
-from rlhf_jax.launch import scheduler
-from rlhf_jax.study import common, validate
+from rlhf_jax.launch import execute, scheduler
+from rlhf_jax.study import validate
 
 # The flags defined below are those of the script that asks for them: of its --help.
 flags.disclaim_key_flags()
@@ -158,7 +158,7 @@ def define(stage):
           bar.total = total
           bar.update(done - bar.n)
 
-        ran = common.execute(
+        ran = execute.execute(
             stage,
             study.config.value,
             study.workdir.value,

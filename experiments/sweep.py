@@ -26,7 +26,7 @@ from rlhf_jax.launch import (
     sweep_vmapped,
     sweeps,
 )
-from rlhf_jax.study import common
+from rlhf_jax.study.errors import ConfigError
 
 _STUDY = stage_main.study_flags()
 _WHERE = flags.DEFINE_enum(
@@ -79,7 +79,7 @@ def _runs(flag) -> list[dict]:
   path, _, variant = config_flags.get_config_filename(flag).partition(':')
   module = runpy.run_path(path)
   if 'sweep' not in module:
-    raise common.ConfigError(
+    raise ConfigError(
         f'{path} has no function sweep(variant), a list of dicts of fields: add'
         ' one, or run the study by launch.py.'
     )
@@ -117,7 +117,7 @@ def _slots(studies) -> int:
       filter(None, (stage_main.why_one_process(s.config) for s in studies)), ''
   )
   if why and (_JOBS.value or 1) > 1:
-    raise common.ConfigError(f'--jobs={_JOBS.value}: {why}: use --jobs=1.')
+    raise ConfigError(f'--jobs={_JOBS.value}: {why}: use --jobs=1.')
   return 1 if why else _JOBS.value or scheduler.default_workers()
 
 

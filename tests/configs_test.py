@@ -9,7 +9,8 @@ import re
 import pytest
 
 from rlhf_jax.launch import graph
-from rlhf_jax.study import common, validate
+from rlhf_jax.study import configs, validate
+from rlhf_jax.study.errors import ConfigError
 from tests.stages import toy
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -50,7 +51,7 @@ def test_validates_and_has_tasks(path, variant, tmp_path):
   config = _config(path, variant).lock()
   if config.data.tokenizer == 'pretrained' and not config.data.pretrained:
     # The folder is the user's to name.
-    with pytest.raises(common.ConfigError, match='needs data.pretrained') as e:
+    with pytest.raises(ConfigError, match='needs data.pretrained') as e:
       validate.validate(config)
     assert '\n' not in str(e.value)
     config.data.pretrained = toy.write(tmp_path / 'checkpoint')
@@ -76,7 +77,7 @@ def test_sweep_lists_the_policies_of_the_launcher(path, variant):
   key = lambda overrides: sorted(overrides.items())
   assert sorted(runs, key=key) == sorted(wanted, key=key)
   for overrides in wanted:
-    common.with_overrides(config, overrides)  # each names fields that exist
+    configs.with_overrides(config, overrides)  # each names fields that exist
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)

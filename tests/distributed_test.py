@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax import checkpoint, preemption, processes, sharding
-from rlhf_jax.launch import graph, provenance
-from rlhf_jax.study import common
+from rlhf_jax.launch import execute, graph, provenance
+from rlhf_jax.study import configs
 from tests.stages import shared, study
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
@@ -118,7 +118,7 @@ def _assert_close(got, want):
 def alone(tmp_path_factory):
   """The study by one process, on one device."""
   workdir = str(tmp_path_factory.mktemp('alone') / 'study')
-  config = common.with_overrides(
+  config = configs.with_overrides(
       shared.get_config(),
       {f'mesh.{name}': size for name, size in shared.SINGLE.items()},
   )
@@ -233,11 +233,11 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(together, tmp_path):
   steps = sorted(int(s) for s in os.listdir(os.path.join(out, 'checkpoints')))
   shutil.rmtree(os.path.join(out, 'checkpoints', str(steps[-1])))
   seen = []
-  config = common.with_overrides(
+  config = configs.with_overrides(
       shared.get_config(),
       {'mesh.data': 1, 'mesh.fsdp': 8, 'mesh.tensor': 1},
   )
-  common.execute(
+  execute.execute(
       graph.STAGES['sft'], config, workdir, lambda n, _: seen.append(n)
   )
   assert seen[0] == steps[-2] + 1

@@ -11,8 +11,8 @@ import time
 import jax
 import pytest
 
-from rlhf_jax.launch import graph
-from rlhf_jax.study import common
+from rlhf_jax.launch import execute, graph
+from rlhf_jax.study import configs
 from tests.stages import study, tiny
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
@@ -55,7 +55,7 @@ def test_goes_on_after_the_step_at_hand(
     stage, overrides, signum, at, first, finished_study, zygote, tmp_path
 ):
   workdir = str(tmp_path / 'study')
-  config = common.with_overrides(tiny.get_config(), overrides)
+  config = configs.with_overrides(tiny.get_config(), overrides)
   folder = graph.STAGES[stage].folder(config)
   study.copy(finished_study, workdir, without=folder)
 
@@ -64,12 +64,12 @@ def test_goes_on_after_the_step_at_hand(
   assert f'stopped by {signal.Signals(signum).name}: ' in told.err
   assert 'the same command goes on' in told.err
   assert 'Traceback' not in told.err
-  assert not common.is_done(graph.STAGES[stage], config, workdir)
+  assert not execute.is_done(graph.STAGES[stage], config, workdir)
   if stage in ('sft', 'reward_model', 'policy') and at > 1:
     assert at in _steps(workdir, stage, config)
 
   steps = []
-  common.execute(
+  execute.execute(
       graph.STAGES[stage], config, workdir, lambda n, _: steps.append(n)
   )
   assert (steps[0] if steps else None) == first
@@ -96,8 +96,8 @@ def long_study(finished_study, tmp_path_factory):
   """A study whose SFT policy learns for longer."""
   workdir = str(tmp_path_factory.mktemp('long') / 'study')
   study.copy(finished_study, workdir, without='seed_0/sft')
-  config = common.with_overrides(tiny.get_config(), {'sft.num_epochs': 25})
-  common.execute(graph.STAGES['sft'], config, workdir)
+  config = configs.with_overrides(tiny.get_config(), {'sft.num_epochs': 25})
+  execute.execute(graph.STAGES['sft'], config, workdir)
   return workdir
 
 

@@ -39,7 +39,9 @@ def is_done(
   if not os.path.exists(record):
     return False
   with open(record) as f:
-    return json.load(f)['key'] == configs.fingerprint(configs.own_config(stage, config))
+    return json.load(f)['key'] == configs.fingerprint(
+        configs.own_config(stage, config)
+    )
 
 
 def execute(

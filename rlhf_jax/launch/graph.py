@@ -20,7 +20,8 @@ from rlhf_jax.stages import (
     sft,
     tables,
 )
-from rlhf_jax.study import common
+from rlhf_jax.study import configs
+from rlhf_jax.study.errors import ConfigError
 
 STAGES: dict[str, types.ModuleType] = {
     'data': data,
@@ -61,15 +62,15 @@ def task_config(
   """The study's config with the task's overrides, in the task's regime."""
   overrides = dict(task.overrides)
   if regime := overrides.pop('regime', ''):
-    config = common.in_regime(config, regime)
-  return common.with_overrides(config, overrides)
+    config = configs.in_regime(config, regime)
+  return configs.with_overrides(config, overrides)
 
 
 def tasks(config: ml_collections.ConfigDict) -> list[Task]:
   """Every task of a study, each after those it needs."""
   unknown = sorted(set(config.stages) - set(STAGES))
   if unknown:
-    raise common.ConfigError(
+    raise ConfigError(
         f'Unknown stages {unknown} in config.stages; known: {list(STAGES)}.'
     )
   graph = _Graph(config)
@@ -77,7 +78,7 @@ def tasks(config: ml_collections.ConfigDict) -> list[Task]:
   for seed in config.seeds:
     last += graph.add_seed({'seed': seed}, config)
   for regime in config.regimes:
-    changed = common.in_regime(config, regime)
+    changed = configs.in_regime(config, regime)
     for seed in config.seeds:
       last += graph.add_seed({'regime': regime, 'seed': seed}, changed)
   graph.add('figures', {}, *last)
@@ -99,7 +100,7 @@ class _Graph:
     )
     if stage in self._config.stages:
       if name in self._have:
-        raise common.ConfigError(
+        raise ConfigError(
             f'{name} would be made twice: an entry of seeds, rewards or'
             ' policy.sweep is repeated.'
         )
@@ -114,7 +115,9 @@ class _Graph:
     """Adds one repetition, of the study or a regime; its final tasks."""
     data_made = self.add('data', at)
     if config.regime:
-      policy_0 = sft.folder(common.with_overrides(config, {'seed': at['seed']}))
+      policy_0 = sft.folder(
+          configs.with_overrides(config, {'seed': at['seed']})
+      )
     else:
       policy_0 = self.add('sft', at, data_made)
     made_on = [policy_0] if config.reward_model.init == 'sft' else []

@@ -18,18 +18,20 @@ import jax.numpy as jnp
 import ml_collections
 
 from rlhf_jax import preemption
+from rlhf_jax.launch import execute
 from rlhf_jax.stages import policy, policy_setup
-from rlhf_jax.study import common
+from rlhf_jax.study.errors import ConfigError
+from rlhf_jax.types import Progress
 
 
-def execute(
+def execute_group(
     configs: Sequence[ml_collections.ConfigDict],
     workdir: str,
-    progress: common.Progress = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
     *,
     overwrite: bool = False,
 ) -> bool:
-  """`common.execute` of several policies at once; True if any of them ran.
+  """`execute.execute` of several policies at once; True if any of them ran.
 
   Those that are done are left out. The seconds of all, in done.json as in
   training.json, are shared out evenly.
@@ -40,38 +42,38 @@ def execute(
   """
   _check(configs)
   own = [
-      common.begin(policy, config, workdir, overwrite=overwrite)
+      execute.begin(policy, config, workdir, overwrite=overwrite)
       for config in configs
   ]
   own = [config for config in own if config is not None]
   if not own:
     return False
   start = time.time()
-  with common.on_mesh(configs[0].get('mesh')):
+  with execute.on_mesh(configs[0].get('mesh')):
     run_group(own, workdir, progress)
   seconds = (time.time() - start) / len(own)
   for config in own:
-    common.finish(policy, config, workdir, seconds=seconds)
+    execute.finish(policy, config, workdir, seconds=seconds)
   preemption.release()
   return True
 
 
 def _check(configs: Sequence[ml_collections.ConfigDict]) -> None:
-  plain = [common.plain(common.own_config(policy, c)) for c in configs]
+  plain = [configs.plain(configs.own_config(policy, c)) for c in configs]
   kl_coefs = {p['policy'].pop('kl_coef') for p in plain}
   for other in plain[1:]:
-    if found := common.differences(plain[0], other):
-      raise common.ConfigError(
+    if found := configs.differences(plain[0], other):
+      raise ConfigError(
           f'Runs of a group differ in policy.kl_coef alone: {found[0]}.'
       )
   if len(kl_coefs) < len(configs):
-    raise common.ConfigError('Two runs of a group have the same kl_coef.')
+    raise ConfigError('Two runs of a group have the same kl_coef.')
 
 
 def run_group(
     configs: Sequence[ml_collections.ConfigDict],
     workdir: str,
-    progress: common.Progress,
+    progress: Progress,
 ) -> None:
   """`policy.run` of each, as one where their checkpoints are of the same step.
 

@@ -18,8 +18,8 @@ import traceback
 import ml_collections
 
 from rlhf_jax import preemption, processes
-from rlhf_jax.launch import graph
-from rlhf_jax.study import common
+from rlhf_jax.launch import execute, graph
+from rlhf_jax.types import Progress
 
 # Seconds that a task of each stage takes until one has been timed, in a study
 # of the world; in a regime, which is exact and has no policies, a third.
@@ -161,13 +161,13 @@ def run_task(
     config: ml_collections.ConfigDict,
     task: graph.Task,
     workdir: str,
-    progress: common.Progress,
+    progress: Progress,
     *,
     overwrite: bool,
 ) -> bool:
   """Runs one task in this process; True if it was not done before."""
   free_programs()
-  return common.execute(
+  return execute.execute(
       graph.STAGES[task.stage],
       graph.task_config(config, task),
       workdir,

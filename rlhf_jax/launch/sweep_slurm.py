@@ -12,9 +12,9 @@ import subprocess
 import time
 from typing import Any
 
-from rlhf_jax import preemption, processes
+from rlhf_jax import files, preemption, processes
 from rlhf_jax.launch import scheduler, sweep_board, sweeps
-from rlhf_jax.study import common
+from rlhf_jax.study.errors import ConfigError
 
 _LOOK = 15.0  # seconds between two looks at the queue
 _GRACE_SECONDS = 900  # after which nobody is going to end the job
@@ -66,7 +66,7 @@ def _ids_path(root: str) -> str:
 def _ids(root: str) -> dict[str, str]:
   """What SLURM calls the jobs that were submitted, by name."""
   path = _ids_path(root)
-  return common.read_json(path, 'sweep') if os.path.exists(path) else {}
+  return files.read_json(path, 'sweep') if os.path.exists(path) else {}
 
 
 def _queue() -> set[str] | None:
@@ -84,7 +84,7 @@ def _executor(root: str, options: dict[str, Any], sbatch: list[str]):
     submitit = importlib.import_module('submitit')
     executor = submitit.SlurmExecutor(os.path.join(root, 'sweep', 'slurm'))
   except (ImportError, RuntimeError) as e:
-    raise common.ConfigError(
+    raise ConfigError(
         "--where=slurm needs pip install 'rlhf_jax[slurm]', on a machine that"
         f' submits to SLURM: {e}'
     ) from e
@@ -146,7 +146,7 @@ def submit(
         sweeps.clear_status(root, job)
         made.append(executor.submit(Attempt(root, job, **attempt)))
     ids |= {job.name: m.job_id for job, m in zip(lot, made, strict=True)}
-    common.write_json(_ids_path(root), ids)
+    files.write_json(_ids_path(root), ids)
     for job in lot:
       print(f'{ids[job.name]:>10s} {job.name}', flush=True)
 

@@ -86,7 +86,7 @@ def _train(root, board, jobs, overwrite) -> None:
   at = [(job, job.tasks[0]) for job in jobs]
   scheduler.free_programs()
   try:
-    policy_group.execute(
+    policy_group.execute_group(
         [
             graph.task_config(
                 ml_collections.ConfigDict(job.config).lock(), task

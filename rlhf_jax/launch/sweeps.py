@@ -19,9 +19,11 @@ from typing import Any, TextIO
 
 import ml_collections
 
-from rlhf_jax import preemption, processes
-from rlhf_jax.launch import graph, scheduler
-from rlhf_jax.study import common, validate
+from rlhf_jax import files, preemption, processes
+from rlhf_jax.launch import execute, graph, scheduler
+from rlhf_jax.study import configs, validate
+from rlhf_jax.study.errors import ConfigError
+from rlhf_jax.types import Progress
 
 RUN = (
     'seed',
@@ -65,7 +67,7 @@ class Job:
     """Whether all outputs are there."""
     config = ml_collections.ConfigDict(self.config).lock()
     return all(
-        common.is_done(
+        execute.is_done(
             graph.STAGES[task.stage],
             graph.task_config(config, task),
             self.workdir,
@@ -84,19 +86,19 @@ def studies(
       cannot be.
   """
   if not runs:
-    raise common.ConfigError('sweep() lists no runs: launch.py runs a study.')
+    raise ConfigError('sweep() lists no runs: launch.py runs a study.')
   found: dict[str, tuple[dict, list]] = {}
   for i, overrides in enumerate(runs):
     run, rest = _split(config, overrides, f'sweep()[{i}], {overrides},')
     name = ','.join(f'{k}={_word(v)}' for k, v in sorted(rest.items()))
     first, listed = found.setdefault(name, (rest, []))
     if first != rest:
-      raise common.ConfigError(
+      raise ConfigError(
           f'sweep(): {first} and {rest} would share the folder {name}, which'
           ' tells values apart by letters, digits and .+- alone.'
       )
     if run in listed:
-      raise common.ConfigError(f'sweep() lists {overrides} twice.')
+      raise ConfigError(f'sweep() lists {overrides} twice.')
     listed.append(run)
   return [
       _study(config, rest, [r for r in listed if r], name)
@@ -117,13 +119,13 @@ def _split(config, overrides, where):
   if len(rest) == len(overrides):
     return {}, rest
   if set(overrides) - set(rest) == {'seed'}:
-    raise common.ConfigError(
+    raise ConfigError(
         f"{where} sets seed, that of one stage: set 'seeds': (1,) for a study of"
         ' another seed, or policy.property, method, learner or kl_coef as well'
         ' for a policy.'
     )
   if twice := sorted(set(rest) & set(_LISTS)):
-    raise common.ConfigError(
+    raise ConfigError(
         f'{where} is one policy, whose study has no other: leave out {twice}.'
     )
   run = {k: overrides.get(k, _get(config, k, where)) for k in RUN}
@@ -137,7 +139,7 @@ def _get(config, path, where):
     if part not in known:
       near = difflib.get_close_matches(part, known)
       hint = f'; did you mean {near[0]}?' if near else '.'
-      raise common.ConfigError(f'{where} there is no field {path}{hint}')
+      raise ConfigError(f'{where} there is no field {path}{hint}')
     config = config[part]
   return config
 
@@ -151,20 +153,20 @@ def _study(config, rest, runs, name):
     sweep = tuple((*policy[:3], (policy[3],)) for policy in policies)
     lists = dict(zip(_LISTS, (seeds, seeds, sweep), strict=True))
   try:
-    config = common.with_overrides(config, rest | lists)
+    config = configs.with_overrides(config, rest | lists)
     validate.validate(config)
   except (TypeError, ValueError) as e:
-    raise common.ConfigError(f'sweep(): {name or "the study"}: {e}') from e
+    raise ConfigError(f'sweep(): {name or "the study"}: {e}') from e
   tasks = tuple(graph.tasks(config))
   have = [t.overrides for t in tasks if t.stage == 'policy']
   if unknown := [run for run in runs if run not in have]:
-    raise common.ConfigError(
+    raise ConfigError(
         f'sweep() lists {unknown[0]}, which is no policy of the study: add it to'
         ' policy.sweep, or its seed to policy_seeds.'
     )
   if lists and len(have) != len(runs):
     extra = next(run for run in have if run not in runs)
-    raise common.ConfigError(
+    raise ConfigError(
         f'sweep(): the seeds of {name} have different policies: list {extra} as'
         ' well.'
     )
@@ -225,12 +227,12 @@ def _status_path(root: str, job: Job) -> str:
 def read_status(root: str, job: Job) -> dict[str, Any]:
   """What a job said last: its `state`, `task`, `progress` or `error`."""
   path = _status_path(root, job)
-  return common.read_json(path, job.name) if os.path.exists(path) else {}
+  return files.read_json(path, job.name) if os.path.exists(path) else {}
 
 
 def write_status(root: str, job: Job, **status: Any) -> None:
   """Says how a job is doing, where `read_status` finds it."""
-  common.write_json(_status_path(root, job), status)
+  files.write_json(_status_path(root, job), status)
 
 
 def clear_status(root: str, job: Job) -> None:
@@ -241,7 +243,7 @@ def clear_status(root: str, job: Job) -> None:
 
 def reporter(
     root: str, at: list[tuple[Job, graph.Task]], seen: Callable[[], None]
-) -> common.Progress:
+) -> Progress:
   """Says of jobs how far they are with a task, and calls `seen`; at times."""
   last = 0.0
 

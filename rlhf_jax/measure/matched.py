@@ -14,10 +14,10 @@ from jaxtyping import Array, Float
 import numpy as np
 import pandas as pd
 
+from rlhf_jax import files
 from rlhf_jax.evaluation import schema
 from rlhf_jax.exact import enumerated
 from rlhf_jax.measure import features as judgements_lib
-from rlhf_jax.study import common
 
 # What is kept prompt by prompt, for intervals over prompts.
 _BY_PROMPT = ('win_rate', 'above_q50', 'above_q85')
@@ -44,7 +44,7 @@ def keep_nearest(
 def write(folder: str, frames: dict[str, pd.DataFrame]) -> None:
   """Writes each table as FOLDER/NAME.csv."""
   for name, frame in frames.items():
-    with common.atomic(os.path.join(folder, f'{name}.csv')) as f:
+    with files.atomic(os.path.join(folder, f'{name}.csv')) as f:
       frame.to_csv(f, index=False)
 
 

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from rlhf_jax import files
 from rlhf_jax.evaluation import schema
 from rlhf_jax.exact import enumerated, tilted
 from rlhf_jax.learners import registry
 from rlhf_jax.measure import spaces as study_lib
-from rlhf_jax.stages import policy as policy_stage
 from rlhf_jax.stages import tables as tables_stage
-from rlhf_jax.study import common, inputs
-from rlhf_jax.study import learner as policy_config
+from rlhf_jax.study import folders, parameters
+from rlhf_jax.study import learner as learner_lib
 
 
 def runs(config: ml_collections.ConfigDict) -> list[dict]:
@@ -25,7 +25,7 @@ def runs(config: ml_collections.ConfigDict) -> list[dict]:
       dict(
           property=p,
           method=method,
-          learner=policy_config.learner_of(learner).name,
+          learner=learner_lib.learner_of(learner).name,
           kl_coef=kl_coef,
       )
       for p, method, learner, kl_coefs in config.policy.sweep
@@ -45,25 +45,25 @@ def measured(
   """
   folder = os.path.join(
       study.workdir,
-      common.seed_folder(study.config),
+      folders.seed(study.config),
       'policy',
-      policy_stage.run_name(*what.values()),
+      folders.policy_name(**what),
   )
-  params = inputs.load_policy_params(study.config, study.workdir, folder)
+  params = parameters.load_policy_params(study.config, study.workdir, folder)
   prompts = study.prompts
   logprobs = jnp.asarray(
       tables_stage.policy_logprobs(
           study.config, params, prompts.tokens, prompts.mask
       )
   )
-  training = common.read_json(os.path.join(folder, 'training.json'), 'policy')
+  training = files.read_json(os.path.join(folder, 'training.json'), 'policy')
   train, held_out = prompts.train_ids, prompts.eval_ids
   learner = registry.get(what['learner'])
   if what['method'] in study.methods and has_optimum(
       study.config.policy, learner
   ):
     # Under the weights it ended with: multipliers may have moved.
-    weights = common.read_json(os.path.join(folder, 'weights.json'), 'policy')
+    weights = files.read_json(os.path.join(folder, 'weights.json'), 'policy')
     row = optimality(
         logprobs[train],
         jnp.asarray(study.tables['sft'][train]),

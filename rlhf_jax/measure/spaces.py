@@ -13,7 +13,8 @@ from rlhf_jax.rewards import penalties
 from rlhf_jax.rewards import references as references_lib
 from rlhf_jax.stages import data as data_stage
 from rlhf_jax.stages import tables
-from rlhf_jax.study import inputs
+from rlhf_jax.study import objectives, tokenizers
+from rlhf_jax.study import prompts as prompts_lib
 
 
 class Target:
@@ -34,24 +35,24 @@ class Target:
     self._references = {}
     self.property = property_name
     self.rewards = tuple(config.properties[property_name])
-    tokenizer = inputs.make_tokenizer(config)
-    self.prompts = inputs.load_prompts(config, workdir, tokenizer)
+    tokenizer = tokenizers.make_tokenizer(config)
+    self.prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
 
   @property
   def methods(self) -> tuple[str, ...]:
     """The methods of the config that apply to this property."""
-    return inputs.methods_of(self.config, self.property)
+    return objectives.methods_of(self.config, self.property)
 
   def references(self, method: str) -> dict[str, references_lib.Reference]:
     """r_ref(x) of every prompt, as learners use it under a method."""
     if method not in self._references:
-      found = inputs.load_references(self.config, self.workdir, method)
+      found = objectives.load_references(self.config, self.workdir, method)
       self._references[method] = {r: found[r] for r in self.rewards}
     return self._references[method]
 
   def objective(self, method: str) -> objective_lib.Objective:
     """The objective of a method, with what its links learned."""
-    return inputs.make_objective(
+    return objectives.make_objective(
         self.config, self.property, method, self.workdir
     )
 
@@ -75,7 +76,7 @@ class Target:
     }
     rewards = {name: jnp.asarray(value) for name, value in scores.items()}
     if weights is None:
-      weights = inputs.reward_weights(self.config, self.property, method)
+      weights = objectives.reward_weights(self.config, self.property, method)
     return objective_lib.utility(
         rewards, references, weights, objective=objective
     )[0]

@@ -18,23 +18,19 @@ import ml_collections
 import numpy as np
 import pandas as pd
 
+from rlhf_jax import files
 from rlhf_jax.data.world import samples
 from rlhf_jax.data.world import world as world_lib
 from rlhf_jax.evaluation import diagnostics, independence, schema
 from rlhf_jax.exact import enumerated, gaussian, tilted
 from rlhf_jax.measure import spaces as study_lib
 from rlhf_jax.rewards import references as references_lib
-from rlhf_jax.stages import tables
-from rlhf_jax.study import common, inputs
+from rlhf_jax.study import fields, folders
+from rlhf_jax.study.errors import ConfigError
+from rlhf_jax.types import Progress
 
-FIELDS = (
-    *tables.FIELDS,
-    'properties',
-    'methods',
-    'references',
-    'evaluate',
-    'analysis',
-)
+FIELDS = fields.FIELDS['analysis']
+folder = folders.analysis
 TABLES = (
     'diagnostics',
     'calibration',
@@ -46,12 +42,8 @@ _CURVE = ('share', 'confidence', 'frequency')
 _NUM_BINS = 10
 
 
-def folder(config: ml_collections.ConfigDict) -> str:
-  return os.path.join(common.seed_folder(config), 'analysis')
-
-
 def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+    config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Writes the tables of this seed as CSV; TABLES names them."""
   out = os.path.join(workdir, folder(config))
@@ -72,7 +64,7 @@ def run(
     progress(done + 2, total)
   for name in TABLES:
     frame = pd.DataFrame(rows[name], columns=schema.COLUMNS[name])
-    with common.atomic(os.path.join(out, f'{name}.csv')) as f:
+    with files.atomic(os.path.join(out, f'{name}.csv')) as f:
       frame.to_csv(f, index=False)
   progress(total, total)
 
@@ -150,9 +142,9 @@ def calibration(
       ):
         continue
       path = os.path.join(
-          workdir, inputs.reward_folder(config, reward, role), 'results.json'
+          workdir, folders.reward_model(config, reward, role), 'results.json'
       )
-      kinds = common.read_json(path, 'reward_model')['calibration']['kinds']
+      kinds = files.read_json(path, 'reward_model')['calibration']['kinds']
       for kind, found in kinds.items():
         head = (config.seed, reward, role, kind)
         columns = schema.COLUMNS['calibration_summary'][len(head) :]
@@ -180,7 +172,7 @@ class Pair:
     self._study, self._config = study, study.config.analysis
     self._ids = study.prompts.eval_ids
     if len(study.rewards) != 2:
-      raise common.ConfigError(
+      raise ConfigError(
           f'analysis.property is {study.property}, of {len(study.rewards)}'
           ' rewards; the dependence of judgements is measured for two.'
       )

@@ -13,23 +13,20 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from rlhf_jax import files
 from rlhf_jax.exact import best_of_k, tilted
 from rlhf_jax.measure import features as judgements_lib
 from rlhf_jax.measure import spaces as study_lib
 from rlhf_jax.stages import evaluate
-from rlhf_jax.study import common, drawing, inputs, scorers
+from rlhf_jax.study import drawing, fields, folders, scorers, tokenizers
+from rlhf_jax.types import Progress
 
-FIELDS = (*evaluate.FIELDS, 'best_of_k')
-
-
-def folder(config: ml_collections.ConfigDict) -> str:
-  return os.path.join(
-      common.seed_folder(config), 'best_of_k', config.evaluate.property
-  )
+FIELDS = fields.FIELDS['best_of_k']
+folder = folders.best_of_k
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+    config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Writes results.csv: the rows of learner best_of_K, for every K.
 
@@ -38,7 +35,7 @@ def run(
   out = os.path.join(workdir, folder(config))
   c = config.best_of_k
   study = study_lib.Study(config, workdir, config.evaluate.property)
-  tokenizer = inputs.make_tokenizer(config)
+  tokenizer = tokenizers.make_tokenizer(config)
   held_out = study.prompts.eval_ids
   drawn = np.zeros((len(held_out), c.num_samples), np.int64)
   scores = {r: np.zeros(drawn.shape, np.float32) for r in study.rewards}
@@ -87,5 +84,5 @@ def run(
       # The KL among the samples is not that of the policies.
       del found['none', 'kl_sd']
       results.add(method, f'best_of_{k}', np.nan, kl, found)
-  with common.atomic(os.path.join(out, 'results.csv')) as f:
+  with files.atomic(os.path.join(out, 'results.csv')) as f:
     results.frame().to_csv(f, index=False)

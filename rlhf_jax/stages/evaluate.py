@@ -22,21 +22,11 @@ from rlhf_jax.measure import matched as matched_lib
 from rlhf_jax.measure import optimality as trained
 from rlhf_jax.measure import responses, sampled
 from rlhf_jax.measure import spaces as study_lib
-from rlhf_jax.stages import policy as policy_stage
-from rlhf_jax.study import common
+from rlhf_jax.study import fields, folders
+from rlhf_jax.types import Progress
 
-FIELDS = (
-    *policy_stage.FIELDS,
-    'judges',
-    'scorers',
-    'reward_scales',
-    'property_modules',
-    'policy_seeds',
-    'evaluate',
-    'samples',
-    'judge',
-    'best_of_k',
-)
+FIELDS = fields.FIELDS['evaluate']
+folder = folders.evaluate
 TABLES = (
     'results',
     'optimality',
@@ -47,14 +37,8 @@ TABLES = (
 )
 
 
-def folder(config: ml_collections.ConfigDict) -> str:
-  return os.path.join(
-      common.seed_folder(config), 'evaluate', config.evaluate.property
-  )
-
-
 def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+    config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Writes the tables of this seed and property as CSV."""
   if config.data.source != 'world':

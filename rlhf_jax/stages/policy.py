@@ -16,61 +16,17 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from rlhf_jax import checkpoint, preemption, train_state
+from rlhf_jax import checkpoint, files, preemption, train_state
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.stages import policy_setup
-from rlhf_jax.study import common, models
 from rlhf_jax.study import export as exports
+from rlhf_jax.study import fields, folders, models
+from rlhf_jax.types import Progress
 
 Tree = Any  # of arrays
-FIELDS = (
-    'seed',
-    'rewards',
-    'judges',
-    'scorers',
-    'reward_scales',
-    'property_modules',
-    'properties',
-    'methods',
-    'data',
-    'world',
-    'sft',
-    'sampling',
-    'reward_model',
-    'references',
-    'policy',
-)
-
-
-def narrowed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """`config` with this run's method and property alone.
-
-  So a finished policy stays finished when the sweep or the methods grow.
-  """
-  c = config.policy
-  keep = lambda section, name: {k: v for k, v in section.items() if k == name}
-  plain = config.to_dict()
-  plain['policy']['sweep'] = ()
-  plain['methods'] = keep(plain['methods'], c.method)
-  specs = plain['references']['specs']
-  used = {m['reference'] for m in plain['methods'].values()}
-  plain['references']['specs'] = {k: v for k, v in specs.items() if k in used}
-  plain['properties'] = keep(plain['properties'], c.property)
-  if config.data.source == 'world':
-    plain['judges'] = ()  # elsewhere they share the pairs with reward models
-  return ml_collections.ConfigDict(plain).lock()
-
-
-def run_name(property_name, method, learner, kl_coef) -> str:
-  """The folder name of a run: what distinguishes it within a seed."""
-  learner = learner.rpartition(':')[2]  # MODULE:NAME is called NAME
-  return f'{property_name}_{method}_{learner}_{kl_coef:g}'
-
-
-def folder(config: ml_collections.ConfigDict) -> str:
-  c = config.policy
-  name = run_name(c.property, c.method, c.learner, c.kl_coef)
-  return os.path.join(common.seed_folder(config), 'policy', name)
+FIELDS = fields.FIELDS['policy']
+folder = folders.policy
+narrowed = fields.policy
 
 
 class Output:
@@ -91,7 +47,7 @@ class Output:
   def begin(self, step: int, *, share: float) -> None:
     """Makes ready for metrics from `step` on; `share` of the time is the run's."""
     self._training = os.path.join(self.folder, 'training.json')
-    spent = common.read_json(self._training, 'policy') if step else {}
+    spent = files.read_json(self._training, 'policy') if step else {}
     self._spent = spent.get('seconds', 0.0)
     self._start, self._share = time.monotonic(), share
     self._writer = metrics_lib.MetricWriter(
@@ -101,7 +57,7 @@ class Output:
 
   def _write_time(self, num_steps: int) -> None:
     seconds = self._spent + self._share * (time.monotonic() - self._start)
-    common.write_json(
+    files.write_json(
         self._training, {'seconds': round(seconds, 3), 'num_steps': num_steps}
     )
 
@@ -118,7 +74,7 @@ class Output:
     c = s.config.policy
     self._writer.close()
     self._write_time(c.num_steps)
-    common.write_json(
+    files.write_json(
         os.path.join(self.folder, 'weights.json'),
         metrics_lib.to_floats(state.weights),
     )
@@ -163,7 +119,7 @@ def train(
     outputs: Sequence[Output],
     state: train_state.PolicyState,
     start: int,
-    progress: common.Progress,
+    progress: Progress,
     parts: Callable[[Tree], Sequence[Tree]] = lambda tree: (tree,),
 ) -> None:
   """Takes the steps from `start` on, of one run or of several side by side.
@@ -196,11 +152,11 @@ def train(
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+    config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Trains a policy from pi_0; writes what came of it, and metrics.jsonl.
 
-  The former are params/ (of what was trained; `inputs.load_policy_params` returns
+  The former are params/ (of what was trained; `parameters.load_policy_params` returns
   all), huggingface/ with policy.export, weights.json (of the rewards, at the end: constant but
   for the multipliers of a Lagrangian) and training.json (the time it took).
 

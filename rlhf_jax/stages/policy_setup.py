@@ -17,21 +17,22 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from rlhf_jax import train_state
+from rlhf_jax import sharding, train_state
 from rlhf_jax.learners import interface
 from rlhf_jax.models import heads
 from rlhf_jax.rewards import references as references_lib
 from rlhf_jax.stages import policy_steps
 from rlhf_jax.study import (
-    inputs,
+    learner as learner_lib,
+)
+from rlhf_jax.study import (
+    models,
+    objectives,
+    parameters,
     scorers,
+    tokenizers,
 )
-from rlhf_jax.study import (
-    learner as policy_config,
-)
-from rlhf_jax.study import (
-    models as language_models,
-)
+from rlhf_jax.study import prompts as prompts_lib
 from rlhf_jax.types import Params
 
 
@@ -49,13 +50,13 @@ def initial(config: ml_collections.ConfigDict, base: Params, *, value: bool):
   train, key = config.policy.train, jax.random.key(config.seed)
   # One cut for all: the stack of lower layers is a copy of theirs.
   if train.how == 'last_n':
-    base = language_models.prepared(key, base, train)
+    base = models.prepared(key, base, train)
   ready = {'policy': base}
   if value:
     ready['value'] = heads.from_trunk(
         key,
         base,
-        inputs.model_config(config, 'sft'),
+        models.model_config(config, 'sft'),
         zero_head=True,
         copy=False,
     )
@@ -63,8 +64,8 @@ def initial(config: ml_collections.ConfigDict, base: Params, *, value: bool):
   for i, (name, params) in enumerate(ready.items()):
     if train.how == 'lora':
       own = jax.random.fold_in(key, i)
-      params = language_models.prepared(own, params, train)
-    trained[name], frozen[name] = language_models.split(params, train)
+      params = models.prepared(own, params, train)
+    trained[name], frozen[name] = models.split(params, train)
   return trained, frozen, base
 
 
@@ -112,20 +113,20 @@ class Setup:
         seed=self.config.seed,
         weights=self.weights,
     )
-    return inputs.committed(state)
+    return sharding.commit(state)
 
 
 def set_up(config: ml_collections.ConfigDict, workdir: str) -> Setup:
   """Reads and compiles what the run needs; nothing is written."""
   c = config.policy
-  policy_config.check(config, c.property, c.method, c.learner, c.kl_coef)
-  tokenizer = inputs.make_tokenizer(config)
-  objective = inputs.make_objective(config, c.property, c.method, workdir)
-  learner = policy_config.learner_of(c.learner)
-  prompts = inputs.load_prompts(config, workdir, tokenizer)
+  learner_lib.check(config, c.property, c.method, c.learner, c.kl_coef)
+  tokenizer = tokenizers.make_tokenizer(config)
+  objective = objectives.make_objective(config, c.property, c.method, workdir)
+  learner = learner_lib.learner_of(c.learner)
+  prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
   ids = prompts.train_ids
-  references = inputs.load_references(config, workdir, c.method)
-  base = inputs.load_sft_params(config, workdir)
+  references = objectives.load_references(config, workdir, c.method)
+  base = parameters.load_sft_params(config, workdir)
   trained, frozen, ref_params = initial(config, base, value=learner.needs_value)
   programs, tx = _programs(config, tokenizer, objective, learner, len(ids))
   return Setup(
@@ -136,10 +137,10 @@ def set_up(config: ml_collections.ConfigDict, workdir: str) -> Setup:
           jnp.asarray(prompts.mask[ids]),
       ),
       prompt_ids=jnp.asarray(ids),
-      references=inputs.gathered(
+      references=references_lib.take_rows(
           {name: references[name] for name in objective.rewards}, ids
       ),
-      weights=inputs.reward_weights(config, c.property, c.method),
+      weights=objectives.reward_weights(config, c.property, c.method),
       trained=trained,
       frozen=frozen,
       ref_params=ref_params,
@@ -154,11 +155,11 @@ def _programs(config, tokenizer, objective, learner, num_prompts):
   """The functions of `Setup` by the names of its fields, and the optimizer."""
   c = config.policy
   lm_cfg = dataclasses.replace(
-      inputs.model_config(config, 'sft'),
-      lora_scale=language_models.scale_of(c.train),
+      models.model_config(config, 'sft'),
+      lora_scale=models.scale_of(c.train),
   )
-  sampling = inputs.policy_sampling(config, tokenizer)
-  update_cfg = policy_config.update_config(learner, c)
+  sampling = prompts_lib.policy_sampling(config, tokenizer)
+  update_cfg = learner_lib.update_config(learner, c)
   num_updates = c.num_steps * learner.updates_per_step(update_cfg)
   update_fn, tx = policy_steps.compiled_update(
       learner,

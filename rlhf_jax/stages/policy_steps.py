@@ -15,7 +15,8 @@ from rlhf_jax.learners import interface
 from rlhf_jax.models import adapters, heads, lm
 from rlhf_jax.rewards import aggregate, penalties
 from rlhf_jax.rewards import objective as objective_lib
-from rlhf_jax.study import inputs, scorers
+from rlhf_jax.rewards import references as references_lib
+from rlhf_jax.study import scorers
 
 
 @functools.lru_cache(maxsize=8)
@@ -70,7 +71,7 @@ def compiled_utility(
       rewards = penalties.penalize_rewards(rewards, length, coef=coef)
     value, metrics = objective_lib.utility(
         rewards,
-        inputs.gathered(references, rows),
+        references_lib.take_rows(references, rows),
         weights,
         objective=objective,
         group_size=group_size,

@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from rlhf_jax import checkpoint, optim, preemption, sharding, train_state
+from rlhf_jax import checkpoint, files, optim, preemption, sharding, train_state
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.data import batching
 from rlhf_jax.data.text import preferences
@@ -25,26 +25,20 @@ from rlhf_jax.models import adapters, heads
 from rlhf_jax.rewards import bradley_terry, calibration, links
 from rlhf_jax.stages import probes
 from rlhf_jax.study import (
-    common,
-    inputs,
+    configs,
+    fields,
+    folders,
+    models,
+    parameters,
     reward_data,
     reward_functions,
 )
-from rlhf_jax.study import (
-    models as language_models,
-)
-from rlhf_jax.types import PreferenceBatch
+from rlhf_jax.study.errors import ConfigError
+from rlhf_jax.types import PreferenceBatch, Progress
 
-FIELDS = (
-    'seed',
-    'rewards',
-    'judges',  # roles share the comparisons of text between them
-    'property_modules',
-    'data',
-    'world',
-    'reward_model',
-    'sft',  # where reward_model.init says so
-)
+FIELDS = fields.FIELDS['reward_model']
+folder = folders.reward_model
+narrowed = fields.reward_model
 ROLES = ('reward_model', 'evaluator', 'second_evaluator')
 CALIBRATIONS = ('none', 'temperature', 'isotonic')
 _NUM_BINS = 10
@@ -52,47 +46,34 @@ _NUM_BINS = 10
 _LEAST_T, _MOST_T = 2e-3, 5e2
 
 
-def folder(config: ml_collections.ConfigDict) -> str:
-  return inputs.reward_folder(
-      config, config.reward_model.reward, config.reward_model.role
-  )
-
-
-def narrowed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """`config` without the SFT policy, unless the models are made on it."""
-  if config.reward_model.init == 'sft':
-    return config
-  return ml_collections.ConfigDict(config.to_dict() | {'sft': {}}).lock()
-
-
 def link_of(config: ml_collections.ConfigDict) -> links.Link:
   """The link of the config, which must be one that a reward is learned by."""
   c = config.reward_model
   if c.role not in ROLES:
-    raise common.ConfigError(
+    raise ConfigError(
         f'reward_model.role is {c.role!r}; it must be one of {ROLES}.'
     )
   if c.calibration not in CALIBRATIONS:
-    raise common.ConfigError(
+    raise ConfigError(
         f'reward_model.calibration is {c.calibration!r}; it must be one of'
         f' {CALIBRATIONS}.'
     )
   try:
-    link = links.get(inputs.registered(c.link))
+    link = links.get(configs.registered(c.link))
   except (ValueError, ImportError) as e:
-    raise common.ConfigError(f'reward_model.link: {e}') from e
+    raise ConfigError(f'reward_model.link: {e}') from e
   if link.data not in learner.DATA:
-    raise common.ConfigError(
+    raise ConfigError(
         f'reward_model.link={c.link} is not learned from data: it says what to'
         ' make of a reward that is given.'
     )
   if c.calibration == 'temperature' and not _reads_margins(link):
-    raise common.ConfigError(
+    raise ConfigError(
         'reward_model.calibration=temperature fits T in sigma((r+ - r-) / T), but'
         f' the probability of the link {c.link} is another: use none or isotonic.'
     )
   if (c.margin or c.center_coef) and link.name != 'bradley_terry':
-    raise common.ConfigError(
+    raise ConfigError(
         'reward_model.margin and center_coef are of link=bradley_terry, not of'
         f' {c.link}.'
     )
@@ -256,20 +237,20 @@ def _divided(params, temperature: float, where: str):
 def initial(config: ml_collections.ConfigDict, workdir: str, key):
   """(trained, frozen) parameters at step 0, less the link's."""
   c = config.reward_model
-  lm_cfg = inputs.model_config(config, 'reward_model')
+  lm_cfg = models.model_config(config, 'reward_model')
   if not c.init:
     params = heads.init_scalar(key, lm_cfg, zero_head=False)
   else:
     if c.init == 'sft':
-      found = inputs.load_sft_params(config, workdir)
+      found = parameters.load_sft_params(config, workdir)
     else:
-      found = inputs.load_lm(c)[0]
+      found = models.load_lm(c)[0]
     if 'trunk' in found:  # a reward model already
       params = found | {'head': jax.tree.map(jnp.float32, found['head'])}
     else:
       params = heads.from_trunk(key, found, lm_cfg, copy=False)
-  params = language_models.prepared(key, params, c.train)
-  return language_models.split(params, c.train)
+  params = models.prepared(key, params, c.train)
+  return models.split(params, c.train)
 
 
 def _train(config, workdir, out, key, rows, link, progress):
@@ -296,7 +277,7 @@ def _train(config, workdir, out, key, rows, link, progress):
   trained['link'] = jax.tree.map(jnp.float32, link.init())
   mngr = checkpoint.manager(out)
   state = train_state.init_train_state(trained, tx)
-  state = checkpoint.restore_or(mngr, inputs.committed(state))
+  state = checkpoint.restore_or(mngr, sharding.commit(state))
 
   start = int(state.step)
   writer = metrics_lib.MetricWriter(out, start=start, where=out)
@@ -318,7 +299,7 @@ def _train(config, workdir, out, key, rows, link, progress):
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+    config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Trains r(x, y); writes params/, metrics.jsonl and results.json.
 
@@ -332,7 +313,7 @@ def run(
   c = config.reward_model
   out = os.path.join(workdir, folder(config))
   link = link_of(config)
-  language_models.record_origin(config, workdir, out, 'reward_model')
+  models.record_origin(config, workdir, out, 'reward_model')
   load = (
       reward_data.load_ratings
       if link.data == 'ratings'
@@ -361,7 +342,7 @@ def run(
   test = evaluate(margins['test'], pairs) | {
       'ece': found['kinds'][used]['ece'] if known else None
   }
-  common.write_json(
+  files.write_json(
       os.path.join(out, 'results.json'),
       {'data': counts, 'test': test, 'calibration': found},
   )

@@ -12,33 +12,25 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from rlhf_jax import files
 from rlhf_jax.models import lm
-from rlhf_jax.stages import policy as policy_stage
-from rlhf_jax.study import common, drawing, inputs, scorers
+from rlhf_jax.study import (
+    drawing,
+    fields,
+    folders,
+    models,
+    parameters,
+    scorers,
+    tokenizers,
+)
+from rlhf_jax.study import prompts as prompts_lib
+from rlhf_jax.study.errors import ConfigError
+from rlhf_jax.types import Progress
 
-FIELDS = (*policy_stage.FIELDS, 'samples')
+FIELDS = fields.FIELDS['samples']
+folder = folders.samples
+narrowed = fields.samples
 _SFT_STREAM, _POLICY_STREAM = 2, 4
-
-
-def folder(config: ml_collections.ConfigDict) -> str:
-  name = 'sft'
-  if config.samples.of == 'policy':
-    name = os.path.basename(policy_stage.folder(config))
-  return os.path.join(common.seed_folder(config), 'samples', name)
-
-
-def narrowed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """`config` with the one policy; of the SFT policy, without any."""
-  if config.samples.of == 'policy':
-    plain = policy_stage.narrowed(config).to_dict()
-    plain['samples'].pop('num_samples', None)  # may be narrowed already
-  else:
-    plain = config.to_dict()
-    for name in ('policy', 'methods', 'references', 'properties'):
-      plain[name] = {}
-    plain['references'] = {'batch_size': config.references.batch_size}
-    plain['samples'].pop('num_policy_samples', None)
-  return ml_collections.ConfigDict(plain).lock()
 
 
 @functools.lru_cache(maxsize=2)
@@ -60,7 +52,7 @@ def compiled_kl(lm_cfg, sampling, chunk_size):
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+    config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Writes samples.npz, of x held-out prompts and n responses to each.
 
@@ -71,28 +63,26 @@ def run(
   """
   c, trained = config.samples, config.samples.of == 'policy'
   if c.of not in ('sft', 'policy'):
-    raise common.ConfigError(
-        f'samples.of is {c.of!r}; it must be sft or policy.'
-    )
+    raise ConfigError(f'samples.of is {c.of!r}; it must be sft or policy.')
   if config.data.source == 'world':
-    raise common.ConfigError(
+    raise ConfigError(
         'The stage samples is of text: with data.source=world the stage tables has'
         ' all responses.'
     )
-  tokenizer = inputs.make_tokenizer(config)
-  prompts = inputs.load_prompts(config, workdir, tokenizer)
-  reference = inputs.load_sft_params(config, workdir)
+  tokenizer = tokenizers.make_tokenizer(config)
+  prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
+  reference = parameters.load_sft_params(config, workdir)
   params = reference
   if trained:
-    made = os.path.join(workdir, policy_stage.folder(config))
-    params = inputs.load_policy_params(config, workdir, made)
+    made = os.path.join(workdir, folders.policy(config))
+    params = parameters.load_policy_params(config, workdir, made)
   scores = {
       role: scorers.load_all(config, workdir, tuple(config.rewards), role)
       for role in ('reward_model', *config.judges)
   }
   kl_of = compiled_kl(
-      inputs.model_config(config, 'sft'),
-      inputs.policy_sampling(config, tokenizer),
+      models.model_config(config, 'sft'),
+      prompts_lib.policy_sampling(config, tokenizer),
       config.sft.chunk_size or _CHUNK_SIZE,
   )
 
@@ -132,7 +122,7 @@ def run(
     )
   arrays = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
   path = os.path.join(workdir, folder(config), 'samples.npz')
-  with common.atomic(path, 'wb') as f:
+  with files.atomic(path, 'wb') as f:
     np.savez(f, **arrays)
 
 
@@ -141,7 +131,7 @@ _CHUNK_SIZE = 512  # tokens whose scores exist at a time
 
 def texts(config: ml_collections.ConfigDict, workdir: str) -> np.ndarray:
   """The texts [x n] of the responses of config.samples.of."""
-  return texts_of(load(config, workdir), inputs.make_tokenizer(config))
+  return texts_of(load(config, workdir), tokenizers.make_tokenizer(config))
 
 
 def texts_of(arrays: dict[str, np.ndarray], tokenizer) -> np.ndarray:

@@ -11,19 +11,17 @@ import os
 import jax
 import ml_collections
 
-from rlhf_jax import checkpoint, optim, preemption, sharding, train_state
+from rlhf_jax import checkpoint, files, optim, preemption, sharding, train_state
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.data import batching
 from rlhf_jax.learners import sft as learner
 from rlhf_jax.models import adapters, lm
-from rlhf_jax.study import common, inputs
-from rlhf_jax.study import models as language_models
+from rlhf_jax.study import fields, folders, models, tokenizers
+from rlhf_jax.study import prompts as prompts_lib
+from rlhf_jax.types import Progress
 
-FIELDS = ('seed', 'rewards', 'data', 'world', 'sft')
-
-
-def folder(config: ml_collections.ConfigDict) -> str:
-  return os.path.join(common.study_folder(config), 'sft')
+FIELDS = fields.FIELDS['sft']
+folder = folders.sft
 
 
 @functools.lru_cache(maxsize=8)
@@ -47,33 +45,33 @@ def compiled_step(lm_cfg, sampling, optim_items, num_microbatches, chunk_size):
 def initial(config: ml_collections.ConfigDict):
   """(trained, frozen) parameters at step 0, and the model's shape."""
   c, key = config.sft, jax.random.key(config.seed)
-  lm_cfg = inputs.model_config(config, 'sft')
-  params = inputs.load_lm(c)[0] if c.init else lm.init(key, lm_cfg)
-  params = language_models.prepared(key, params, c.train)
-  return *language_models.split(params, c.train), lm_cfg
+  lm_cfg = models.model_config(config, 'sft')
+  params = models.load_lm(c)[0] if c.init else lm.init(key, lm_cfg)
+  params = models.prepared(key, params, c.train)
+  return *models.split(params, c.train), lm_cfg
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+    config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Trains pi_0 and writes params/ and metrics.jsonl.
 
-  params/ holds what was trained alone; `inputs.load_sft_params` returns all. With
+  params/ holds what was trained alone; `parameters.load_sft_params` returns all. With
   train.how=none there are neither, but base.json and text_format.json as always.
   """
   out = os.path.join(workdir, folder(config))
-  tokenizer = inputs.make_tokenizer(config)
-  language_models.record_origin(config, workdir, out, 'sft')
+  tokenizer = tokenizers.make_tokenizer(config)
+  models.record_origin(config, workdir, out, 'sft')
   # Likelihood is at temperature 1, whatever temperature samples are drawn at.
-  sampling = inputs.sampling_config(config, tokenizer, temperature=1.0)
+  sampling = prompts_lib.sampling_config(config, tokenizer, temperature=1.0)
   if config.sft.train.how == 'none':
     progress(1, 1)
     return
 
   data = os.path.join(
-      inputs.data_folder(config, workdir), 'demonstrations.jsonl'
+      os.path.join(workdir, folders.data(config)), 'demonstrations.jsonl'
   )
-  rows = inputs.read_rows(data, 'data')
+  rows = files.read_rows(data, 'data')
   arrays, counts = batching.encode_demonstrations(
       [(row['prompt'], row['response']) for row in rows],
       tokenizer,
@@ -84,7 +82,7 @@ def run(
   # What the policy cannot say has no likelihood: it says min_tokens, then EOS.
   said = arrays['response_mask'].sum(-1) > sampling.min_tokens
   arrays = {name: a[said] for name, a in arrays.items()}
-  common.write_json(
+  files.write_json(
       os.path.join(out, 'data.json'),
       counts.summary() | {'empty': int((~said).sum())},
   )
@@ -104,7 +102,7 @@ def run(
   )
   mngr = checkpoint.manager(out)
   state = train_state.init_train_state(trained, tx)
-  state = checkpoint.restore_or(mngr, inputs.committed(state))
+  state = checkpoint.restore_or(mngr, sharding.commit(state))
 
   start = int(state.step)
   writer = metrics_lib.MetricWriter(out, start=start, where=out)

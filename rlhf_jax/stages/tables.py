@@ -12,27 +12,20 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from rlhf_jax import enumeration
-from rlhf_jax.study import common, inputs, scorers
-
-FIELDS = (
-    'seed',
-    'rewards',
-    'policy_seeds',
-    'data',
-    'world',
-    'sft',
-    'sampling',
-    'reward_model',
-    'judges',
-    'scorers',
-    'reward_scales',
-    'property_modules',
+from rlhf_jax import enumeration, files
+from rlhf_jax.study import (
+    fields,
+    folders,
+    models,
+    parameters,
+    scorers,
+    tokenizers,
 )
+from rlhf_jax.study import prompts as prompts_lib
+from rlhf_jax.types import Progress
 
-
-def folder(config: ml_collections.ConfigDict) -> str:
-  return os.path.join(common.seed_folder(config), 'tables')
+FIELDS = fields.FIELDS['tables']
+folder = folders.tables
 
 
 @functools.lru_cache(maxsize=8)
@@ -53,17 +46,17 @@ def policy_logprobs(config, params, tokens, mask, *, chunk: int = 32):
   `chunk` prompts at a time, the last chunk filled up, so that one program
   serves training and held-out prompts.
   """
-  tokenizer = inputs.make_tokenizer(config)
+  tokenizer = tokenizers.make_tokenizer(config)
   fn = compiled_logprobs(
-      inputs.model_config(config, 'sft'),
-      inputs.policy_sampling(config, tokenizer),
-      inputs.move_ids(tokenizer),
+      models.model_config(config, 'sft'),
+      prompts_lib.policy_sampling(config, tokenizer),
+      prompts_lib.move_ids(tokenizer),
   )
   return scorers.in_chunks(functools.partial(fn, params), tokens, mask, chunk)
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+    config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Writes tables.npz.
 
@@ -71,8 +64,8 @@ def run(
   policy is trained for this seed; JUDGE/NAME the same, on held-out prompts.
   """
   out = os.path.join(workdir, folder(config))
-  tokenizer = inputs.make_tokenizer(config)
-  prompts = inputs.load_prompts(config, workdir, tokenizer)
+  tokenizer = tokenizers.make_tokenizer(config)
+  prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
   trained = config.seed in config.policy_seeds
   wanted = np.arange(len(prompts.texts)) if trained else prompts.eval_ids
   jobs = [('sft', wanted)]
@@ -83,7 +76,7 @@ def run(
   arrays = {}
   for done, (name, ids) in enumerate(jobs):
     if name == 'sft':
-      params = inputs.load_sft_params(config, workdir)
+      params = parameters.load_sft_params(config, workdir)
       tokens, mask = prompts.tokens[ids], prompts.mask[ids]
       values = policy_logprobs(config, params, tokens, mask)
     else:
@@ -93,7 +86,7 @@ def run(
     full[ids] = values
     arrays[name] = full
     progress(done + 1, len(jobs))
-  with common.atomic(os.path.join(out, 'tables.npz'), 'wb') as f:
+  with files.atomic(os.path.join(out, 'tables.npz'), 'wb') as f:
     np.savez(f, **arrays)
 
 

@@ -9,10 +9,11 @@ from jaxtyping import Array
 import ml_collections
 import numpy as np
 
-from rlhf_jax import processes, sharding
+from rlhf_jax import files, processes, sharding
 from rlhf_jax import sampling as sampling_lib
-from rlhf_jax.study import common, inputs, scorers
-from rlhf_jax.types import Params, Rollout
+from rlhf_jax.study import models, parameters, scorers, tokenizers
+from rlhf_jax.study import prompts as prompts_lib
+from rlhf_jax.types import Params, Progress, Rollout
 
 
 @functools.lru_cache(maxsize=8)
@@ -42,14 +43,14 @@ def sample_sft(
     *,
     num_samples: int,
     stream: int,
-    progress: common.Progress = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
     kept: str = '',
 ) -> Iterator[tuple[np.ndarray, Rollout, dict[str, np.ndarray]]]:
   """SFT responses to `prompt_ids`, `num_samples` each, and their rewards.
 
   As `sample_policy`, with the rewards of the reward models.
   """
-  params = inputs.load_sft_params(config, workdir)
+  params = parameters.load_sft_params(config, workdir)
   score = scorers.load_all(config, workdir, tuple(config.rewards))
   yield from sample_policy(
       config,
@@ -73,7 +74,7 @@ def sample_policy(
     *,
     num_samples: int,
     stream: int,
-    progress: common.Progress = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
     kept: str = '',
 ) -> Iterator[tuple[np.ndarray, Rollout, dict[str, np.ndarray]]]:
   """A policy's responses to `prompt_ids`, `num_samples` each, and their scores.
@@ -83,10 +84,10 @@ def sample_policy(
   rollout). Batches are kept in the folder `kept`, if there is one: those of a run
   that was stopped are not made again.
   """
-  tokenizer = inputs.make_tokenizer(config)
-  prompts = inputs.load_prompts(config, workdir, tokenizer)
-  lm_cfg = inputs.model_config(config, 'sft')
-  sampling = inputs.policy_sampling(config, tokenizer)
+  tokenizer = tokenizers.make_tokenizer(config)
+  prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
+  lm_cfg = models.model_config(config, 'sft')
+  sampling = prompts_lib.policy_sampling(config, tokenizer)
   sample = compiled_sample(lm_cfg, sampling, num_samples)
   seed = np.uint32((config.seed + stream * 7919) % 2**32)
   size = min(config.references.batch_size, len(prompt_ids))
@@ -123,7 +124,7 @@ _KEPT = ('response_tokens', 'response_mask', 'logprobs')
 def _keep_batch(path, rollout: Rollout, scores: dict[str, np.ndarray]) -> None:
   arrays = {name: getattr(rollout, name) for name in _KEPT}
   arrays |= {f'score/{k}': v for k, v in scores.items()}
-  with common.atomic(path, 'wb') as f:
+  with files.atomic(path, 'wb') as f:
     np.savez(f, **arrays)
 
 

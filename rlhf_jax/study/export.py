@@ -5,12 +5,11 @@ import shutil
 
 import ml_collections
 
-from rlhf_jax import processes
+from rlhf_jax import files, processes
 from rlhf_jax.data.text import gguf
 from rlhf_jax.models.hf import checkpoint
 from rlhf_jax.models.hf import config as hf_config
-from rlhf_jax.study import common, inputs
-from rlhf_jax.study import tokenizer as texts
+from rlhf_jax.study import models, tokenizers
 from rlhf_jax.types import Params
 
 # Of a model's folder, what decides how texts become tokens and when they end.
@@ -37,16 +36,16 @@ def export(
     params: whole, adapters merged.
     config: the study's.
   """
-  cfg = inputs.model_config(config, 'sft')
-  if config.sft.init == texts.SMOLLM2:  # whose file has no config.json
-    tokenizer = inputs.make_tokenizer(config)
+  cfg = models.model_config(config, 'sft')
+  if config.sft.init == tokenizers.SMOLLM2:  # whose file has no config.json
+    tokenizer = tokenizers.make_tokenizer(config)
     base = {'eos_token_id': tokenizer.eos_id, 'bos_token_id': tokenizer.bos_id}
   else:
     base = hf_config.read_config(config.sft.init)
   checkpoint.export(folder, params, cfg, config=base)
   if not processes.is_main():
     return
-  if config.data.pretrained == texts.SMOLLM2:
+  if config.data.pretrained == tokenizers.SMOLLM2:
     _write_gguf_tokenizer(folder)
     return
   for name in _FILES:
@@ -58,8 +57,8 @@ def export(
 def _write_gguf_tokenizer(folder: str) -> None:
   """The tokenizer in SmolLM2's file, in the files of a folder."""
   found = gguf.read(gguf.smollm2_path())
-  common.write_json(os.path.join(folder, 'tokenizer.json'), found['content'])
-  common.write_json(
+  files.write_json(os.path.join(folder, 'tokenizer.json'), found['content'])
+  files.write_json(
       os.path.join(folder, 'tokenizer_config.json'),
       found['special_tokens']
       | {
@@ -68,7 +67,7 @@ def _write_gguf_tokenizer(folder: str) -> None:
           'tokenizer_class': 'PreTrainedTokenizerFast',
       },
   )
-  common.write_json(
+  files.write_json(
       os.path.join(folder, 'generation_config.json'),
       {'eos_token_id': list(found['eos_ids'])},
   )

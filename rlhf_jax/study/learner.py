@@ -10,7 +10,8 @@ import optax
 
 from rlhf_jax.learners import interface, registry
 from rlhf_jax.rewards import penalties
-from rlhf_jax.study import common, inputs
+from rlhf_jax.study import configs, objectives
+from rlhf_jax.study.errors import ConfigError
 
 # Numbers of config.policy that are off at 0, and that not every learner has.
 _OPTIONAL = ('kl_target', 'entropy_coef')
@@ -19,9 +20,9 @@ _OPTIONAL = ('kl_target', 'entropy_coef')
 def learner_of(name: str) -> interface.Learner:
   """The learner that a config means by NAME or by MODULE:NAME."""
   try:
-    return registry.get(inputs.registered(name))
+    return registry.get(configs.registered(name))
   except (ValueError, ImportError) as e:
-    raise common.ConfigError(f'policy.learner: {e}') from e
+    raise ConfigError(f'policy.learner: {e}') from e
 
 
 def update_config(learner: interface.Learner, c: ml_collections.ConfigDict):
@@ -33,7 +34,7 @@ def update_config(learner: interface.Learner, c: ml_collections.ConfigDict):
   hints = typing.get_type_hints(learner.config_class)
   for field in dataclasses.fields(learner.config_class):
     if field.name not in c:
-      raise common.ConfigError(
+      raise ConfigError(
           f'config.policy has no field {field.name}, which learner'
           f' {learner.name} needs.'
       )
@@ -42,13 +43,13 @@ def update_config(learner: interface.Learner, c: ml_collections.ConfigDict):
       value = value or None
     numbers[field.name] = value
   if c.num_microbatches != 1 and 'num_microbatches' not in numbers:
-    raise common.ConfigError(
+    raise ConfigError(
         f'policy.num_microbatches is {c.num_microbatches}, but learner'
         f' {learner.name} takes a batch at once: set it to 1.'
     )
   for name in _OPTIONAL:
     if c[name] and name not in numbers:
-      raise common.ConfigError(
+      raise ConfigError(
           f'policy.{name} is {c[name]}, but learner {learner.name} has no such'
           ' thing: set it to 0.'
       )
@@ -70,17 +71,17 @@ def check(
   learner = learner_of(learner_name)
   where = f'policy ({property_name}, {method}, {learner.name})'
   cfg = update_config(learner, c)
-  objective = inputs.make_objective(config, property_name, method)
+  objective = objectives.make_objective(config, property_name, method)
   low, high = objective.declarations().range
   least, most = learner.utility_range
   if low < least or high > most:
-    raise common.ConfigError(
+    raise ConfigError(
         f'{where}: the learner needs utilities in [{least}, {most}], and those'
         f' of methods.{method} range over ({low}, {high}).'
     )
   fixed = learner.fixed_kl_coef
   if fixed is not None and kl_coef != fixed:
-    raise common.ConfigError(
+    raise ConfigError(
         f'{where}: the learner has kl_coef {fixed} alone, got {kl_coef}.'
     )
   try:
@@ -94,7 +95,7 @@ def check(
     if c.multiplier_lr:
       _check_multipliers(c.multiplier_lr, objective, learner)
   except ValueError as e:
-    raise common.ConfigError(f'{where}: {e}') from e
+    raise ConfigError(f'{where}: {e}') from e
   if not learner.keeps_scale:
     _warn_of_division(learner.name)
 

@@ -26,18 +26,18 @@ import jax
 from jaxtyping import Array, Key
 import ml_collections
 
-from rlhf_jax import sharding
+from rlhf_jax import files, sharding
 from rlhf_jax.data.text import text_format
 from rlhf_jax.models import adapters
 from rlhf_jax.models.config import LMConfig
 from rlhf_jax.models.hf import checkpoint, gguf
 from rlhf_jax.models.hf import config as hf_config
 from rlhf_jax.models.hf.fields import PretrainedError
-from rlhf_jax.study import common
-from rlhf_jax.study import tokenizer as texts
+from rlhf_jax.study import folders, tokenizers
+from rlhf_jax.study.errors import ConfigError, WorkdirError
 from rlhf_jax.types import Params
 
-SMOLLM2 = texts.SMOLLM2
+SMOLLM2 = tokenizers.SMOLLM2
 # What a section says of any model, wherever its weights come from.
 NUMBERS = ('scan_layers', 'remat', 'attention', 'dtype')
 
@@ -50,7 +50,7 @@ def shape_of(init: str) -> LMConfig:
     path = os.path.join(init, 'config.json')
     return hf_config.lm_config(hf_config.read_config(init), path)
   except (PretrainedError, OSError) as e:
-    raise common.ConfigError(f'init={init}: {e}') from e
+    raise ConfigError(f'init={init}: {e}') from e
 
 
 _gguf_shape = functools.lru_cache(maxsize=1)(gguf.config)
@@ -96,12 +96,12 @@ def with_numbers(cfg: LMConfig, section: ml_collections.ConfigDict) -> LMConfig:
 def check(section: ml_collections.ConfigDict, where: str) -> None:
   """Raises ConfigError for fields that do not go with `init`."""
   if section.init in ('', 'sft') and section.param_dtype != 'float32':
-    raise common.ConfigError(
+    raise ConfigError(
         f'{where}.param_dtype is {section.param_dtype!r}, which has no effect'
         f' with {where}.init={section.init!r}: set it to float32.'
     )
   if section.param_dtype not in ('float32', 'bfloat16'):
-    raise common.ConfigError(
+    raise ConfigError(
         f'{where}.param_dtype is {section.param_dtype!r}; it must be float32 or'
         ' bfloat16.'
     )
@@ -109,19 +109,19 @@ def check(section: ml_collections.ConfigDict, where: str) -> None:
       'full',
       'last_n',
   ):
-    raise common.ConfigError(
+    raise ConfigError(
         f'{where}.train.how={section.train.how} needs'
         f' {where}.param_dtype=float32: what is trained is float32.'
     )
   given = sorted(set(section.lm) - set(NUMBERS))
   if section.init and given:
-    raise common.ConfigError(
+    raise ConfigError(
         f'{where}.lm.{given[0]} has no effect with {where}.init={section.init},'
         f' which tells the shape: set {where}.lm to checkpoint() of'
         ' configs/base.py.'
     )
   if not section.init and not given:
-    raise common.ConfigError(
+    raise ConfigError(
         f'{where}.lm has no shape, and {where}.init names no checkpoint.'
     )
 
@@ -140,7 +140,7 @@ def model_config(config: ml_collections.ConfigDict, name: str) -> LMConfig:
   Of a random model, its `lm` and the tokenizer's vocabulary; of one that starts
   from a checkpoint, or from the SFT policy, the shape of that.
   """
-  section, tokenizer = config[name], texts.make_tokenizer(config)
+  section, tokenizer = config[name], tokenizers.make_tokenizer(config)
   if not section.init:
     cfg = lm_config(section.lm, tokenizer)
   elif section.init == 'sft':
@@ -148,7 +148,7 @@ def model_config(config: ml_collections.ConfigDict, name: str) -> LMConfig:
   else:
     cfg = with_numbers(shape_of(section.init), section)
   if cfg.vocab_size < tokenizer.vocab_size:
-    raise common.ConfigError(
+    raise ConfigError(
         f'{name}.init={section.init} has {cfg.vocab_size} rows of vocabulary, the'
         f' tokenizer {tokenizer.vocab_size} ids.'
     )
@@ -175,7 +175,7 @@ def digest(init: str) -> str:
   if init == SMOLLM2:
     paths = [gguf.smollm2_file()]
   elif not os.path.isdir(init):
-    raise common.ConfigError(f'init={init}: there is no such folder.')
+    raise ConfigError(f'init={init}: there is no such folder.')
   else:
     paths = sorted(
         os.path.join(init, name)
@@ -206,36 +206,29 @@ def record_base(folder: str, init: str, found: str) -> None:
   path = os.path.join(folder, 'base.json')
   if os.path.exists(path):
     check_base(folder, init, found)
-  common.write_json(path, {'init': init, 'digest': found})
+  files.write_json(path, {'init': init, 'digest': found})
 
 
 def check_base(folder: str, init: str, found: str) -> None:
   """Raises WorkdirError unless `folder` was trained from the base `found`."""
   path = os.path.join(folder, 'base.json')
   if not os.path.exists(path):
-    raise common.WorkdirError(
-        f'{path} is missing: run the stage of {folder} first.'
-    )
-  recorded = common.read_json(path, folder)['digest']
+    raise WorkdirError(f'{path} is missing: run the stage of {folder} first.')
+  recorded = files.read_json(path, folder)['digest']
   if recorded != found:
-    raise common.WorkdirError(
+    raise WorkdirError(
         f'{path}: trained from init={init} with digest {recorded[:12]}, which'
         f' now has {found[:12]}: the base was changed. Restore it, or run the'
         ' stage again in another --workdir.'
     )
 
 
-def sft_folder(config: ml_collections.ConfigDict, workdir: str) -> str:
-  """The folder of the reference policy, the same in every regime."""
-  return os.path.join(workdir, common.study_folder(config), 'sft')
-
-
 def sft_digest(config: ml_collections.ConfigDict, workdir: str) -> str:
   """What decides the parameters of the reference policy."""
   none = config.sft.train.how == 'none'
   file = 'base.json' if none else 'params.digest.json'
-  path = os.path.join(sft_folder(config, workdir), file)
-  text = json.dumps(common.read_json(path, 'sft'), sort_keys=True)
+  path = os.path.join(workdir, folders.sft(config), file)
+  text = json.dumps(files.read_json(path, 'sft'), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -255,8 +248,8 @@ def record_origin(
   Raises:
     WorkdirError: the folder was begun with another base.
   """
-  tokenizer = texts.make_tokenizer(config)
-  common.write_json(
+  tokenizer = tokenizers.make_tokenizer(config)
+  files.write_json(
       os.path.join(folder, 'text_format.json'),
       text_format.of(tokenizer).to_json(),
   )
@@ -267,14 +260,14 @@ def record_origin(
 def check_origin(config, workdir, folder, name):
   """Raises WorkdirError unless `record_origin` would write the same again."""
   path = os.path.join(folder, 'text_format.json')
-  record = common.read_json(path, name)
+  record = files.read_json(path, name)
   try:
     text_format.check(
         text_format.TextFormat.from_json(record, where=path),
-        text_format.of(texts.make_tokenizer(config)),
+        text_format.of(tokenizers.make_tokenizer(config)),
     )
   except ValueError as e:
-    raise common.WorkdirError(f'{path}: {e}') from e
+    raise WorkdirError(f'{path}: {e}') from e
   if found := base_digest(config, workdir, name):
     check_base(folder, config[name].init, found)
 
@@ -345,7 +338,7 @@ def check_train(
 ) -> None:
   """Raises ConfigError for a section `train` that cannot be what it says."""
   if train.how not in known:
-    raise common.ConfigError(
+    raise ConfigError(
         f'{where}.how is {train.how!r}; it must be one of {known}.'
     )
   of = {
@@ -360,13 +353,13 @@ def check_train(
         continue
       value = train[name]
       if how != train.how and value:
-        raise common.ConfigError(
+        raise ConfigError(
             f'{where}.{name} is {value!r}, which has no effect with'
             f' {where}.how={train.how}: set it to {type(value)()!r}.'
         )
       if how == train.how and not value and name not in optional:
-        raise common.ConfigError(
+        raise ConfigError(
             f'{where}.how={how} needs {where}.{name}, got {value!r}.'
         )
       if not isinstance(value, str) and value < 0:
-        raise common.ConfigError(f'{where}.{name} must be >= 0, got {value}.')
+        raise ConfigError(f'{where}.{name} must be >= 0, got {value}.')

@@ -19,7 +19,9 @@ from rlhf_jax.data.world import rules
 from rlhf_jax.data.world import world as world_lib
 from rlhf_jax.models import probe
 from rlhf_jax.stages import data as data_stage
-from rlhf_jax.study import common, inputs, reward_functions
+from rlhf_jax.study import parameters, reward_functions, tokenizers
+from rlhf_jax.study import prompts as prompts_lib
+from rlhf_jax.study.errors import ConfigError
 from rlhf_jax.types import Rollout
 
 # (prompt rows [b], rollout) -> [b]; a row is a prompt's place in prompts.json.
@@ -59,12 +61,12 @@ def _rule(name: str):
   """The jitted function that MODULE:NAME names."""
   module, _, function = name.rpartition(':')
   if not module:
-    raise common.ConfigError(
+    raise ConfigError(
         f'Unknown scorer {name!r}; it is learned, gold, or MODULE:NAME.'
     )
   found = getattr(importlib.import_module(module), function, None)
   if found is None:
-    raise common.ConfigError(f'{module} has no function {function!r}.')
+    raise ConfigError(f'{module} has no function {function!r}.')
   return jax.jit(
       lambda scale, *tokens: scale * found(*tokens).astype(jnp.float32)
   )
@@ -82,7 +84,7 @@ def _how(
 
 def _gold_table(config, reward) -> np.ndarray:
   if config.data.source != 'world':
-    raise common.ConfigError(
+    raise ConfigError(
         f'scorers.{reward}=gold needs data.source=world, where gold is known.'
     )
   return world_lib.oracle_reward(data_stage.make_world(config), reward)
@@ -90,7 +92,7 @@ def _gold_table(config, reward) -> np.ndarray:
 
 def response_indices(tokens, mask, tokenizer) -> np.ndarray:
   """Where each response [b t] stands among all responses of the world."""
-  first = inputs.move_ids(tokenizer)[0]
+  first = prompts_lib.move_ids(tokenizer)[0]
   moves = np.where(mask & (tokens != tokenizer.eos_id), tokens - first, -1)
   return rules.response_index(moves)
 
@@ -103,10 +105,10 @@ def load(
 ) -> Scorer:
   """The scorer of a reward, with its weights read; or an evaluator of it."""
   how, scale = _how(config, reward, role)
-  tokenizer = inputs.make_tokenizer(config)
+  tokenizer = tokenizers.make_tokenizer(config)
   if how == 'learned':
     fn = compiled_reward(reward_functions.of(config, role))
-    params = inputs.load_reward_params(config, workdir, reward, role)
+    params = parameters.load_reward_params(config, workdir, reward, role)
     return lambda rows, rollout: fn(params, scale, *tokens_of(rollout))
   if how == 'gold':
     table = scale * _gold_table(config, reward)
@@ -141,7 +143,7 @@ def load_all(
     if how != 'learned' or not reward_fn.pooling:
       others[name] = load(config, workdir, name, role)
       continue
-    params = inputs.load_reward_params(config, workdir, name, role)
+    params = parameters.load_reward_params(config, workdir, name, role)
     probes[name] = reward_functions.probe_of(params)
     trunk, scales[name] = {'trunk': params['trunk']}, scale
   fn = _compiled_probes(reward_fn)
@@ -181,7 +183,7 @@ def table(
     workdir: str,
     reward: str,
     role: str,
-    prompts: inputs.Prompts,
+    prompts: prompts_lib.Prompts,
     ids: np.ndarray,
 ) -> Float[np.ndarray, 'x y']:
   """The reward of every response to the prompts `ids`.
@@ -189,15 +191,15 @@ def table(
   Evaluators are always learned; only the reward models may be something else.
   """
   how, scale = _how(config, reward, role)
-  tokenizer = inputs.make_tokenizer(config)
-  sampling = inputs.sampling_config(config, tokenizer, temperature=1.0)
-  moves = inputs.move_ids(tokenizer)
+  tokenizer = tokenizers.make_tokenizer(config)
+  sampling = prompts_lib.sampling_config(config, tokenizer, temperature=1.0)
+  moves = prompts_lib.move_ids(tokenizer)
   tokens, mask = prompts.tokens[ids], prompts.mask[ids]
   if how == 'gold':
     return scale * _gold_table(config, reward)[ids]
   if how == 'learned':
     fn = _compiled_table(reward_functions.of(config, role), sampling, moves)
-    params = inputs.load_reward_params(config, workdir, reward, role)
+    params = parameters.load_reward_params(config, workdir, reward, role)
     return in_chunks(
         functools.partial(fn, params, np.float32(scale)), tokens, mask, 32
     )

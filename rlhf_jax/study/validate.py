@@ -11,18 +11,19 @@ from rlhf_jax.rewards import links, references
 from rlhf_jax.stages import data
 from rlhf_jax.stages import reward_model as reward_model_stage
 from rlhf_jax.study import (
-    common,
-    inputs,
+    configs,
+    objectives,
     validate_models,
 )
 from rlhf_jax.study import (
-    learner as policy_config,
+    learner as learner_lib,
 )
+from rlhf_jax.study.errors import ConfigError
 
 
 def _require(holds: bool, message: str) -> None:
   if not holds:
-    raise common.ConfigError(message)
+    raise ConfigError(message)
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -39,9 +40,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _validate_policy(config)
   for name in config.regimes:
     try:
-      validate(common.in_regime(config, name))
-    except common.ConfigError as e:
-      raise common.ConfigError(f'regimes.{name}: {e}') from e
+      validate(configs.in_regime(config, name))
+    except ConfigError as e:
+      raise ConfigError(f'regimes.{name}: {e}') from e
 
 
 def _validate_study(c):
@@ -142,11 +143,11 @@ def _validate_samples(c):
 def _try_properties(c):
   """Judges short responses by every property, to find what raises."""
   try:
-    data.make_world(common.with_overrides(c, {'world.max_moves': 2}))
-  except common.ConfigError:
+    data.make_world(configs.with_overrides(c, {'world.max_moves': 2}))
+  except ConfigError:
     raise
   except Exception as e:  # of a module that a config names: it can be any
-    raise common.ConfigError(
+    raise ConfigError(
         f'rewards {tuple(c.rewards)}: a property cannot judge responses'
         f' ({type(e).__name__}: {e}); see property_modules'
         f' {tuple(c.property_modules)}.'
@@ -165,9 +166,9 @@ def _validate_references(c):
       where = f'references.specs.{name} ({reward})'
       how = {**spec, **spec.per_reward.get(reward, {})}
       try:
-        references.get(inputs.registered(how['estimator']))
+        references.get(configs.registered(how['estimator']))
       except (ValueError, ImportError) as e:
-        raise common.ConfigError(f'{where}: {e}') from e
+        raise ConfigError(f'{where}: {e}') from e
       _require(
           0 < how['q'] < 1,
           f'{where}: q must lie in (0, 1), got {how["q"]}.',
@@ -242,9 +243,9 @@ def _validate_numbers(c):
 
 def _validate_reward_model(c):
   try:
-    link = links.get(inputs.registered(c.reward_model.link))
+    link = links.get(configs.registered(c.reward_model.link))
   except (ValueError, ImportError) as e:
-    raise common.ConfigError(f'reward_model.link: {e}') from e
+    raise ConfigError(f'reward_model.link: {e}') from e
   learned = [r for r in c.rewards if c.scorers.get(r, 'learned') == 'learned']
   if 'reward_model' in c.stages and (learned or c.judges):
     reward_model_stage.link_of(c)
@@ -313,9 +314,9 @@ def _validate_methods(c):
       if property_name not in c.properties:
         continue
       try:
-        objective = inputs.make_objective(c, property_name, name)
+        objective = objectives.make_objective(c, property_name, name)
       except (ValueError, TypeError, KeyError, ImportError) as e:
-        raise common.ConfigError(f'methods.{name}: {e}') from e
+        raise ConfigError(f'methods.{name}: {e}') from e
       _require(
           not (section.exact and objective.declarations().whole_batch),
           f'methods.{name} depends on the whole batch, so no fixed optimum'
@@ -348,7 +349,7 @@ def _validate_policy(c):
           f'policy.kl_coef must be > 0 (it is the price of a nat of KL), got'
           f' {kl_coef}.',
       )
-      policy_config.check(c, name, method, learner, kl_coef)
+      learner_lib.check(c, name, method, learner, kl_coef)
   _require(
       c.policy.prompts_per_step % c.policy.num_minibatches == 0,
       f'policy.prompts_per_step={c.policy.prompts_per_step} cannot be split into'

@@ -10,20 +10,16 @@ import ml_collections
 
 from rlhf_jax.models import probe
 from rlhf_jax.study import (
-    common,
+    models,
     reward_functions,
+    tokenizers,
 )
-from rlhf_jax.study import (
-    models as language_models,
-)
-from rlhf_jax.study import (
-    tokenizer as texts,
-)
+from rlhf_jax.study.errors import ConfigError
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
   """Raises ConfigError naming the first field that cannot be what it is."""
-  texts.check(config)
+  tokenizers.check(config)
   _validate_sft(config)
   _validate_reward_model(config)
   _validate_references(config)
@@ -33,7 +29,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 def _require(holds: bool, message: str) -> None:
   if not holds:
-    raise common.ConfigError(message)
+    raise ConfigError(message)
 
 
 def _without_effect(section, where, why, **neutral) -> None:
@@ -49,9 +45,9 @@ def _without_effect(section, where, why, **neutral) -> None:
 def _validate_sft(config):
   c, how = config.sft, config.sft.train.how
   known = ('full', 'last_n', 'lora', 'none')
-  language_models.check_train(c.train, 'sft.train', known)
+  models.check_train(c.train, 'sft.train', known)
   _require(c.init != 'sft', 'sft.init is sft, which is the model itself.')
-  language_models.check(c, 'sft')
+  models.check(c, 'sft')
   _require(
       bool(c.init) or how == 'full',
       f'sft.train.how={how} needs sft.init: random weights must all be trained.',
@@ -80,8 +76,8 @@ def _validate_sft(config):
 def _validate_reward_model(config):
   c, how = config.reward_model, config.reward_model.train.how
   known = ('full', 'last_n', 'lora', 'probe')
-  language_models.check_train(c.train, 'reward_model.train', known)
-  language_models.check(c, 'reward_model')
+  models.check_train(c.train, 'reward_model.train', known)
+  models.check(c, 'reward_model')
   _require(
       bool(c.init) or how == 'full',
       f'reward_model.train.how={how} needs reward_model.init: random weights must'
@@ -128,9 +124,7 @@ def _validate_references(config):
 
 def _validate_policy(config):
   c = config.policy
-  language_models.check_train(
-      c.train, 'policy.train', ('full', 'last_n', 'lora')
-  )
+  models.check_train(c.train, 'policy.train', ('full', 'last_n', 'lora'))
   _require(
       config.sft.param_dtype == 'float32'
       or 'policy' not in config.stages
@@ -157,7 +151,7 @@ def _validate_checkpoints(config):
         ' its rows are those of its own tokens.',
     )
   folders = [config.sft.init, config.reward_model.init, c.pretrained]
-  found = {f for f in folders if f not in ('', 'sft', texts.SMOLLM2)}
+  found = {f for f in folders if f not in ('', 'sft', tokenizers.SMOLLM2)}
   for folder in sorted(found):
     _require(
         os.path.isdir(folder),
@@ -165,24 +159,22 @@ def _validate_checkpoints(config):
         ' folder.',
     )
   if config.sft.init in found:
-    language_models.shape_of(config.sft.init)
+    models.shape_of(config.sft.init)
     _require(
-        not language_models.is_scalar(config.sft.init),
+        not models.is_scalar(config.sft.init),
         f'sft.init={config.sft.init} is a reward model: it has no unembedding.',
     )
   init = config.reward_model.init
   if init in found:
-    language_models.shape_of(init)
+    models.shape_of(init)
     how, readout = config.reward_model.train.how, config.reward_model.readout
     _require(
-        not language_models.is_scalar(init)
-        or readout == 'norm'
-        or how == 'probe',
+        not models.is_scalar(init) or readout == 'norm' or how == 'probe',
         f'reward_model.init={init} is a reward model that reads its score out'
         f' after the final norm: set reward_model.readout=norm, not {readout}.',
     )
-  if texts.SMOLLM2 not in (c.pretrained, config.sft.init):
-    language_models.model_config(config, 'sft')
-    if init != texts.SMOLLM2:
+  if tokenizers.SMOLLM2 not in (c.pretrained, config.sft.init):
+    models.model_config(config, 'sft')
+    if init != tokenizers.SMOLLM2:
       for role in ('reward_model', *config.judges):
         reward_functions.of(config, role)

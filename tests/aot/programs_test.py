@@ -16,7 +16,7 @@ from rlhf_jax.aot import costs, hlo, programs, scaling
 from rlhf_jax.models import lm
 from rlhf_jax.models.config import LMConfig
 from rlhf_jax.models.hf import config as hf_config
-from rlhf_jax.study import common
+from rlhf_jax.study.errors import ConfigError
 from tests.stages import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -118,7 +118,7 @@ def test_more_devices_have_less_to_do(tmp_path):
   assert [ax.get_title('left') for ax in figure.axes] == list(
       scaling.PANELS.values()
   )
-  with pytest.raises(common.ConfigError, match='training is none of'):
+  with pytest.raises(ConfigError, match='training is none of'):
     costs.on_devices(config, SHAPE, 'training', 1)
 
 
@@ -153,7 +153,7 @@ def test_adapters_and_moments_are_cut_as_the_table_says(compiled):
 
 def test_random_models_are_refused():
   mesh = sharding.make_mesh(8, 1, 1)
-  with pytest.raises(common.ConfigError, match='sft is a random model'):
+  with pytest.raises(ConfigError, match='sft is a random model'):
     programs.build(tiny.get_config(), SHAPE, mesh, num_prompts=8)
 
 

@@ -8,8 +8,7 @@ import time
 import jax
 import pytest
 
-from rlhf_jax.launch import graph
-from rlhf_jax.study import common
+from rlhf_jax.launch import execute, graph
 from tests.stages import study, tiny
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
@@ -357,7 +356,7 @@ def test_killed_worker_and_killed_launcher_resume(
   # The same command goes on, and ends with the same bits.
   program = _start(zygote, 'launch', workdir, *args)
   assert program.wait() == 0, program.err
-  assert common.is_done(graph.STAGES['sft'], tiny.get_config(), str(workdir))
+  assert execute.is_done(graph.STAGES['sft'], tiny.get_config(), str(workdir))
   study.assert_same(
       study.results(os.path.join(finished_study, 'seed_0/sft')),
       study.results(str(sft)),

@@ -5,9 +5,8 @@ import subprocess
 
 import pytest
 
-from rlhf_jax import preemption
+from rlhf_jax import files, preemption
 from rlhf_jax.launch import sweep_board, sweep_slurm, sweeps
-from rlhf_jax.study import common
 
 
 def _job(name, *needs):
@@ -22,7 +21,7 @@ def board(tmp_path, monkeypatch):
   monkeypatch.setattr(sweep_slurm.time, 'sleep', lambda seconds: None)
   jobs = [_job('a'), _job('b', 'a'), _job('c'), _job('d')]
   ids = {job.name: f'7_{i}' for i, job in enumerate(jobs)}
-  common.write_json(str(tmp_path / 'sweep' / 'slurm.json'), ids)
+  files.write_json(str(tmp_path / 'sweep' / 'slurm.json'), ids)
   return sweep_board.Board(str(tmp_path), jobs)
 
 

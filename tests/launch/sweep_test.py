@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf_jax.launch import graph, sweeps
-from rlhf_jax.study import common
+from rlhf_jax.study.errors import ConfigError
 from tests import configs_test
 from tests.stages import tiny
 
@@ -21,7 +21,7 @@ def _studies(*runs):
 
 
 def _refused(*runs):
-  with pytest.raises(common.ConfigError) as e:
+  with pytest.raises(ConfigError) as e:
     _studies(*runs)
   assert '\n' not in str(e.value)
   return str(e.value)

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
+from rlhf_jax import files
 from rlhf_jax.launch import policy_group, sweep_board, sweep_vmapped, sweeps
 from rlhf_jax.stages import policy
-from rlhf_jax.study import common
 from tests.stages import shared, study, tiny
 
 _SWEEP = (
@@ -72,7 +72,7 @@ def test_one_that_fails_stops_no_other(board, finished_study, capsys):
   bad = board.jobs['seed_0/policy/both_lsc_rloo_0.3']
   folder = os.path.join(board.root, bad.name)
   os.makedirs(folder)
-  common.write_json(os.path.join(folder, 'stage.json'), {'seed': 7})
+  files.write_json(os.path.join(folder, 'stage.json'), {'seed': 7})
   _run(board)
   assert board.having(sweep_board.FAILED) == [bad]
   assert len(board.having(sweep_board.DONE)) == len(board.jobs) - 1

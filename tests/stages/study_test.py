@@ -10,13 +10,13 @@ import pytest
 
 from rlhf_jax.evaluation import schema
 from rlhf_jax.exact import best_of_k, tilted
-from rlhf_jax.launch import graph
+from rlhf_jax.launch import execute, graph
 from rlhf_jax.measure import features as judgements_lib
 from rlhf_jax.measure import optimality
 from rlhf_jax.measure import spaces as study_lib
 from rlhf_jax.stages import best_of_k as best_of_k_stage
 from rlhf_jax.stages import figures
-from rlhf_jax.study import common
+from rlhf_jax.study import configs
 from tests.stages import study as shared
 from tests.stages import tiny
 
@@ -37,7 +37,7 @@ def results(finished_study):
 @pytest.fixture(scope='module')
 def both(finished_study):
   """The measures of property `both`, as the evaluate stage has them."""
-  config = common.with_overrides(
+  config = configs.with_overrides(
       tiny.get_config(), {'evaluate.property': 'both'}
   )
   return study_lib.Study(config, finished_study, 'both')
@@ -52,7 +52,7 @@ def _values(rows):
 def test_every_task_is_done(finished_study):
   config = tiny.get_config()
   for task in graph.tasks(config):
-    assert common.is_done(
+    assert execute.is_done(
         graph.STAGES[task.stage],
         graph.task_config(config, task),
         finished_study,
@@ -228,14 +228,14 @@ def test_tables_of_another_study_are_not_joined(finished_study, tmp_path):
 
 
 def test_figures_wait_for_every_seed(finished_study, tmp_path):
-  config = common.with_overrides(tiny.get_config(), {'seeds': (0, 1)})
+  config = configs.with_overrides(tiny.get_config(), {'seeds': (0, 1)})
   os.symlink(os.path.join(finished_study, 'seed_0'), tmp_path / 'seed_0')
   with pytest.raises(FileNotFoundError, match='seed_1.*run the stage evaluate'):
     figures.joined(config, str(tmp_path), 'results')
 
 
 def _run_of(config, finished_study, learner='ppo'):
-  config = common.with_overrides(config, {'evaluate.property': 'both'})
+  config = configs.with_overrides(config, {'evaluate.property': 'both'})
   study = study_lib.Study(config, finished_study, 'both')
   what = next(
       w
@@ -254,7 +254,7 @@ def test_shares_are_of_what_a_penalized_policy_was_trained_on(finished_study):
   assert without['objective'] == 'tilted'
   for how in ('raw', 'utility'):
     penalty = {'kind': 'length', 'how': how, 'coef': 0.5}
-    config = common.with_overrides(
+    config = configs.with_overrides(
         tiny.get_config(),
         {f'policy.penalty.{k}': v for k, v in penalty.items()},
     )
@@ -287,7 +287,7 @@ def test_shares_are_of_what_a_penalized_policy_was_trained_on(finished_study):
 def test_no_shares_without_an_optimum(
     finished_study, field, value, learner, known
 ):
-  config = common.with_overrides(tiny.get_config(), {f'policy.{field}': value})
+  config = configs.with_overrides(tiny.get_config(), {f'policy.{field}': value})
   study, what = _run_of(config, finished_study, learner)
   row = optimality.measured(study, what)[1]
   for share in ('objective_share', 'held_out_share', 'frontier_share', 'gap'):
@@ -305,7 +305,7 @@ def test_utilities_are_computed_once(both):
 def test_best_of_k_of_some_methods(finished_study, tmp_path):
   workdir = str(tmp_path / 'study')
   shared.copy(finished_study, workdir, without='seed_0/best_of_k')
-  config = common.with_overrides(
+  config = configs.with_overrides(
       tiny.get_config(),
       {
           'best_of_k.methods': ('lsc', 'min'),
@@ -313,7 +313,7 @@ def test_best_of_k_of_some_methods(finished_study, tmp_path):
           'evaluate.property': 'both',
       },
   )
-  common.execute(best_of_k_stage, config, workdir)
+  execute.execute(best_of_k_stage, config, workdir)
   folder = os.path.join(workdir, best_of_k_stage.folder(config))
   frame = pd.read_csv(os.path.join(folder, 'results.csv'))
   assert set(frame.method) == {'lsc', 'min'}

@@ -6,7 +6,7 @@ import ml_collections
 
 from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.data.text import chat_tokenizer, gguf, pretrained_tokenizer
-from rlhf_jax.study import common
+from rlhf_jax.study.errors import ConfigError
 
 SMOLLM2 = 'smollm2'
 
@@ -21,7 +21,7 @@ def make_tokenizer(config: ml_collections.ConfigDict):
     return chat_tokenizer.with_plain_form(bytes_) if c.template else bytes_
   if c.tokenizer == 'pretrained':
     return _pretrained_tokenizer(c.pretrained, c.template, c.system)
-  raise common.ConfigError(
+  raise ConfigError(
       f'Unknown data.tokenizer {c.tokenizer!r}; known: word, byte, pretrained.'
   )
 
@@ -40,7 +40,7 @@ def _pretrained_tokenizer(folder, template, system):
       return chat_tokenizer.with_own_template(bare, system=system)
     return chat_tokenizer.with_plain_form(bare)
   except (ValueError, ImportError) as e:
-    raise common.ConfigError(f'data.pretrained={folder}: {e}') from e
+    raise ConfigError(f'data.pretrained={folder}: {e}') from e
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -48,22 +48,22 @@ def check(config: ml_collections.ConfigDict) -> None:
   c = config.data
   known = {'word': ('',), 'byte': ('', 'hh'), 'pretrained': ('own', 'hh')}
   if c.template not in known.get(c.tokenizer, (c.template,)):
-    raise common.ConfigError(
+    raise ConfigError(
         f'data.template is {c.template!r}; with data.tokenizer={c.tokenizer} it'
         f' must be one of {known[c.tokenizer]}.'
     )
   if c.pretrained and c.tokenizer != 'pretrained':
-    raise common.ConfigError(
+    raise ConfigError(
         f'data.pretrained is {c.pretrained!r}, which has no effect with'
         f" data.tokenizer={c.tokenizer}: set it to ''."
     )
   if c.system and c.template != 'own':
-    raise common.ConfigError(
+    raise ConfigError(
         f'data.system is {c.system!r}, which has no effect with'
         f" data.template={c.template!r}: set it to ''."
     )
   if c.tokenizer == 'pretrained' and not c.pretrained:
-    raise common.ConfigError(
+    raise ConfigError(
         'data.tokenizer=pretrained needs data.pretrained: the folder of a model,'
         ' or smollm2.'
     )
