@@ -7,7 +7,11 @@ import tempfile
 # Most of the time is the compiler's, and programs as small as these are not
 # faster for its care. Programs that the tests start inherit it.
 os.environ['XLA_FLAGS'] = ' '.join(
-    (os.environ.get('XLA_FLAGS', ''), '--xla_backend_optimization_level=0')
+    (
+        os.environ.get('XLA_FLAGS', ''),
+        '--xla_backend_optimization_level=0',
+        '--xla_llvm_disable_expensive_passes=true',
+    )
 )
 
 from absl import flags
