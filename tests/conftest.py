@@ -36,6 +36,10 @@ FIRST = (
     'tests/stages/study_test.py',
     'tests/measure/sampled_test.py',
     'tests/stages/pretrained_test.py',
+    'tests/distributed_test.py',
+    'tests/stages/paper_hh_test.py',
+    'tests/stages/resume_test.py',
+    'tests/experiments/sweep_slurm_test.py',
 )
 
 
