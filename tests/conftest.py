@@ -52,9 +52,9 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope='module', autouse=True)
 def _room_for_programs():
   """A process of the tests compiles thousands, more than it can hold."""
-  from rlhf_jax.launch import scheduler
+  from rlhf_jax import programs
 
-  scheduler.free_programs()
+  programs.free()
 
 
 @pytest.fixture(scope='session')
