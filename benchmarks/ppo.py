@@ -27,9 +27,9 @@ from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.rewards.references import Reference
 from rlhf_jax.stages import policy_steps
 from rlhf_jax.study import (
-    models,
     reward_functions,
     scorers,
+    trainable,
 )
 from rlhf_jax.types import SamplingConfig
 
@@ -60,8 +60,8 @@ def _models(cfg, base):
   reward = heads.from_trunk(key, base, cfg, copy=copy)
   trained, frozen = {}, {}
   for name, params in (('policy', base), ('value', value)):
-    params = models.prepared(key, params, train)
-    trained[name], frozen[name] = models.split(params, train)
+    params = trainable.prepare(key, params, train)
+    trained[name], frozen[name] = trainable.split(params, train)
   return trained, frozen, base, reward
 
 
@@ -69,7 +69,7 @@ def make_iteration():
   """Returns `iteration(state, step) -> (state, metrics)`, and the first state."""
   base, cfg = measure.model(_MODEL.value, _DTYPE.value, frozen=_LORA.value)
   if _LORA.value:
-    cfg = dataclasses.replace(cfg, lora_scale=models.scale_of(_train()))
+    cfg = dataclasses.replace(cfg, lora_scale=trainable.lora_scale(_train()))
   trained, frozen, ref_params, reward_params = _models(cfg, base)
   del base
   batch = _BATCH.value

@@ -26,6 +26,7 @@ from rlhf_jax.study import (
     models,
     reward_functions,
     scorers,
+    trainable,
 )
 from rlhf_jax.study import (
     learner as learner_lib,
@@ -158,11 +159,13 @@ class _Builder:
 
   def _sft(self) -> Program:
     c = self._config.sft
-    cfg = dataclasses.replace(self._lm_cfg, lora_scale=models.scale_of(c.train))
+    cfg = dataclasses.replace(
+        self._lm_cfg, lora_scale=trainable.lora_scale(c.train)
+    )
     base = self._base(cfg, c.param_dtype)
     trained, frozen = jax.eval_shape(
-        lambda p: models.split(
-            models.prepared(jax.random.key(0), p, c.train), c.train
+        lambda p: trainable.split(
+            trainable.prepare(jax.random.key(0), p, c.train), c.train
         ),
         base,
     )
@@ -194,15 +197,15 @@ class _Builder:
   def _reward_params(self):
     c = self._config.reward_model
     cfg = dataclasses.replace(
-        self._reward_cfg, lora_scale=models.scale_of(c.train)
+        self._reward_cfg, lora_scale=trainable.lora_scale(c.train)
     )
     base = self._base(cfg, c.param_dtype)
 
     def make(base):
       key = jax.random.key(0)
       params = heads.from_trunk(key, base, cfg, copy=False)
-      params = models.prepared(key, params, c.train)
-      return models.split(params, c.train)
+      params = trainable.prepare(key, params, c.train)
+      return trainable.split(params, c.train)
 
     trained, frozen = jax.eval_shape(make, base)
     fn = reward_functions.RewardFunction(lm_cfg=cfg, readout=c.readout)
@@ -241,7 +244,9 @@ class _Builder:
   def _policy(self) -> list[Program]:
     """Rollout, the score of one reward model, and the learner's update."""
     c = self._config.policy
-    cfg = dataclasses.replace(self._lm_cfg, lora_scale=models.scale_of(c.train))
+    cfg = dataclasses.replace(
+        self._lm_cfg, lora_scale=trainable.lora_scale(c.train)
+    )
     learner = learner_lib.learner_of(c.learner)
     trained, frozen, reference = jax.eval_shape(
         functools.partial(

@@ -102,17 +102,17 @@ def make_dual_step(objective: objective_lib.Objective):
   return dual_step
 
 
-def make_tx(learner: interface.Learner, optim_items):
+def make_tx(learner: interface.Learner, optim_cfg: optim.OptimConfig):
   """The optimizer of state.params: each model has its own AdamW and clipping.
 
   Args:
     learner: whether there is a value model.
-    optim_items: (name, value) pairs, the arguments of optim.make_tx.
+    optim_cfg: the numbers of each.
   """
   models = ('policy', 'value') if learner.needs_value else ('policy',)
   # One optimizer a model: each is clipped by its own gradient norm.
   return optax.multi_transform(
-      {name: optim.make_tx(**dict(optim_items)) for name in models},
+      {name: optim.make_tx(optim_cfg) for name in models},
       lambda params: {k: k for k in params},
   )
 
@@ -121,7 +121,7 @@ def make_update(
     learner: interface.Learner,
     lm_cfg,
     sampling,
-    optim_items,
+    optim_cfg: optim.OptimConfig,
     update_cfg,
     chunk_size,
 ):
@@ -129,9 +129,9 @@ def make_update(
 
   It gives (state, metrics), the update of a learner on the models as they lie:
   state.params and `frozen` are the two parts of the parameters of each model, by
-  its name. state.opt_state is that of `make_tx(learner, optim_items)`.
+  its name. state.opt_state is that of `make_tx(learner, optim_cfg)`.
   """
-  tx = make_tx(learner, optim_items)
+  tx = make_tx(learner, optim_cfg)
   how = dict(sampling=sampling, chunk_size=chunk_size)
 
   def update(state, frozen, ref_params, rollout, utility):

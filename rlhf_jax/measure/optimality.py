@@ -12,8 +12,7 @@ from rlhf_jax.evaluation import schema
 from rlhf_jax.exact import enumerated, tilted
 from rlhf_jax.learners import registry
 from rlhf_jax.measure import spaces as study_lib
-from rlhf_jax.stages import tables as tables_stage
-from rlhf_jax.study import folders, parameters
+from rlhf_jax.study import folders, listed, parameters
 from rlhf_jax.study import learner as learner_lib
 
 
@@ -52,9 +51,7 @@ def measured(
   params = parameters.load_policy_params(study.config, study.workdir, folder)
   prompts = study.prompts
   logprobs = jnp.asarray(
-      tables_stage.policy_logprobs(
-          study.config, params, prompts.tokens, prompts.mask
-      )
+      listed.policy_logprobs(study.config, params, prompts.tokens, prompts.mask)
   )
   training = files.read_json(os.path.join(folder, 'training.json'), 'policy')
   train, held_out = prompts.train_ids, prompts.eval_ids

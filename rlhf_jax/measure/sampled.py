@@ -26,8 +26,7 @@ from rlhf_jax.exact import best_of_k, enumerated, offline
 from rlhf_jax.measure import features as judgements_lib
 from rlhf_jax.measure import matched as matched_lib
 from rlhf_jax.measure import optimality, responses, spaces
-from rlhf_jax.stages import judge, samples
-from rlhf_jax.study import configs, tokenizers
+from rlhf_jax.study import configs, samples, tokenizers
 from rlhf_jax.types import Progress
 
 # Below it, differences of utility too small to mean anything would decide.
@@ -64,7 +63,7 @@ class SampledStudy(spaces.Target):
       parts.append(found)
       start = stop
     joined = {k: np.concatenate([p[k] for p in parts], 1) for k in parts[0]}
-    self.texts = samples.texts_of(joined, tokenizers.make_tokenizer(config))
+    self.texts = samples.decode(joined, tokenizers.make_tokenizer(config))
     shape = joined['kl'].shape
     ref_logprobs = np.full(shape, -np.inf, np.float32)
     ref_logprobs[:, : self.num_sft] = -math.log(self.num_sft)
@@ -236,7 +235,7 @@ def _judged(config, workdir, known, what) -> dict[str, np.ndarray]:
     return {}
   names = ('method', 'learner', 'kl_coef', 'property')
   at = {f'policy.{name}': what[name] for name in names}
-  verdicts = judge.load(configs.with_overrides(config, at), workdir)
+  verdicts = samples.load_verdicts(configs.with_overrides(config, at), workdir)
   found = {}
   for reward, own in verdicts.groupby('reward'):
     by_prompt = own.groupby('prompt')[

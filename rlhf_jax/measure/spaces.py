@@ -12,8 +12,7 @@ from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.rewards import penalties
 from rlhf_jax.rewards import references as references_lib
 from rlhf_jax.stages import data as data_stage
-from rlhf_jax.stages import tables
-from rlhf_jax.study import objectives, tokenizers
+from rlhf_jax.study import listed, objectives, tokenizers
 from rlhf_jax.study import prompts as prompts_lib
 
 
@@ -101,7 +100,7 @@ class Study(Target):
     super().__init__(config, workdir, property_name)
     self._utilities = {}
     self.world = data_stage.make_world(config)
-    self.tables = tables.load(config, workdir)
+    self.tables = listed.load(config, workdir)
     held_out = self.prompts.eval_ids
     self.ref_logprobs = jnp.asarray(self.tables['sft'][held_out])
     scores = {

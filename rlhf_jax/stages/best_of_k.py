@@ -18,7 +18,7 @@ from rlhf_jax.exact import best_of_k, tilted
 from rlhf_jax.measure import features as judgements_lib
 from rlhf_jax.measure import spaces as study_lib
 from rlhf_jax.stages import evaluate
-from rlhf_jax.study import drawing, fields, folders, scorers, tokenizers
+from rlhf_jax.study import fields, folders, samples, scorers, tokenizers
 from rlhf_jax.types import Progress
 
 FIELDS = fields.FIELDS['best_of_k']
@@ -40,12 +40,12 @@ def run(
   drawn = np.zeros((len(held_out), c.num_samples), np.int64)
   scores = {r: np.zeros(drawn.shape, np.float32) for r in study.rewards}
   start = 0
-  batches = drawing.sample_sft(
+  batches = samples.sample_sft(
       config,
       workdir,
       held_out,
       num_samples=c.num_samples,
-      stream=2,
+      stream=samples.Stream.SFT,
       progress=progress,
   )
   for ids, rollout, found in batches:

@@ -16,13 +16,15 @@ from rlhf_jax import files
 from rlhf_jax.evaluation import pairwise as judge_lib
 from rlhf_jax.evaluation import schema
 from rlhf_jax.models import pairwise as judge_model
-from rlhf_jax.stages import samples, verdicts
+from rlhf_jax.stages import verdicts
 from rlhf_jax.study import (
     configs,
     fields,
     folders,
     models,
+    origin,
     parameters,
+    samples,
     tokenizers,
 )
 from rlhf_jax.study import prompts as prompts_lib
@@ -57,9 +59,9 @@ def _load_judge(config, workdir):
   if c.init == 'sft':
     params = parameters.load_sft_params(config, workdir)
     cfg = models.model_config(config, 'sft')
-    found = models.sft_digest(config, workdir)
+    found = origin.sft_digest(config, workdir)
   else:
-    cfg, found = models.shape_of(c.init), models.digest(c.init)
+    cfg, found = models.shape_of(c.init), origin.digest(c.init)
     params = models.frozen(c.init, param_dtype=c.lm.dtype)
   cfg = models.with_numbers(cfg, c)
   return params, cfg, f'{c.init} {found} {cfg.dtype} chat'
@@ -84,7 +86,9 @@ def run(
   tokenizer = tokenizers.make_tokenizer(config)
   prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
   mine, theirs = (
-      samples.texts(configs.with_overrides(config, {'samples.of': of}), workdir)
+      samples.load_texts(
+          configs.with_overrides(config, {'samples.of': of}), workdir
+      )
       for of in ('policy', 'sft')
   )
   encode = functools.partial(_question_ids, tokenizer, c.max_tokens)
@@ -142,11 +146,3 @@ def run(
 
 
 _PAIRS_AT_ONCE = 96  # between reports of progress
-
-
-def load(config: ml_collections.ConfigDict, workdir: str) -> pd.DataFrame:
-  """The rows of verdicts.csv of this policy."""
-  path = os.path.join(workdir, folder(config), 'verdicts.csv')
-  if not os.path.exists(path):
-    raise FileNotFoundError(f'{path} is missing: run the stage judge first.')
-  return pd.read_csv(path)

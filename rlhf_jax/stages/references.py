@@ -25,7 +25,6 @@ from rlhf_jax.models import heads
 from rlhf_jax.rewards import references as references_lib
 from rlhf_jax.study import (
     configs,
-    drawing,
     fields,
     folders,
     models,
@@ -34,13 +33,12 @@ from rlhf_jax.study import (
     tokenizers,
 )
 from rlhf_jax.study import prompts as prompts_lib
+from rlhf_jax.study import samples as samples_lib
+from rlhf_jax.study.samples import Stream
 from rlhf_jax.types import Progress, Rollout
 
 FIELDS = fields.FIELDS['references']
 folder = folders.references
-# Streams of samples: 1 for the references, 2 for best-of-k and the offline
-# frontier, 3 for prompts without a demonstration, and 4 for trained policies.
-_STREAM, _DATASET_STREAM = 1, 3
 
 
 def response_rewards(
@@ -128,8 +126,8 @@ class Prepared:
             config, workdir, reward, have, responses
         )
     if len(lack):
-      drawn = drawing.sample_sft(
-          config, workdir, lack, num_samples=1, stream=_DATASET_STREAM
+      drawn = samples_lib.sample_sft(
+          config, workdir, lack, num_samples=1, stream=Stream.DATASET
       )
       for ids, _, scores in drawn:
         for reward, values in scores.items():
@@ -274,12 +272,12 @@ def run(
   samples = {
       r: np.zeros((len(ids), num_samples), np.float32) for r in config.rewards
   }
-  batches = drawing.sample_sft(
+  batches = samples_lib.sample_sft(
       config,
       workdir,
       ids,
       num_samples=num_samples,
-      stream=_STREAM,
+      stream=Stream.REFERENCES,
       progress=progress,
       kept=_kept(config, out),
   )

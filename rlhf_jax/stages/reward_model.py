@@ -29,9 +29,11 @@ from rlhf_jax.study import (
     fields,
     folders,
     models,
+    origin,
     parameters,
     reward_data,
     reward_functions,
+    trainable,
 )
 from rlhf_jax.study.errors import ConfigError
 from rlhf_jax.types import PreferenceBatch, Progress
@@ -249,8 +251,8 @@ def initial(config: ml_collections.ConfigDict, workdir: str, key):
       params = found | {'head': jax.tree.map(jnp.float32, found['head'])}
     else:
       params = heads.from_trunk(key, found, lm_cfg, copy=False)
-  params = models.prepared(key, params, c.train)
-  return models.split(params, c.train)
+  params = trainable.prepare(key, params, c.train)
+  return trainable.split(params, c.train)
 
 
 def _train(config, workdir, out, key, rows, link, progress):
@@ -313,7 +315,7 @@ def run(
   c = config.reward_model
   out = os.path.join(workdir, folder(config))
   link = link_of(config)
-  models.record_origin(config, workdir, out, 'reward_model')
+  origin.record(config, workdir, out, 'reward_model')
   load = (
       reward_data.load_ratings
       if link.data == 'ratings'

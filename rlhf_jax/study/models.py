@@ -18,23 +18,18 @@ and another base is refused.
 
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 
 import jax
-from jaxtyping import Array, Key
 import ml_collections
 
-from rlhf_jax import files, sharding
-from rlhf_jax.data.text import text_format
-from rlhf_jax.models import adapters
+from rlhf_jax import sharding
 from rlhf_jax.models.config import LMConfig
 from rlhf_jax.models.hf import checkpoint, gguf
 from rlhf_jax.models.hf import config as hf_config
 from rlhf_jax.models.hf.fields import PretrainedError
-from rlhf_jax.study import folders, tokenizers
-from rlhf_jax.study.errors import ConfigError, WorkdirError
+from rlhf_jax.study import origin, tokenizers, trainable
+from rlhf_jax.study.errors import ConfigError
 from rlhf_jax.types import Params
 
 SMOLLM2 = tokenizers.SMOLLM2
@@ -78,7 +73,9 @@ def load(init: str, *, param_dtype: str) -> Params:
 
 def frozen(init: str, *, param_dtype: str) -> Params:
   """The same, one copy for all that read it in this process; never donated."""
-  return _frozen(init, param_dtype, digest(init), jax.sharding.get_mesh())
+  return _frozen(
+      init, param_dtype, origin.digest(init), jax.sharding.get_mesh()
+  )
 
 
 @functools.lru_cache(maxsize=1)
@@ -152,7 +149,9 @@ def model_config(config: ml_collections.ConfigDict, name: str) -> LMConfig:
         f'{name}.init={section.init} has {cfg.vocab_size} rows of vocabulary, the'
         f' tokenizer {tokenizer.vocab_size} ids.'
     )
-  return dataclasses.replace(cfg, lora_scale=scale_of(section.train))
+  return dataclasses.replace(
+      cfg, lora_scale=trainable.lora_scale(section.train)
+  )
 
 
 def load_lm(
@@ -165,172 +164,6 @@ def load_lm(
   params = load(section.init, param_dtype=section.param_dtype)
   cfg = shape_of(section.init)
   return params, with_numbers(cfg, section)
-
-
-# Which base a finished stage was trained from.
-
-
-def digest(init: str) -> str:
-  """A hash of all files that decide the parameters of a checkpoint."""
-  if init == SMOLLM2:
-    paths = [gguf.smollm2_file()]
-  elif not os.path.isdir(init):
-    raise ConfigError(f'init={init}: there is no such folder.')
-  else:
-    paths = sorted(
-        os.path.join(init, name)
-        for name in os.listdir(init)
-        if name == 'config.json' or '.safetensors' in name
-    )
-  stats = [os.stat(path) for path in paths]
-  return _digest(
-      tuple(
-          (path, s.st_size, s.st_mtime_ns)
-          for path, s in zip(paths, stats, strict=True)
-      )
-  )
-
-
-@functools.lru_cache(maxsize=8)
-def _digest(files):
-  whole = hashlib.sha256()
-  for path, *_ in files:
-    with open(path, 'rb') as f:
-      one = hashlib.file_digest(f, 'sha256').hexdigest()
-    whole.update(f'{os.path.basename(path)} {one}\n'.encode())
-  return whole.hexdigest()
-
-
-def record_base(folder: str, init: str, found: str) -> None:
-  """Writes base.json; a folder that has one of another base is refused."""
-  path = os.path.join(folder, 'base.json')
-  if os.path.exists(path):
-    check_base(folder, init, found)
-  files.write_json(path, {'init': init, 'digest': found})
-
-
-def check_base(folder: str, init: str, found: str) -> None:
-  """Raises WorkdirError unless `folder` was trained from the base `found`."""
-  path = os.path.join(folder, 'base.json')
-  if not os.path.exists(path):
-    raise WorkdirError(f'{path} is missing: run the stage of {folder} first.')
-  recorded = files.read_json(path, folder)['digest']
-  if recorded != found:
-    raise WorkdirError(
-        f'{path}: trained from init={init} with digest {recorded[:12]}, which'
-        f' now has {found[:12]}: the base was changed. Restore it, or run the'
-        ' stage again in another --workdir.'
-    )
-
-
-def sft_digest(config: ml_collections.ConfigDict, workdir: str) -> str:
-  """What decides the parameters of the reference policy."""
-  none = config.sft.train.how == 'none'
-  file = 'base.json' if none else 'params.digest.json'
-  path = os.path.join(workdir, folders.sft(config), file)
-  text = json.dumps(files.read_json(path, 'sft'), sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
-
-
-def base_digest(config: ml_collections.ConfigDict, workdir: str, name: str):
-  """What decides the base of sft or reward_model; '' for random weights."""
-  init = config[name].init
-  if init == 'sft':
-    return sft_digest(config, workdir)
-  return digest(init) if init else ''
-
-
-def record_origin(
-    config: ml_collections.ConfigDict, workdir: str, folder: str, name: str
-) -> None:
-  """Writes what a stage's params go with: text_format.json, and base.json.
-
-  Raises:
-    WorkdirError: the folder was begun with another base.
-  """
-  tokenizer = tokenizers.make_tokenizer(config)
-  files.write_json(
-      os.path.join(folder, 'text_format.json'),
-      text_format.of(tokenizer).to_json(),
-  )
-  if found := base_digest(config, workdir, name):
-    record_base(folder, config[name].init, found)
-
-
-def check_origin(config, workdir, folder, name):
-  """Raises WorkdirError unless `record_origin` would write the same again."""
-  path = os.path.join(folder, 'text_format.json')
-  record = files.read_json(path, name)
-  try:
-    text_format.check(
-        text_format.TextFormat.from_json(record, where=path),
-        text_format.of(tokenizers.make_tokenizer(config)),
-    )
-  except ValueError as e:
-    raise WorkdirError(f'{path}: {e}') from e
-  if found := base_digest(config, workdir, name):
-    check_base(folder, config[name].init, found)
-
-
-# Which part is trained.
-
-
-def scale_of(train: ml_collections.ConfigDict) -> float:
-  """LMConfig.lora_scale of a model that is trained so."""
-  return train.alpha / train.rank if train.how == 'lora' else 1.0
-
-
-def prepared(
-    key: Key[Array, ''], params: Params, train: ml_collections.ConfigDict
-) -> Params:
-  """`params` with what training needs: adapters, or the last layers apart."""
-  if train.how == 'lora':
-    new = adapters.init(key, params, rank=train.rank, targets=train.targets)
-    return adapters.attach(params, new)
-  if train.how == 'last_n':
-    return adapters.cut(params, last_n=train.last_n)
-  return params
-
-
-def split(
-    params: Params, train: ml_collections.ConfigDict
-) -> tuple[Params, Params]:
-  """(trained, frozen) of `prepared`; the frozen part is empty under full.
-
-  What is trained is a copy, since a step donates it.
-  """
-  mine, theirs = params, {}
-  if train.how != 'full':
-    mask = adapters.trainable(params, how=train.how)
-    mine, theirs = adapters.split(params, mask)
-  return jax.tree.map(jax.numpy.array, mine), theirs
-
-
-def whole(
-    trained: Params, base: Params, train: ml_collections.ConfigDict
-) -> Params:
-  """The trained model, layers in one stack; adapters stay beside the base.
-
-  Args:
-    trained: the first of `split`, after training.
-    base: what `prepared` was given, less heads.
-  """
-  if train.how == 'full':
-    return trained
-  if train.how == 'last_n':
-    cut = adapters.cut(base, last_n=train.last_n)
-    _, rest = adapters.split(cut, adapters.trainable(cut, how='last_n'))
-    return adapters.uncut(adapters.combine(trained, rest))
-  return adapters.combine(trained, base)
-
-
-def merged(
-    trained: Params, base: Params, train: ml_collections.ConfigDict
-) -> Params:
-  """`whole`, with adapters added to the kernels: the tree of a plain model."""
-  if train.how == 'lora':
-    return adapters.merge(base, trained, scale=scale_of(train))
-  return whole(trained, base, train)
 
 
 def check_train(

@@ -5,7 +5,7 @@ import os
 import ml_collections
 
 from rlhf_jax import checkpoint
-from rlhf_jax.study import folders, models
+from rlhf_jax.study import folders, models, origin, trainable
 from rlhf_jax.types import Params
 
 
@@ -31,11 +31,11 @@ def load_reward_params(
   """
   folder = os.path.join(workdir, folders.reward_model(config, reward, role))
   trained = checkpoint.restore_params(folder)
-  models.check_origin(config, workdir, folder, 'reward_model')
+  origin.check(config, workdir, folder, 'reward_model')
   train = config.reward_model.train
   if train.how == 'full':
     return trained
-  return models.whole(trained, reward_base(config, workdir), train)
+  return trainable.join(trained, reward_base(config, workdir), train)
 
 
 def load_sft_params(config: ml_collections.ConfigDict, workdir: str) -> Params:
@@ -48,11 +48,11 @@ def load_sft_params(config: ml_collections.ConfigDict, workdir: str) -> Params:
   trained = {}
   if c.train.how != 'none':
     trained = checkpoint.restore_params(folder)
-  models.check_origin(config, workdir, folder, 'sft')
+  origin.check(config, workdir, folder, 'sft')
   if c.train.how == 'full':
     return trained
   base = models.frozen(c.init, param_dtype=c.param_dtype)
-  return models.merged(trained, base, c.train)
+  return trainable.merge(trained, base, c.train)
 
 
 def load_policy_params(
@@ -64,4 +64,4 @@ def load_policy_params(
   if train.how == 'full':
     return trained
   base = load_sft_params(config, workdir)
-  return models.merged(trained, base, train)
+  return trainable.merge(trained, base, train)

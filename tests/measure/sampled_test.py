@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rlhf_jax import programs
 from rlhf_jax.launch import execute, graph
 from rlhf_jax.measure import sampled
-from rlhf_jax.stages import judge, samples
-from rlhf_jax.study import configs, drawing, objectives, tokenizers, validate
+from rlhf_jax.study import configs, objectives, tokenizers, validate
 from rlhf_jax.study import prompts as prompts_lib
+from rlhf_jax.study import samples as samples_lib
 from rlhf_jax.study.errors import ConfigError
 from tests.stages import study, tiny, toy
 
@@ -71,7 +72,7 @@ def made(tmp_path_factory):
 
 def _samples(made, **overrides):
   config, workdir = made
-  return samples.load(configs.with_overrides(config, overrides), workdir)
+  return samples_lib.load(configs.with_overrides(config, overrides), workdir)
 
 
 def _policy(made, method):
@@ -215,7 +216,9 @@ def test_the_judge_is_asked_in_both_orders_and_reported(made):
       'policy.method': 'raw',
       'policy.kl_coef': 0.05,
   }
-  verdicts = judge.load(configs.with_overrides(config, at), workdir)
+  verdicts = samples_lib.load_verdicts(
+      configs.with_overrides(config, at), workdir
+  )
   assert set(verdicts['reward']) == {'helpful', 'harmless'}
   num = len(_samples(made)['kl'])
   assert len(verdicts) == 2 * 2 * num  # rewards, pairs a prompt
@@ -238,7 +241,7 @@ def test_responses_are_the_samples_themselves(made):
   config, workdir = made
   at = {'samples.of': 'policy', 'policy.property': 'both',
         'policy.method': 'lsc', 'policy.kl_coef': 0.05}  # fmt: skip
-  texts = samples.texts(configs.with_overrides(config, at), workdir)
+  texts = samples_lib.load_texts(configs.with_overrides(config, at), workdir)
   drawn = rows[rows['method'] == 'lsc']['text'].fillna('')
   assert set(drawn) <= {sampled.printable(t) for t in texts.ravel()}
 
@@ -252,12 +255,15 @@ def test_samples_go_on_where_they_were_stopped(made, monkeypatch):
   os.remove(os.path.join(folder, 'batches', names[-1]))
   for name in ('samples.npz', 'done.json'):
     os.remove(os.path.join(folder, name))
-  calls, compiled = [], drawing.compiled_sample
+  calls, jit = [], programs.jit
 
-  def counted(*static):
-    return lambda *args: calls.append(args[3]) or compiled(*static)(*args)
+  def counted(make, *static, **options):
+    compiled = jit(make, *static, **options)
+    if make is not samples_lib.make_sample:
+      return compiled
+    return lambda *args: calls.append(args[3]) or compiled(*args)
 
-  monkeypatch.setattr(drawing, 'compiled_sample', counted)
+  monkeypatch.setattr(programs, 'jit', counted)
   execute.execute(graph.STAGES['samples'], config, workdir)
   after = _samples(made)
   assert len(calls) == 1  # the one batch that was lost

@@ -186,7 +186,7 @@ def test_standardisation_by_hand():
 
 
 def _adamw(peak_lr, num_steps, weight_decay=0.0):
-  return optim.make_tx(
+  cfg = optim.OptimConfig(
       peak_lr=peak_lr,
       num_steps=num_steps,
       warmup_steps=0,
@@ -197,6 +197,7 @@ def _adamw(peak_lr, num_steps, weight_decay=0.0):
       b2=0.999,
       eps=1e-8,
   )
+  return optim.make_tx(cfg)
 
 
 def _linear(chosen, rejected, tx, num_epochs, batch_size=None, seed=0):

@@ -21,10 +21,10 @@ from rlhf_jax.stages import (
     references,
     reward_model,
     sft,
-    tables,
 )
 from rlhf_jax.study import (
     configs,
+    listed,
     models,
     parameters,
     reward_functions,
@@ -469,7 +469,7 @@ def test_adapters_on_a_policy_that_was_trained_whole(finished_study, tmp_path):
   tokenizer = tokenizers.make_tokenizer(config)
   prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
   logprobs, start_logprobs = (
-      tables.policy_logprobs(config, p, prompts.tokens, prompts.mask)
+      listed.policy_logprobs(config, p, prompts.tokens, prompts.mask)
       for p in (params, parameters.load_sft_params(config, workdir))
   )
   np.testing.assert_allclose(np.exp(logprobs).sum(-1), 1.0, atol=1e-4)

@@ -11,7 +11,7 @@ from rlhf_jax.data.world import rules
 from rlhf_jax.launch import execute
 from rlhf_jax.rewards import references as references_lib
 from rlhf_jax.stages import references
-from rlhf_jax.study import folders, scorers, tokenizers
+from rlhf_jax.study import folders, listed, tokenizers
 from rlhf_jax.study import prompts as prompts_lib
 from tests.stages import study, tiny
 
@@ -98,7 +98,7 @@ def test_canned_is_the_reward_of_that_response(made):
 def _table(config, workdir, reward):
   """Rewards [x y] of every response to every prompt."""
   prompts = prompts_lib.load_prompts(config, workdir, _tokenizer(config))
-  return scorers.table(
+  return listed.reward_table(
       config,
       workdir,
       reward,

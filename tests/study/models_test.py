@@ -12,7 +12,14 @@ import pytest
 from rlhf_jax.launch import graph
 from rlhf_jax.models import lm
 from rlhf_jax.stages import reward_model
-from rlhf_jax.study import configs, models, tokenizers, validate
+from rlhf_jax.study import (
+    configs,
+    models,
+    origin,
+    tokenizers,
+    trainable,
+    validate,
+)
 from rlhf_jax.study import prompts as prompts_lib
 from rlhf_jax.study.errors import ConfigError, WorkdirError
 from tests.data.text import tiny_bpe
@@ -248,18 +255,18 @@ def test_random_models_and_the_world_refuse(changes, message):
 def test_the_digest_is_that_of_the_files(made, tmp_path):
   copy = tmp_path / 'copy'
   shutil.copytree(made[0], copy)
-  assert models.digest(str(copy)) == models.digest(made[0])
+  assert origin.digest(str(copy)) == origin.digest(made[0])
   (copy / 'tokenizer.json').write_text('{}')  # no part of the parameters
-  assert models.digest(str(copy)) == models.digest(made[0])
+  assert origin.digest(str(copy)) == origin.digest(made[0])
   toy.write(copy, seed=1)
-  assert models.digest(str(copy)) != models.digest(made[0])
+  assert origin.digest(str(copy)) != origin.digest(made[0])
 
 
 def test_another_base_is_refused(tmp_path):
   folder = str(tmp_path)
-  models.record_base(folder, 'm', 'a' * 64)
-  models.record_base(folder, 'm', 'a' * 64)
-  for check in (models.record_base, models.check_base):
+  origin.record_base(folder, 'm', 'a' * 64)
+  origin.record_base(folder, 'm', 'a' * 64)
+  for check in (origin.record_base, origin.check_base):
     with pytest.raises(WorkdirError, match='base was changed') as e:
       check(folder, 'm', 'b' * 64)
     assert os.path.join(folder, 'base.json') in str(e.value)
@@ -274,17 +281,17 @@ def test_parts_of_a_model_make_it_whole_again():
   want = run(params)
   for train in (config(), config(how='last_n', last_n=1), config(**LORA)):
     key = jax.random.key(1)
-    ready = models.prepared(key, params, train)
-    trained, frozen = models.split(ready, train)
+    ready = trainable.prepare(key, params, train)
+    trained, frozen = trainable.split(ready, train)
     num = {'full': 0, 'last_n': 1, 'lora': 1}[train.how]
     assert bool(frozen) == bool(num)
-    back = models.whole(trained, params, train)
+    back = trainable.join(trained, params, train)
     np.testing.assert_allclose(run(back), want, atol=1e-6)
-    merged = models.merged(trained, params, train)
+    merged = trainable.merge(trained, params, train)
     jax.tree.map(np.testing.assert_array_equal, merged, params)
     # Training moves the model, and only what is trained.
     moved = jax.tree.map(lambda a: a + 0.1, trained)
-    merged = models.merged(moved, params, train)
+    merged = trainable.merge(moved, params, train)
     assert np.abs(run(merged) - want).max() > 1e-2
     embedding = merged['embed']['embedding'] - params['embed']['embedding']
     assert (np.abs(embedding).max() > 0) == (train.how == 'full')

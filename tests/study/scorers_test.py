@@ -9,9 +9,8 @@ import pytest
 from rlhf_jax import enumeration
 from rlhf_jax.data.world import world as world_lib
 from rlhf_jax.stages import data as data_stage
-from rlhf_jax.stages import tables
+from rlhf_jax.study import listed, scorers, tokenizers
 from rlhf_jax.study import prompts as prompts_lib
-from rlhf_jax.study import scorers, tokenizers
 from rlhf_jax.study.errors import ConfigError
 from rlhf_jax.types import Rollout
 from tests.stages import tiny
@@ -59,7 +58,7 @@ def _both(config, workdir, row):
   rollout = _all_responses(config, prompts, row)
   rows = np.full(rollout.response_tokens.shape[0], row)
   scorer = scorers.load(config, workdir, 'helpful')
-  table = scorers.table(
+  table = listed.reward_table(
       config, workdir, 'helpful', 'reward_model', prompts, np.array([row])
   )
   return np.asarray(scorer(rows, rollout)), table[0]
@@ -94,7 +93,7 @@ def test_values_of_gold_and_of_a_rule(finished_study, rule):
 def test_tables_of_the_study_are_those_of_the_scorer(finished_study):
   c = tiny.get_config().lock()
   scored, _ = _both(c, finished_study, 7)
-  found = tables.load(c, finished_study)['reward_model/helpful'][7]
+  found = listed.load(c, finished_study)['reward_model/helpful'][7]
   np.testing.assert_allclose(found, scored, rtol=1e-5, atol=1e-5)
 
 
