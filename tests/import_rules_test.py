@@ -66,14 +66,16 @@ ONLY_IMPORTERS = {
 STATELESS = ('types', 'rewards', 'ops', 'exact', 'evaluation', 'learners')
 READS_THE_WORLD = {'os', 'time', 'pathlib', 'absl', 'sys', 'random', 'io'}
 
-# The halves of one algorithm, which may share a name: a stage and the update
-# that it runs, what a config is made into and the maker, text and model.
+# The halves of one thing, which may share a name: a stage and the update that it
+# runs, what a stage writes and its reader, what a config is made into and the
+# maker, text and model.
 HALVES = {
     frozenset(pair)
     for pair in (
         ('stages', 'learners'),
         ('stages', 'exact'),
         ('stages', 'rewards'),
+        ('stages', 'study'),
         ('learners', 'exact'),
         ('study', 'data'),
         ('study', 'models'),
