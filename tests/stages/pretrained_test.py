@@ -264,17 +264,21 @@ def rewards_of_pairs(config, workdir):
 @pytest.mark.parametrize(
     'fields',
     (
-        {},
-        train('reward_model', LAST_N),
-        train('reward_model', LORA),
-        PROBE,
-        PROBE
-        | {
-            'reward_model.train.hidden_width': 4,
-            'reward_model.calibration': 'temperature',
-        },
+        pytest.param({}, id='full'),
+        pytest.param(
+            train('reward_model', LAST_N), id='last_n', marks=pytest.mark.slow
+        ),
+        pytest.param(train('reward_model', LORA), id='lora'),
+        pytest.param(PROBE, id='probe'),
+        pytest.param(
+            PROBE
+            | {
+                'reward_model.train.hidden_width': 4,
+                'reward_model.calibration': 'temperature',
+            },
+            id='hidden',
+        ),
     ),
-    ids=('full', 'last_n', 'lora', 'probe', 'hidden'),
 )
 def test_a_reward_is_learned_and_scores_as_it_was_tested(
     made, tmp_path, fields
