@@ -38,6 +38,7 @@ FIRST = (
     'tests/stages/pretrained_test.py',
     'tests/distributed_test.py',
     'tests/stages/paper_hh_test.py',
+    'tests/stages/learning_test.py',
     'tests/stages/resume_test.py',
     'tests/experiments/sweep_slurm_test.py',
 )
