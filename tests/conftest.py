@@ -5,6 +5,16 @@ import pathlib
 import sys
 import tempfile
 
+# Most of the time is the compiler's, and programs as small as these are not
+# faster for its care. Programs that the tests start inherit it.
+os.environ['XLA_FLAGS'] = ' '.join(
+    (
+        os.environ.get('XLA_FLAGS', ''),
+        '--xla_backend_optimization_level=0',
+        '--xla_llvm_disable_expensive_passes=true',
+    )
+)
+
 from absl import flags
 import jax
 import pytest
@@ -20,7 +30,27 @@ CACHE = (
     / f'rlhf_jax_test_cache_{os.getuid()}'
 )
 jax.config.update('jax_compilation_cache_dir', str(CACHE))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+# Files that take longest come first, so that no process ends long after the
+# other; while one of them makes the study that many share, the other has files
+# that do not wait for it.
+FIRST = (
+    'tests/stages/study_test.py',
+    'tests/measure/sampled_test.py',
+    'tests/stages/pretrained_test.py',
+    'tests/distributed_test.py',
+    'tests/stages/paper_hh_test.py',
+    'tests/stages/learning_test.py',
+    'tests/stages/resume_test.py',
+    'tests/experiments/sweep_slurm_test.py',
+)
+
+
+def pytest_collection_modifyitems(items):
+  """Orders the tests by file: FIRST, then all others as they are."""
+  place = {name: i for i, name in enumerate(FIRST)}
+  items.sort(key=lambda item: place.get(item.nodeid.split('::')[0], len(FIRST)))
 
 
 @pytest.fixture(scope='module', autouse=True)

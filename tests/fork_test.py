@@ -112,6 +112,7 @@ def test_counts_of_lines_are_those_of_the_files():
     assert len(new) == int(added)
 
 
+@pytest.mark.slow
 def test_a_study_of_all_four_end_to_end(fork, tmp_path):
   done = _python(
       fork,
@@ -146,6 +147,7 @@ def test_a_study_of_all_four_end_to_end(fork, tmp_path):
   assert 'softened' in set(transforms['transform'])
 
 
+@pytest.mark.slow
 def test_a_transform_is_held_to_the_laws_of_all(fork):
   script = os.path.join(ROOT, 'tests', 'rewards', 'transforms_test.py')
   # Without the shape checks, which want to be there before the project.

@@ -83,10 +83,12 @@ def compiled():
   }
 
 
+@pytest.mark.slow
 def test_every_program_is_there(compiled):
   assert tuple(compiled) == programs.NAMES
 
 
+@pytest.mark.slow
 def test_devices_share_the_work(compiled):
   """All needed operations are done, and not many more than once."""
   for name, (program, cost) in compiled.items():
@@ -94,6 +96,7 @@ def test_devices_share_the_work(compiled):
     assert 0.85 < cost.flops / needed < 1.2, name
 
 
+@pytest.mark.slow
 def test_more_devices_have_less_to_do(tmp_path):
   config = _config('hh_llama3_8b')
   config.policy.train.rank = 1
@@ -116,11 +119,13 @@ def test_more_devices_have_less_to_do(tmp_path):
     costs.on_devices(config, SHAPE, 'training', 1)
 
 
+@pytest.mark.slow
 def test_only_decoding_has_an_end_of_its_own(compiled):
   loops = {name: cost.unknown_loops for name, (_, cost) in compiled.items()}
   assert loops == dict.fromkeys(programs.NAMES, 0) | {'rollout': 1}
 
 
+@pytest.mark.slow
 def test_decoding_sends_no_weights(compiled):
   """They are gathered once, not for every token."""
   program, cost = compiled['rollout']
@@ -131,6 +136,7 @@ def test_decoding_sends_no_weights(compiled):
   assert gathered < 4 * weights
 
 
+@pytest.mark.slow
 def test_adapters_and_moments_are_cut_as_the_table_says(compiled):
   state = compiled['update'][0].args[0]
   specs = {
@@ -166,6 +172,7 @@ _needs_libtpu = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @_needs_libtpu
 def test_the_script_compiles_for_a_tpu(tmp_path):
   out = tmp_path / 'aot.json'
@@ -179,6 +186,7 @@ def test_the_script_compiles_for_a_tpu(tmp_path):
   assert row['name'] == 'score' and 3.5 < row['arguments'] < 4.5
 
 
+@pytest.mark.slow
 @_needs_libtpu
 def test_a_layout_of_no_chips_is_refused_in_one_line():
   done = _aot('--topology=v5e:7x7')

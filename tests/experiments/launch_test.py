@@ -96,6 +96,7 @@ def test_workdir_of_another_config_is_refused(zygote, finished):
   assert _files(finished) == before
 
 
+@pytest.mark.slow
 def test_overwrite_remakes_what_differs_alone(zygote, finished_study, tmp_path):
   workdir = str(tmp_path / 'study')
   study.copy(finished_study, workdir, without='figures')
@@ -206,6 +207,7 @@ def test_workdir_that_is_a_file(zygote, tmp_path):
   assert workdir.read_text() == 'mine'
 
 
+@pytest.mark.slow
 def test_nan_in_a_worker_names_metric_step_and_stage(
     zygote, finished_study, tmp_path
 ):
@@ -329,6 +331,7 @@ def _wait_for(condition, seconds=120):
     time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir('/proc'), reason='needs /proc')
 def test_killed_worker_and_killed_launcher_resume(
     zygote, finished_study, tmp_path

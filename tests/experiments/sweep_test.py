@@ -78,6 +78,7 @@ def _assert_policies_are_those_of(finished_study, workdir):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir('/proc'), reason='needs /proc')
 def test_killed_failing_and_resumed(zygote, finished_study, tmp_path):
   config = config_file(tmp_path / 'c.py', [{'sft.optim.peak_lr': 1e38}])
@@ -175,6 +176,7 @@ def test_config_without_a_sweep(zygote, tmp_path):
   assert 'has no function sweep(variant)' in program.err
 
 
+@pytest.mark.slow
 def test_a_signal_to_all_processes(zygote, finished_study, tmp_path):
   workdir = tmp_path / 'study'
   study.copy(finished_study, str(workdir), without='seed_0/policy')

@@ -4,6 +4,7 @@ import os
 
 import jax
 import numpy as np
+import pytest
 
 from rlhf_jax import metrics as metrics_lib
 from tests.experiments import sweep_test
@@ -35,22 +36,30 @@ _TOGETHER = [f'seed_0/policy/both_lsc_rloo_{k}' for k in (0.3, 0.6)]
 _ALONE = 'seed_0/policy/both_raw_ppo_1.05'
 
 
-def test_told_to_leave_and_resumed(zygote, finished_study, tmp_path):
+@pytest.fixture
+def args(finished_study, tmp_path):
+  """Arguments of the sweep, in a study that has no policy yet."""
   config, workdir = tmp_path / 'c.py', tmp_path / 'study'
   config.write_text(_CONFIG)
   study.copy(finished_study, str(workdir), without='seed_0/policy')
   os.remove(workdir / 'config.json')  # of a study with other policies
-  args = (
+  return (
       f'--config={config}',
       f'--workdir={workdir}',
       f'--compilation_cache={jax.config.jax_compilation_cache_dir}',
       '--where=vmapped',
   )
 
+
+def test_dry_run_says_what_is_one_program(zygote, args):
   program = zygote.start('script', _SCRIPT, *args, '--dry_run')
   assert program.wait() == 0, program.err
   assert f'one program: {", ".join(_TOGETHER)}\n' in program.out
 
+
+@pytest.mark.slow
+def test_told_to_leave_and_resumed(zygote, args, finished_study, tmp_path):
+  workdir = tmp_path / 'study'
   program = zygote.start('script', _KILLED, 'SIGTERM', '3', _SCRIPT, *args)
   assert program.wait() == 75, program.err
   assert 'has a checkpoint of step 4; the same command goes on' in program.err

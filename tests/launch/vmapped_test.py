@@ -78,8 +78,14 @@ def _assert_close(configs, got, want):
 
 @pytest.mark.parametrize(
     'overrides',
-    (_PPO, _RLOO, _DPO, _GOLD, _LORA, multipliers_test._LAGRANGIAN),
-    ids=('ppo', 'rloo', 'dpo', 'gold', 'lora', 'lagrangian'),
+    (
+        pytest.param(_RLOO, id='rloo'),
+        pytest.param(multipliers_test._LAGRANGIAN, id='lagrangian'),
+        pytest.param(_PPO, id='ppo', marks=pytest.mark.slow),
+        pytest.param(_DPO, id='dpo', marks=pytest.mark.slow),
+        pytest.param(_GOLD, id='gold', marks=pytest.mark.slow),
+        pytest.param(_LORA, id='lora', marks=pytest.mark.slow),
+    ),
 )
 def test_each_is_the_run_alone(overrides, finished_study, tmp_path):
   configs = _configs(overrides)
@@ -262,6 +268,7 @@ def test_runs_that_differ_otherwise_are_refused(finished_study, tmp_path):
     vmapped.execute_group([first, first], finished_study)
 
 
+@pytest.mark.slow
 def test_on_a_mesh(programs, whole, finished_study, tmp_path):
   mesh = {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}
   configs = _configs(_RLOO | mesh)
