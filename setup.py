@@ -19,7 +19,7 @@ setuptools.setup(
         'flax>=0.12.8,<0.13',
         'grain>=0.2.18,<0.3',
         # Builds for accelerators are the user's choice: pip install jax[tpu].
-        'jax>=0.10.2,<0.11',
+        'jax>=0.10.2,<0.13',
         'jaxtyping>=0.3.11,<0.4',
         'jinja2>=3.1.6,<4',
         'matplotlib>=3.11,<4',

@@ -19,11 +19,7 @@ The study is sized for two cores, on the *test* files, which play every role her
 layers of random weights, on bytes in the plain form.
 """
 
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import base  # pylint: disable=wrong-import-position
+import base
 import ml_collections
 from ml_collections import config_dict
 

@@ -32,7 +32,7 @@ from absl import app, flags
 import jax
 from jax.experimental import topologies
 from ml_collections import config_flags
-import stage_main
+import study_flags
 
 from rlhf_jax import sharding
 from rlhf_jax.aot import chips, costs, programs
@@ -70,7 +70,7 @@ _COLUMNS = (
 
 
 def analyse(program: programs.Program, chip: chips.Chip, num_devices: int):
-  """Compiles it; everything that is printed of it."""
+  """Compiles a program; returns the numbers of its row."""
   row = costs.cost_of(program, num_devices)
   limits = chips.seconds(
       chip,
@@ -89,7 +89,7 @@ def analyse(program: programs.Program, chip: chips.Chip, num_devices: int):
 
 
 def faults(row: dict, chip: chips.Chip, whole: float) -> list[str]:
-  """What is wrong with a program, and what to change.
+  """The reasons why a program cannot run so, each with a remedy.
 
   Args:
     row: of `analyse`.
@@ -179,11 +179,11 @@ def main(argv):
   try:
     wrong = run(_CONFIG.value, name)
   except Exception as e:  # pylint: disable=broad-exception-caught
-    stage_main.fail(e)
+    study_flags.fail(e)
   if wrong:
     sys.exit('\n'.join(['', *wrong]))
 
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config'])
-  app.run(main, flags_parser=stage_main.parse_flags)
+  app.run(main, flags_parser=study_flags.parse_flags)

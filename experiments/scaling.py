@@ -20,7 +20,7 @@ from absl import app, flags
 import jax
 from ml_collections import config_flags
 import pandas as pd
-import stage_main
+import study_flags
 
 from rlhf_jax.aot import costs, scaling
 from rlhf_jax.figures import style
@@ -62,9 +62,9 @@ def main(argv):
   try:
     run(_CONFIG.value, config_flags.get_config_filename(flags.FLAGS['config']))
   except Exception as e:  # pylint: disable=broad-exception-caught
-    stage_main.fail(e)
+    study_flags.fail(e)
 
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config', 'out'])
-  app.run(main, flags_parser=stage_main.parse_flags)
+  app.run(main, flags_parser=study_flags.parse_flags)

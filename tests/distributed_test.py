@@ -153,6 +153,7 @@ def together(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'folder', [_SFT, 'seed_0/reward_model/helpful_reward_model', _POLICY]
 )
@@ -160,6 +161,7 @@ def test_two_processes_do_what_one_does(folder, alone, together):
   _assert_close(os.path.join(together, folder), os.path.join(alone, folder))
 
 
+@pytest.mark.slow
 def test_files_are_written_once(alone, together):
   names = lambda workdir: {
       os.path.relpath(os.path.join(base, name), workdir)
@@ -176,6 +178,7 @@ def test_files_are_written_once(alone, together):
         np.testing.assert_allclose(got[name], want[name], rtol=5e-3, atol=5e-4)
 
 
+@pytest.mark.slow
 def test_one_is_killed_the_other_stops_and_both_go_on(together, tmp_path):
   workdir = str(tmp_path / 'study')
   study.copy(together, workdir, without=_POLICY)
@@ -200,6 +203,7 @@ def test_one_is_killed_the_other_stops_and_both_go_on(together, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_one_is_told_to_leave_and_both_do(together, tmp_path):
   workdir = str(tmp_path / 'study')
   study.copy(together, workdir, without=_POLICY)
@@ -219,6 +223,7 @@ def test_one_is_told_to_leave_and_both_do(together, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_processes_goes_on_in_one(together, tmp_path):
   workdir = str(tmp_path / 'study')
   shutil.copytree(together, workdir)
@@ -239,6 +244,7 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(together, tmp_path):
   _assert_close(out, os.path.join(together, _SFT))
 
 
+@pytest.mark.slow
 def test_a_bad_field_ends_both_with_one_line(tmp_path):
   workdir = str(tmp_path / 'study')
   programs = [
@@ -262,6 +268,7 @@ def test_a_bad_field_ends_both_with_one_line(tmp_path):
     assert 'Traceback' not in err
 
 
+@pytest.mark.slow
 def test_alone_it_says_what_to_pass(tmp_path):
   program = _start(
       (_LAUNCH,), str(tmp_path / 'study'), flags=('--distributed',)

@@ -30,6 +30,7 @@ _CASES = (
     ('policy', _RLOO, signal.SIGTERM, 6, None),  # with the last step
     ('references', {}, signal.SIGTERM, 32, 16),  # no loop: at once
 )
+_BY_DEFAULT = (0,)  # the others are slow
 
 
 def _steps(workdir, stage, config):
@@ -41,8 +42,14 @@ def _steps(workdir, stage, config):
 
 @pytest.mark.parametrize(
     ('stage', 'overrides', 'signum', 'at', 'first'),
-    _CASES,
-    ids=[f'{c[0]}-{i}' for i, c in enumerate(_CASES)],
+    [
+        pytest.param(
+            *case,
+            id=f'{case[0]}-{i}',
+            marks=() if i in _BY_DEFAULT else pytest.mark.slow,
+        )
+        for i, case in enumerate(_CASES)
+    ],
 )
 def test_goes_on_after_the_step_at_hand(
     stage, overrides, signum, at, first, finished_study, zygote, tmp_path
@@ -94,6 +101,7 @@ def long_study(finished_study, tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', (0, 1))
 def test_launcher_passes_it_on(workers, long_study, zygote, tmp_path):
   workdir = str(tmp_path / 'study')
@@ -128,8 +136,7 @@ def test_launcher_passes_it_on(workers, long_study, zygote, tmp_path):
 
 _PEER = """
 import sys, time
-from rlhf_jax import processes
-from rlhf_jax.stages import preemption
+from rlhf_jax import preemption, processes
 
 port, index, where = sys.argv[1:]
 preemption.install()
@@ -146,6 +153,7 @@ for step in range(40, 100_000):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('signum', 'where'),
     [

@@ -1,4 +1,4 @@
-"""What a working directory says of itself: config, environment, results."""
+"""The records of a working directory: its config, environment and results."""
 
 import importlib.metadata
 import json
@@ -53,7 +53,7 @@ def environment() -> dict:
 def claim(
     config: ml_collections.ConfigDict, workdir: str, *, overwrite: bool
 ) -> None:
-  """Makes `workdir` this config's, or raises if it is another's."""
+  """Assigns `workdir` to a config, or raises if it belongs to another one."""
   path = os.path.join(workdir, 'config.json')
   new = configs.record(config)
   if os.path.exists(path) and not overwrite:

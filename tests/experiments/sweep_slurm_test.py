@@ -46,6 +46,7 @@ def _flags(tmp_path):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     bool(cluster.missing()), reason=f'needs {cluster.missing()}'
 )

@@ -165,7 +165,7 @@ class StageTest(parameterized.TestCase):
   def test_modules_of_properties_are_imported_first(self):
     with open(os.path.join(self.dir, 'stage_property.py'), 'w') as f:
       f.write(
-          'from rlhf_jax.data import properties as p\n'
+          'from rlhf_jax.data.world import properties as p\n'
           "p.register(p.Property(name='staged',"
           ' quality=lambda f, moves, counts: 1.0 * (counts[:, 0] > 0),'
           ' scale=p.by_feature(0, (1.0, 1.0, 2.0, 2.0)),'

@@ -16,6 +16,7 @@ from rlhf_jax.study import prompts as prompts_lib
 from tests import configs_test
 from tests.stages import study
 
+pytestmark = pytest.mark.slow  # a whole study of text
 REAL = pathlib.Path(__file__).parents[3] / 'shared' / 'data' / 'hh'
 _NUM_ROWS = 300
 

@@ -49,6 +49,7 @@ def shares(session_dir):
   return pd.read_csv(path).set_index('learner')['objective_share']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('learner', AT_LEAST)
 def test_learner_comes_close_to_the_exact_optimum(shares, learner):
   assert AT_LEAST[learner] <= shares[learner] <= 1.0

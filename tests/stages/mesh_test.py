@@ -38,8 +38,10 @@ def _metrics(folder):
     ('stage', 'overrides'),
     [
         ('sft', {}),
-        ('reward_model', {}),
-        ('policy', _LSC | {'policy.learner': 'ppo'}),
+        pytest.param('reward_model', {}, marks=pytest.mark.slow),
+        pytest.param(
+            'policy', _LSC | {'policy.learner': 'ppo'}, marks=pytest.mark.slow
+        ),
         ('policy', _LSC | {'policy.learner': 'rloo'}),
     ],
 )

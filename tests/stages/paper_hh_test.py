@@ -91,6 +91,7 @@ def write_rows(folder, subset, num=300):
       f.write(json.dumps(dict(chosen=pair[0], rejected=pair[1])) + '\n')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', FAMILIES)
 def test_every_stage(name, tmp_path):
   family, fields = FAMILIES[name]

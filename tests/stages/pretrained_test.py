@@ -17,7 +17,6 @@ from rlhf_jax.models.hf import checkpoint as pretrained
 from rlhf_jax.stages import (
     data,
     policy,
-    policy_setup,
     references,
     reward_model,
     sft,
@@ -93,6 +92,14 @@ def made(tmp_path_factory):
   config = toy.get_config(str(root / 'checkpoint'), root / 'pairs.jsonl')
   execute.execute(data, config, str(root / 'study'))
   return root
+
+
+@pytest.fixture(scope='module')
+def probed(made):
+  """A working directory with all that a policy needs, its reward a probe."""
+  config, workdir = start(made, made / 'probed', **NONE, **PROBE)
+  run([sft, reward_model, references], config, workdir)
+  return workdir
 
 
 # The SFT policy.
@@ -256,17 +263,21 @@ def rewards_of_pairs(config, workdir):
 @pytest.mark.parametrize(
     'fields',
     (
-        {},
-        train('reward_model', LAST_N),
-        train('reward_model', LORA),
-        PROBE,
-        PROBE
-        | {
-            'reward_model.train.hidden_width': 4,
-            'reward_model.calibration': 'temperature',
-        },
+        pytest.param({}, id='full'),
+        pytest.param(
+            train('reward_model', LAST_N), id='last_n', marks=pytest.mark.slow
+        ),
+        pytest.param(train('reward_model', LORA), id='lora'),
+        pytest.param(PROBE, id='probe'),
+        pytest.param(
+            PROBE
+            | {
+                'reward_model.train.hidden_width': 4,
+                'reward_model.calibration': 'temperature',
+            },
+            id='hidden',
+        ),
     ),
-    ids=('full', 'last_n', 'lora', 'probe', 'hidden'),
 )
 def test_a_reward_is_learned_and_scores_as_it_was_tested(
     made, tmp_path, fields
@@ -339,10 +350,10 @@ def test_a_reward_model_of_a_folder_with_its_head(made, tmp_path):
     start(made, tmp_path / 'w', **(fields | {'reward_model.readout': 'last'}))
 
 
-def test_features_are_made_once(made, tmp_path, monkeypatch):
-  config, workdir = start(made, tmp_path, **PROBE)
-  run([reward_model], config, workdir)
-  out = tmp_path / 'seed_0/reward_model/helpful_reward_model'
+def test_features_are_made_once(made, probed, tmp_path, monkeypatch):
+  shutil.copytree(probed, tmp_path / 'study')
+  config, workdir = start(made, tmp_path / 'study', **PROBE)
+  out = tmp_path / 'study/seed_0/reward_model/helpful_reward_model'
   assert sorted(p.name for p in (out / 'features').iterdir()) == [
       'calibration.npz', 'test.npz', 'train.npz'
   ]  # fmt: skip
@@ -368,9 +379,8 @@ def test_features_are_made_once(made, tmp_path, monkeypatch):
   study.assert_same(before, study.results(str(out)))
 
 
-def test_texts_of_another_form_are_not_scored(made, tmp_path):
-  config, workdir = start(made, tmp_path, **PROBE)
-  run([reward_model], config, workdir)
+def test_texts_of_another_form_are_not_scored(made, probed):
+  config, workdir = start(made, probed, **PROBE)
   scorers.load(config, workdir, 'helpful')
   changed = configs.with_overrides(config, {'data.template': 'hh'})
   with pytest.raises(
@@ -384,21 +394,29 @@ def test_texts_of_another_form_are_not_scored(made, tmp_path):
 # Policies.
 
 
-@pytest.mark.parametrize('learner', ('rloo', 'ppo'))
 @pytest.mark.parametrize(
-    'how', ({}, LAST_N, LORA), ids=('full', 'last_n', 'lora')
+    ('learner', 'how'),
+    (
+        pytest.param('ppo', {}, id='ppo-full'),
+        pytest.param('ppo', LAST_N, id='ppo-last_n'),
+        pytest.param('ppo', LORA, id='ppo-lora'),
+        pytest.param('rloo', LORA, id='rloo-lora'),
+        pytest.param('rloo', {}, id='rloo-full', marks=pytest.mark.slow),
+        pytest.param('rloo', LAST_N, id='rloo-last_n', marks=pytest.mark.slow),
+    ),
 )
-def test_a_policy_of_a_checkpoint(made, tmp_path, learner, how):
+def test_a_policy_of_a_checkpoint(made, probed, tmp_path, learner, how):
+  shutil.copytree(probed, tmp_path / 'study')
   config, workdir = start(
       made,
-      tmp_path,
+      tmp_path / 'study',
       **NONE,
       **PROBE,
       **train('policy', how),
       **{'policy.learner': learner, 'policy.chunk_size': 20},
       **{'policy.export': True},
   )
-  run([sft, reward_model, references, policy], config, workdir)
+  run([policy], config, workdir)
   out = os.path.join(workdir, policy.folder(config))
   with open(os.path.join(out, 'metrics.jsonl')) as f:
     first, *_, last = [json.loads(line) for line in f]
@@ -425,7 +443,7 @@ def test_a_policy_of_a_checkpoint(made, tmp_path, learner, how):
 def test_the_reference_policy_and_the_value_share_the_base(made, tmp_path, how):
   config, _ = start(made, tmp_path, **train('policy', how))
   base = toy.params()
-  trained, frozen, reference = policy_setup.initial(config, base, value=True)
+  trained, frozen, reference = policy.initial(config, base, value=True)
   pointers = lambda tree: {
       leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)
   }

@@ -37,6 +37,7 @@ _CASES = (
     ('evaluate', {'evaluate.property': 'both'}, 'rename', 'prompts.csv', 1),
     ('figures', {}, 'rename', 'F6.png', 1),
 )
+_BY_DEFAULT = (2, 12)  # the others are slow
 
 
 def _without(config, stage, source, workdir):
@@ -72,8 +73,14 @@ def _again(stage, config, workdir):
 
 @pytest.mark.parametrize(
     ('stage', 'overrides', 'at', 'what', 'first'),
-    _CASES,
-    ids=[f'{c[0]}-{i}' for i, c in enumerate(_CASES)],
+    [
+        pytest.param(
+            *case,
+            id=f'{case[0]}-{i}',
+            marks=() if i in _BY_DEFAULT else pytest.mark.slow,
+        )
+        for i, case in enumerate(_CASES)
+    ],
 )
 def test_killed_and_resumed(
     stage, overrides, at, what, first, finished_study, zygote, tmp_path
@@ -95,6 +102,7 @@ def test_killed_and_resumed(
   assert not glob.glob(partial, recursive=True)
 
 
+@pytest.mark.slow
 def test_corrupt_checkpoint_falls_back_to_the_one_before(
     finished_study, zygote, tmp_path
 ):

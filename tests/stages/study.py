@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import checkpoint, files
-from rlhf_jax.launch import graph, provenance, scheduler
+from rlhf_jax.launch import graph, provenance, workers
 from tests.stages import tiny
 
 # Records of when something was made, not of what was made.
@@ -43,7 +43,7 @@ def build(workdir: str) -> str:
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Runs every stage of a study in this process."""
-  scheduler.run(
+  workers.run_study(
       config,
       graph.tasks(config),
       workdir,

@@ -27,7 +27,7 @@ def _die():
 
 def run_script(path, *args):
   """Runs an experiment script as the main program."""
-  sys.path[0] = os.path.dirname(path)
+  sys.path.insert(0, os.path.dirname(path))
   sys.argv = [path, *args]
   runpy.run_path(path, run_name='__main__')
 
@@ -116,7 +116,7 @@ def _child(request):
 
 def _serve(cache):
   os.chdir(ROOT)
-  sys.path.insert(0, ROOT)
+  sys.path[:0] = [ROOT, os.path.join(ROOT, 'configs')]
   import jax
 
   # As in the tests' own process, so that numbers are the same to the bit.

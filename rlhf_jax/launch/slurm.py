@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from rlhf_jax import files, preemption, processes
-from rlhf_jax.launch import scheduler, sweep_board, sweeps
+from rlhf_jax.launch import progress, sweep
 from rlhf_jax.study.errors import ConfigError
 
 _LOOK = 15.0  # seconds between two looks at the queue
@@ -21,7 +21,7 @@ _GRACE_SECONDS = 900  # after which nobody is going to end the job
 
 
 class Attempt:
-  """What a job runs in each of its allocations; pickled by submitit."""
+  """The run of a job in one of its allocations; pickled by submitit."""
 
   def __init__(self, root, job, *, requeues, cache, overwrite):
     self._root, self._job, self._requeues = root, job, requeues
@@ -32,8 +32,10 @@ class Attempt:
     try:
       if int(os.environ['SLURM_NTASKS']) > 1:
         processes.start()
-      scheduler.use_cache(self._cache)
-      sweeps.run(self._root, self._job, overwrite=self._overwrite)
+      from rlhf_jax import programs  # what submits jobs needs no jax
+
+      programs.use_cache(self._cache)
+      run(self._root, self._job, overwrite=self._overwrite)
     except preemption.Preempted:
       if int(os.environ['SLURM_PROCID']) == 0:
         self._requeue()
@@ -46,10 +48,10 @@ class Attempt:
     if preemption.received() not in preemption.BEFORE_LIMIT:
       return  # SLURM does it, unless the job was cancelled
     if int(os.environ.get('SLURM_RESTART_COUNT', 0)) >= self._requeues:
-      sweeps.write_status(
+      write_status(
           self._root,
           self._job,
-          state=sweep_board.FAILED,
+          state=progress.FAILED,
           error='it used up its --requeues: raise --timeout',
       )
       return
@@ -59,18 +61,68 @@ class Attempt:
     subprocess.run(['scontrol', 'requeue', name], check=True)
 
 
+def _status_path(root: str, job: sweep.Job) -> str:
+  return os.path.join(root, 'sweep', f'{job.name}.json')
+
+
+def read_status(root: str, job: sweep.Job) -> dict[str, Any]:
+  """The last status of a job: its `state`, and `task`, `progress` or `error`."""
+  path = _status_path(root, job)
+  return files.read_json(path, job.name) if os.path.exists(path) else {}
+
+
+def write_status(root: str, job: sweep.Job, **status: Any) -> None:
+  """Writes the status of a job, for `read_status` in another process."""
+  files.write_json(_status_path(root, job), status)
+
+
+def clear_status(root: str, job: sweep.Job) -> None:
+  """Removes the status of an earlier attempt."""
+  if os.path.exists(_status_path(root, job)):
+    os.remove(_status_path(root, job))
+
+
+def run(root: str, job: sweep.Job, *, overwrite: bool) -> None:
+  """Runs a job as the only purpose of this process, with its status and log.
+
+  Raises:
+    SystemExit: code 1 if a task failed, preemption.EXIT_CODE if told to leave.
+  """
+  at, last = '', 0.0
+
+  def report(task, done, total):
+    nonlocal at, last
+    if task != at or time.time() - last > 1:
+      at, last = task, time.time()
+      write_status(
+          root, job, state=progress.RUNNING, task=task, progress=[done, total]
+      )
+
+  try:
+    sweep.run_logged(root, job, report, overwrite=overwrite)
+    write_status(root, job, state=progress.DONE)
+  except preemption.Preempted:
+    write_status(root, job, state=progress.STOPPED, task=at or 'its start')
+    raise
+  except Exception as e:  # pylint: disable=broad-exception-caught
+    write_status(root, job, state=progress.FAILED, error=f'{at}: {e}')
+    if processes.count() > 1:
+      processes.leave(e)
+    raise SystemExit(1) from e
+
+
 def _ids_path(root: str) -> str:
   return os.path.join(root, 'sweep', 'slurm.json')
 
 
 def _ids(root: str) -> dict[str, str]:
-  """What SLURM calls the jobs that were submitted, by name."""
+  """SLURM's identifiers of the jobs that were submitted, by name."""
   path = _ids_path(root)
   return files.read_json(path, 'sweep') if os.path.exists(path) else {}
 
 
 def _queue() -> set[str] | None:
-  """What is pending or running; None if SLURM does not say."""
+  """Identifiers that are pending or running; None if SLURM does not answer."""
   command = ('squeue', '--me', '--noheader', '--array', '--format=%i')
   try:
     found = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -103,13 +155,13 @@ def _executor(root: str, options: dict[str, Any], sbatch: list[str]):
 
 def submit(
     root: str,
-    board: sweep_board.Board,
+    board: progress.Board,
     *,
     options: dict[str, Any],
     sbatch: list[str],
     **attempt: Any,
 ) -> None:
-  """Puts what is not done into the queue, unless it is there already.
+  """Submits the jobs that are neither done nor in the queue already.
 
   Args:
     root: the working directory of the sweep, shared by all nodes.
@@ -127,9 +179,9 @@ def submit(
   queued = _queue() if ids else set()
   if queued is None:
     raise OSError('squeue does not answer: is anything queued already?')
-  todo = board.having(sweep_board.WAITING)
+  todo = board.having(progress.WAITING)
   waiting = {job.name for job in todo}
-  lots: dict[tuple[str, ...], list[sweeps.Job]] = {}
+  lots: dict[tuple[str, ...], list[sweep.Job]] = {}
   for job in todo:
     if ids.get(job.name) not in queued:
       lots.setdefault(job.needs, []).append(job)
@@ -143,7 +195,7 @@ def submit(
     with executor.batch():
       made = []
       for job in lot:
-        sweeps.clear_status(root, job)
+        clear_status(root, job)
         made.append(executor.submit(Attempt(root, job, **attempt)))
     ids |= {job.name: m.job_id for job, m in zip(lot, made, strict=True)}
     files.write_json(_ids_path(root), ids)
@@ -151,11 +203,11 @@ def submit(
       print(f'{ids[job.name]:>10s} {job.name}', flush=True)
 
 
-def wait(root: str, board: sweep_board.Board) -> None:
+def wait(root: str, board: progress.Board) -> None:
   """Shows how the jobs are doing until none is left in the queue."""
   ids, looked, queued = _ids(root), 0.0, None
   missed: set[str] = set()
-  unsettled = lambda: board.having(sweep_board.WAITING, sweep_board.RUNNING)
+  unsettled = lambda: board.having(progress.WAITING, progress.RUNNING)
   while left := unsettled():
     fresh = time.time() - looked > _LOOK
     if fresh:
@@ -163,28 +215,31 @@ def wait(root: str, board: sweep_board.Board) -> None:
     for job in left:
       if job not in unsettled():  # one before has set it aside
         continue
-      status = sweeps.read_status(root, job)
-      state = status.get('state', sweep_board.WAITING)
-      if state in (sweep_board.DONE, sweep_board.FAILED):
+      status = read_status(root, job)
+      if 'progress' in status:
+        board.report(job, status['task'], *status['progress'])
+      state = status.get('state', progress.WAITING)
+      if state in (progress.DONE, progress.FAILED):
         board.set(job, state, status.get('error', ''))
       elif fresh and queued is not None and ids[job.name] not in queued:
         if job.name in missed:  # twice: what it said may come late
           board.set(job, *_gone(root, ids[job.name], status))
         missed.add(job.name)
-      elif state != sweep_board.STOPPED:
+      elif state != progress.STOPPED:
         board.set(job, state)
       else:
-        board.set(job, sweep_board.WAITING)
+        board.set(job, progress.WAITING)
       board.give_up()
+    board.workers = max(len(board.having(progress.RUNNING)), 1)
     board.live()
     time.sleep(1)
 
 
 def _gone(root: str, name: str, status: dict[str, Any]) -> tuple[str, str]:
-  """What became of a job that is in the queue no more and said nothing."""
-  if status.get('state') == sweep_board.STOPPED:
-    return sweep_board.STOPPED, f'at {status["task"]}'
+  """The state of a job that left the queue without a status, and the reason."""
+  if status.get('state') == progress.STOPPED:
+    return progress.STOPPED, f'at {status["task"]}'
   logs = os.path.join(root, 'sweep', 'slurm', f'{name}_0_log.err')
-  return sweep_board.FAILED, (
+  return progress.FAILED, (
       f'SLURM ended it at {status.get("task", "its start")}: see {logs}'
   )

@@ -1,4 +1,4 @@
-"""The runs that a config's `sweep()` lists, as jobs: which, after which others.
+"""The runs that a config's `sweep()` lists, as jobs, and how a job is run.
 
 A run that sets fields of RUN alone is a policy of the study in the working
 directory. Runs that set any other field to the same values are a study of their
@@ -6,7 +6,7 @@ own, in a folder named by them. A study is cut into jobs: what the policies of a
 seed need, each policy, what else the seed has, and what comes after policies.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 import difflib
 import functools
@@ -19,11 +19,10 @@ from typing import Any, TextIO
 
 import ml_collections
 
-from rlhf_jax import files, preemption, processes
-from rlhf_jax.launch import execute, graph, scheduler
+from rlhf_jax import processes
+from rlhf_jax.launch import execute, graph, progress, workers
 from rlhf_jax.study import checks, configs
 from rlhf_jax.study.errors import ConfigError
-from rlhf_jax.types import Progress
 
 RUN = (
     'seed',
@@ -32,13 +31,12 @@ RUN = (
     'policy.learner',
     'policy.kl_coef',
 )
-_OF_A_RUN = ('policy', 'samples', 'judge')  # stages made for one policy
 _LISTS = ('seeds', 'policy_seeds', 'policy.sweep')
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """A config and its folder in the working directory; '' is the directory."""
+  """A config and its folder below the working directory; '' for itself."""
 
   name: str
   config: ml_collections.ConfigDict
@@ -47,7 +45,7 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """Tasks of a study that one process runs, one after the other.
+  """Some tasks of a study, run by one process one after the other.
 
   Attributes:
     name: which no other job of the sweep has.
@@ -63,8 +61,13 @@ class Job:
   tasks: tuple[graph.Task, ...]
   needs: tuple[str, ...]
 
+  @property
+  def kind(self) -> tuple[tuple[str, bool], ...]:
+    """The kinds of its tasks; jobs of one kind take about as long."""
+    return tuple(kind for task in self.tasks for kind in task.kind)
+
   def is_done(self) -> bool:
-    """Whether all outputs are there."""
+    """Whether the outputs of all its tasks are there."""
     config = ml_collections.ConfigDict(self.config).lock()
     return all(
         execute.is_done(
@@ -107,7 +110,7 @@ def studies(
 
 
 def _word(value: Any) -> str:
-  """`value` in the name of a folder."""
+  """The form of `value` in the name of a folder."""
   return re.sub(r'[^\w.+-]+', '_', f'{value}').strip('_')
 
 
@@ -133,7 +136,7 @@ def _split(config, overrides, where):
 
 
 def _get(config, path, where):
-  """The field `path`."""
+  """The value of the field `path`; raises ConfigError if there is none."""
   for part in path.split('.'):
     known = config if isinstance(config, ml_collections.ConfigDict) else ()
     if part not in known:
@@ -181,16 +184,15 @@ def jobs(study: Study, workdir: str) -> list[Job]:
   for task in tasks:
     after[task.name] = set().union(*(after[name] for name in task.needs))
     after[task.name] |= {task.name} if task.stage == 'policy' else set()
-  of_a_run = lambda t: t.stage in _OF_A_RUN and len(after[t.name]) == 1
   before: set[str] = set()
   for task in reversed(tasks):
-    if of_a_run(task) or task.name in before:
+    if task.is_of_policy or task.name in before:
       before |= set(task.needs)
 
   groups: dict[str, list[graph.Task]] = {}
   job_of: dict[str, str] = {}
   for task in tasks:
-    if of_a_run(task):
+    if task.is_of_policy and after[task.name]:
       (group,) = after[task.name]
     elif after[task.name] or 'seed' not in task.overrides:
       group = 'finish'
@@ -215,102 +217,86 @@ def jobs(study: Study, workdir: str) -> list[Job]:
   return [job(name) for name in sorted(groups, key=lambda name: name == last)]
 
 
+def make_board(jobs: Sequence[Job]) -> progress.Board:
+  """The board of jobs, with those that are done already."""
+  return progress.Board(jobs, done={job.name for job in jobs if job.is_done()})
+
+
 def log_path(root: str, job: Job) -> str:
-  """The log of a job; of all its attempts."""
+  """The path of the log of a job, of all its attempts."""
   return os.path.join(root, 'sweep', f'{job.name}.log')
 
 
-def _status_path(root: str, job: Job) -> str:
-  return os.path.join(root, 'sweep', f'{job.name}.json')
-
-
-def read_status(root: str, job: Job) -> dict[str, Any]:
-  """What a job said last: its `state`, `task`, `progress` or `error`."""
-  path = _status_path(root, job)
-  return files.read_json(path, job.name) if os.path.exists(path) else {}
-
-
-def write_status(root: str, job: Job, **status: Any) -> None:
-  """Says how a job is doing, where `read_status` finds it."""
-  files.write_json(_status_path(root, job), status)
-
-
-def clear_status(root: str, job: Job) -> None:
-  """Forgets what was said of an earlier attempt."""
-  if os.path.exists(_status_path(root, job)):
-    os.remove(_status_path(root, job))
-
-
-def reporter(
-    root: str, at: list[tuple[Job, graph.Task]], seen: Callable[[], None]
-) -> Progress:
-  """Says of jobs how far they are with a task, and calls `seen`; at times."""
-  last = 0.0
-
-  def progress(done, total):
-    nonlocal last
-    if time.time() - last < 1:
-      return
-    last = time.time()
-    for job, task in at:
-      write_status(
-          root, job, state='running', task=task.name, progress=f'{done}/{total}'
-      )
-    seen()
-
-  return progress
-
-
-def run(root: str, job: Job, *, overwrite: bool) -> None:
-  """Runs a job as what this process is for: all it prints goes into its log.
-
-  Raises:
-    SystemExit: code 1 if a task failed, preemption.EXIT_CODE if told to leave.
-  """
+def open_log(root: str, job: Job) -> TextIO:
+  """Opens the log of a job to append to."""
   path = log_path(root, job)
   os.makedirs(os.path.dirname(path), exist_ok=True)
-  log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-  os.dup2(log, 1)
-  os.dup2(log, 2)
-  try:
-    work(root, job, sys.stdout, overwrite=overwrite)
-  except Exception as e:  # pylint: disable=broad-exception-caught
-    raise SystemExit(1) from e
+  return open(path, 'a')
 
 
-def work(
-    root: str,
-    job: Job,
-    log: TextIO,
-    *,
-    overwrite: bool,
-    seen: Callable[[], None] = lambda: None,
+def run_local(
+    root: str, board: progress.Board, *, slots: int, cache: str, overwrite: bool
 ) -> None:
-  """Runs the tasks of a job; says how it goes, and how it ended."""
-  say = functools.partial(write_status, root, job)
+  """Runs all jobs in processes of this machine.
+
+  A job that fails stops those alone that need it.
+
+  Args:
+    root: the working directory of the sweep.
+    board: of the jobs.
+    slots: jobs at once; each has its share of the cores.
+    cache: folder of compiled programs, or ''.
+    overwrite: replace outputs made by another config.
+  """
+  work = functools.partial(run_logged, root, overwrite=overwrite)
+  workers.run(work, board, workers=slots, cache=cache, keep_going=True)
+
+
+def run_logged(
+    root: str, job: Job, report: workers.Report, *, overwrite: bool
+) -> bool:
+  """Runs a job, and sends all that this process prints to its log."""
+  with open_log(root, job) as log:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+  return run(job, sys.stdout, report, overwrite=overwrite)
+
+
+def run(
+    job: Job, log: TextIO, report: workers.Report, *, overwrite: bool
+) -> bool:
+  """Runs the tasks of a job; returns whether any was not done before.
+
+  Args:
+    job: what to run.
+    log: told of every task and, in full, of an error.
+    report: called with the task at hand, its steps that are done, and all steps.
+    overwrite: replace outputs made by another config.
+
+  Raises:
+    Exception: that of the task that failed, the last one reported.
+  """
   config = ml_collections.ConfigDict(job.config).lock()
-  task = None
-  try:
-    for task in job.tasks:
-      begin = time.time()
-      say(state='running', task=task.name)
-      ran = scheduler.run_task(
+  ran_any = False
+  for task in job.tasks:
+    begin = time.time()
+    report(task.name, 0, 1)
+    try:
+      ran = workers.run_task(
           config,
           task,
           job.workdir,
-          reporter(root, [(job, task)], seen),
+          functools.partial(report, task.name),
           overwrite=overwrite,
       )
-      took = f'{time.time() - begin:.1f} s' if ran else 'done'
-      if processes.is_main():
-        print(f'{task.name}: {took}', file=log, flush=True)
-    say(state='done')
-  except preemption.Preempted:
-    say(state='stopped', task=task and task.name)
-    raise
-  except Exception as e:  # pylint: disable=broad-exception-caught
-    traceback.print_exc(file=log)
-    say(state='failed', error=f'{task.name}: {e}')
-    if processes.count() > 1:
-      processes.leave(e)
-    raise
+    except Exception:
+      traceback.print_exc(file=log)
+      log.flush()
+      raise
+    ran_any |= ran
+    took = f'{time.time() - begin:.1f} s' if ran else 'done'
+    if processes.is_main():
+      print(f'{task.name}: {took}', file=log, flush=True)
+  return ran_any

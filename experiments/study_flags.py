@@ -1,4 +1,8 @@
-"""The flags that all scripts share, and the main function of a single stage."""
+"""The flags that all scripts share, and the errors that end them.
+
+Configs, those of forks included, import configs/ by name (`import base`): its folder
+is on the path of every script that imports this module.
+"""
 
 import os
 import sys
@@ -7,19 +11,19 @@ import typing
 
 from absl import app, flags, logging
 from ml_collections import config_flags
-import tqdm
 
-from rlhf_jax import preemption, processes
-from rlhf_jax.launch import execute, scheduler
-from rlhf_jax.study import checks
+from rlhf_jax import processes
 
+sys.path.insert(
+    0, os.path.join(os.path.dirname(os.path.dirname(__file__)), 'configs')
+)
 # The flags defined below are those of the script that asks for them: of its --help.
 flags.disclaim_key_flags()
 _PROCESSES = ('distributed', 'coordinator', 'num_processes', 'process_id')
 
 
 class StudyFlags(typing.NamedTuple):
-  """What to run, and where its output goes."""
+  """The flags of a study: its config, its folder, and how to treat both."""
 
   config: flags.FlagHolder
   workdir: flags.FlagHolder
@@ -94,7 +98,7 @@ def is_one_of_several() -> bool:
 
 
 def why_one_process(config) -> str:
-  """Why no two processes may run tasks of their own side by side; '' if they may."""
+  """The reason why one process must run all tasks; '' if there is none."""
   if is_one_of_several() or set(config.mesh.values()) != {1}:
     return (
         'with --distributed, or a config.mesh of more than one device, every task'
@@ -107,7 +111,7 @@ def why_one_process(config) -> str:
 
 
 def start_processes() -> None:
-  """Joins the other processes, if there are any; the main one alone talks."""
+  """Joins the other processes, if there are any; the main one alone prints."""
   if not is_one_of_several():
     return
   processes.start(*(flags.FLAGS[name].value for name in _PROCESSES[1:]))
@@ -130,43 +134,3 @@ def fail(error: BaseException) -> typing.NoReturn:
   if processes.count() > 1:
     processes.leave(error)
   sys.exit(f'error: {error} (--verbosity=1 shows where)')
-
-
-def run(stage):
-  """Runs a script whose main program is `stage`."""
-  app.run(define(stage), flags_parser=parse_flags)
-
-
-def define(stage):
-  """Defines its flags, and returns `main` running `stage`."""
-  study = study_flags()
-  process_flags()
-
-  def main(argv):
-    if len(argv) > 1:
-      raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
-    preemption.install()
-    scheduler.use_cache(study.cache.value)
-    name = stage.__name__.rsplit('.', maxsplit=1)[-1]
-    try:
-      start_processes()
-      checks.validate(study.config.value)
-      hidden = not processes.is_main()
-      with tqdm.tqdm(desc=name, dynamic_ncols=True, disable=hidden) as bar:
-
-        def progress(done, total):
-          bar.total = total
-          bar.update(done - bar.n)
-
-        ran = execute.execute(
-            stage,
-            study.config.value,
-            study.workdir.value,
-            progress,
-            overwrite=study.overwrite.value,
-        )
-    except (Exception, KeyboardInterrupt) as e:
-      fail(e)
-    print(f'{name}: {"done" if ran else "was done already"}')
-
-  return main
