@@ -74,7 +74,7 @@ def wanted(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   """The figures that the study has the numbers for."""
   return make.wanted(
       data.Study(
-          is_listed=config.data.source == 'world',
+          is_listed=configs.responses_are_listed(config),
           has_analysis='analysis' in config.stages,
           rewards=frozenset(config.rewards),
           methods=frozenset(config.methods),
