@@ -12,6 +12,13 @@ import os
 
 import ml_collections
 
+# Files and folders of the whole study.
+CONFIG = 'config.json'
+ENVIRONMENT = 'environment.json'
+EVALUATION = 'evaluation'
+FIGURES = 'figures'
+REPORT = 'report.html'
+
 
 def seed(config: ml_collections.ConfigDict) -> str:
   """The folder of one repetition of the study, or of one of its regimes."""
@@ -101,4 +108,4 @@ def analysis(config: ml_collections.ConfigDict) -> str:
 def figures(config: ml_collections.ConfigDict) -> str:
   """Pictures of the whole study."""
   del config
-  return 'figures'
+  return FIGURES
