@@ -11,7 +11,7 @@ import ml_collections
 import pandas as pd
 
 from rlhf_jax import files
-from rlhf_jax.study import configs
+from rlhf_jax.study import configs, folders
 from rlhf_jax.study.errors import WorkdirError
 
 _PACKAGES = (
@@ -54,7 +54,7 @@ def claim(
     config: ml_collections.ConfigDict, workdir: str, *, overwrite: bool
 ) -> None:
   """Assigns `workdir` to a config, or raises if it belongs to another one."""
-  path = os.path.join(workdir, 'config.json')
+  path = os.path.join(workdir, folders.CONFIG)
   new = configs.record(config)
   if os.path.exists(path) and not overwrite:
     try:
@@ -75,21 +75,17 @@ def claim(
           ' pass --overwrite to remake what differs.'
       )
   files.write_json(path, new)
-  files.write_json(os.path.join(workdir, 'environment.json'), environment())
+  files.write_json(os.path.join(workdir, folders.ENVIRONMENT), environment())
 
 
 def summary(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Prints reward-model accuracies, shares of the optimum, and where to look."""
   for seed in config.seeds:
+    of_seed = configs.with_overrides(config, {'seed': seed})
     for role in ('reward_model', 'evaluator'):
       for reward in config.rewards:
-        path = os.path.join(
-            workdir,
-            f'seed_{seed}',
-            'reward_model',
-            f'{reward}_{role}',
-            'results.json',
-        )
+        folder = folders.reward_model(of_seed, reward, role)
+        path = os.path.join(workdir, folder, 'results.json')
         if os.path.exists(path):
           test = files.read_json(path, 'reward_model')['test']
           ece = test['ece']  # null where the link's probability is another
@@ -101,12 +97,12 @@ def summary(config: ml_collections.ConfigDict, workdir: str) -> None:
               + ('' if ece is None else f'; ECE {ece:.3f}')
               + ')'
           )
-  path = os.path.join(workdir, 'evaluation', 'optimality.csv')
+  path = os.path.join(workdir, folders.EVALUATION, 'optimality.csv')
   if os.path.exists(path):
     frame = pd.read_csv(path)
     print('\nShare of the exact optimum, (J - J_sft) / (J* - J_sft), on the')
     print('training prompts:')
     print(frame.round(3).to_string(index=False))
-  for name in ('figures', 'evaluation', 'report.html'):
+  for name in (folders.figures(config), folders.EVALUATION, folders.REPORT):
     if os.path.exists(os.path.join(workdir, name)):
       print(os.path.join(workdir, name))

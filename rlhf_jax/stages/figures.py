@@ -178,7 +178,7 @@ def run(
     config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Writes evaluation/*.csv, figures/F*.csv and .png, and report.html."""
-  evaluation = os.path.join(workdir, 'evaluation')
+  evaluation = os.path.join(workdir, folders.EVALUATION)
   names = wanted(config)
 
   def write(name, frame):
@@ -200,7 +200,7 @@ def run(
     configs.registered(method.transform)  # those of projects are drawn as well
   write('transforms', transform_table())
   progress(1, 3)
-  make.build(evaluation, os.path.join(workdir, 'figures'), names)
+  make.build(evaluation, os.path.join(workdir, folder(config)), names)
   progress(2, 3)
-  report.write_report(workdir, os.path.join(workdir, 'report.html'))
+  report.write_report(workdir, os.path.join(workdir, folders.REPORT))
   progress(3, 3)

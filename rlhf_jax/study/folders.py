@@ -12,6 +12,11 @@ import os
 
 import ml_collections
 
+# Of the whole study: the tables of its figures and the page that shows all.
+EVALUATION, REPORT = 'evaluation', 'report.html'
+# The records of what a working directory belongs to, and where it was made.
+CONFIG, ENVIRONMENT = 'config.json', 'environment.json'
+
 
 def seed(config: ml_collections.ConfigDict) -> str:
   """The folder of one repetition of the study, or of one of its regimes."""
