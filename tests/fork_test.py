@@ -138,6 +138,9 @@ def test_a_study_of_all_four_end_to_end(fork, tmp_path):
   shares = pd.read_csv(evaluation / 'optimality.csv')
   trained = shares[shares.learner == 'rwr']
   assert len(trained) == 1 and trained.objective_share.notna().all()
+  cost = pd.read_csv(tmp_path / 'figures' / 'S1.csv')
+  assert set(cost.learner) == set(shares.learner) and (cost['mean'] > 0).all()
+  assert os.path.getsize(tmp_path / 'figures' / 'S1.png')
   spent = sorted((tmp_path / 'seed_0' / 'spend').glob('*/spend.json'))
   assert [path.parent.name for path in spent] == sorted(
       os.listdir(tmp_path / 'seed_0' / 'policy')
