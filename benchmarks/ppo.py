@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import metrics as metrics_lib
-from rlhf_jax import sharding, train_state
+from rlhf_jax import programs, sharding, train_state
 from rlhf_jax.learners import ppo
 from rlhf_jax.models import adapters, heads
 from rlhf_jax.rewards import objective as objective_lib
@@ -92,8 +92,9 @@ def make_iteration():
       ref_reward=zeros, mean=zeros, std=zeros + 1, samples=zeros[:, None]
   )
   rollout_fn = policy_steps.compiled_rollout(cfg, sampling, batch, 1)
-  reward_fn = scorers.compiled_reward(
-      reward_functions.RewardFunction(lm_cfg=cfg, readout='norm')
+  reward_fn = programs.jit(
+      scorers.make_reward,
+      reward_functions.RewardFunction(lm_cfg=cfg, readout='norm'),
   )
   utility_fn = policy_steps.compiled_utility(objective, 'none', 1)
   update_cfg = ppo.PPOConfig(
@@ -126,9 +127,7 @@ def make_iteration():
     rollout, rows = rollout_fn(
         whole, {}, tokens, mask, np.uint32(0), np.int32(step)
     )
-    reward = reward_fn(
-        reward_params, np.float32(1.0), *scorers.tokens_of(rollout)
-    )
+    reward = reward_fn(reward_params, np.float32(1.0), *rollout.tokens())
     utility, metrics = utility_fn(
         {'reward': reward},
         {'reward': reference},

@@ -33,8 +33,7 @@ from rlhf_jax.measure import features as features_lib
 from rlhf_jax.measure import optimality
 from rlhf_jax.measure.space import Policy, Space
 from rlhf_jax.rewards import penalties
-from rlhf_jax.stages import data as data_stage
-from rlhf_jax.study import configs, listed, samples, tokenizers
+from rlhf_jax.study import configs, listed, samples, sources, tokenizers
 
 # Below it, differences of utility too small to mean anything would decide.
 _MIN_KL_COEF_OF_SAMPLES = 1e-3
@@ -58,7 +57,7 @@ class Listed(Space):
   ):
     super().__init__(config, workdir, property_name)
     self._utilities = {}
-    self.world = data_stage.make_world(config)
+    self.world = sources.make_world(config)
     self.tables = listed.load(config, workdir)
     held_out = self.prompts.eval_ids
     self.ref_logprobs = jnp.asarray(self.tables['sft'][held_out])

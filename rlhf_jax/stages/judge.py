@@ -16,7 +16,6 @@ from rlhf_jax import files
 from rlhf_jax.evaluation import pairwise as judge_lib
 from rlhf_jax.evaluation import schema
 from rlhf_jax.models import pairwise as judge_model
-from rlhf_jax.stages import verdicts
 from rlhf_jax.study import (
     configs,
     fields,
@@ -26,6 +25,7 @@ from rlhf_jax.study import (
     parameters,
     samples,
     tokenizers,
+    verdicts,
 )
 from rlhf_jax.study import prompts as prompts_lib
 from rlhf_jax.study.errors import ConfigError
@@ -77,7 +77,7 @@ def run(
   question is longer than judge.max_tokens.
   """
   c = config.judge
-  if config.data.source == 'world':
+  if configs.responses_are_listed(config):
     raise ConfigError(
         'The stage judge asks about text: data.source=world has none, and its'
         ' judges are known.'

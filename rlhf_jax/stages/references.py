@@ -16,7 +16,7 @@ from jaxtyping import Float
 import ml_collections
 import numpy as np
 
-from rlhf_jax import files, optim, sharding, train_state
+from rlhf_jax import files, optim, programs, sharding, train_state
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.data import batching
 from rlhf_jax.data import tokenizer as tokenizer_lib
@@ -55,20 +55,19 @@ def response_rewards(
       responses, tokenizer, max_response_tokens=config.data.max_response_tokens
   )
   score = scorers.load(config, workdir, reward)
-  size = config.references.batch_size
-  parts = []
-  for start in range(0, len(ids), size):
-    # The last batch is filled up, so that one program serves them all.
-    rows = np.minimum(np.arange(start, start + size), len(ids) - 1)
+
+  def score_rows(ids, tokens, mask):
     rollout = Rollout(
-        prompt_tokens=jnp.asarray(prompts.tokens[ids[rows]]),
-        prompt_mask=jnp.asarray(prompts.mask[ids[rows]]),
-        response_tokens=jnp.asarray(tokens[rows]),
-        response_mask=jnp.asarray(mask[rows]),
-        logprobs=jnp.zeros(mask[rows].shape),  # no policy drew them
+        prompt_tokens=jnp.asarray(prompts.tokens[ids]),
+        prompt_mask=jnp.asarray(prompts.mask[ids]),
+        response_tokens=jnp.asarray(tokens),
+        response_mask=jnp.asarray(mask),
+        logprobs=jnp.zeros(mask.shape),  # no policy drew them
     )
-    parts.append(sharding.to_host(score(ids[rows], rollout)))
-  return np.concatenate(parts)[: len(ids)]
+    return score(ids, rollout)
+
+  size = config.references.batch_size
+  return batching.map_rows(score_rows, ids, tokens, mask, size=size)
 
 
 @dataclasses.dataclass
@@ -111,7 +110,7 @@ class Prepared:
     config, workdir = self.config, self.workdir
     first = _first_demonstrations(config, workdir, 'demonstrations')
     unseen = {}
-    if config.data.source == 'world':
+    if configs.responses_are_listed(config):
       unseen = _first_demonstrations(config, workdir, 'held_out_demonstrations')
     seen = len(first)
     first |= {p: r for p, r in unseen.items() if p not in first}
@@ -167,10 +166,8 @@ def _first_demonstrations(config, workdir, name) -> dict[str, str]:
   return found
 
 
-@functools.lru_cache(maxsize=8)
-def compiled_regression(lm_cfg, eos_id, optim_items, q):
-  """Jitted step and prediction of a quantile from the prompt."""
-  tx = optim.make_tx(**dict(optim_items))
+def make_prediction(lm_cfg, eos_id):
+  """Returns `predict(params, tokens, mask)`: a quantile [b] of each prompt."""
 
   def predict(params, tokens, mask):
     # The value before the first token of any response: of the prompt alone.
@@ -178,8 +175,14 @@ def compiled_regression(lm_cfg, eos_id, optim_items, q):
     valid = jnp.ones_like(eos, bool)
     return heads.values(params, tokens, mask, eos, valid, lm_cfg)[:, 0]
 
-  step = quantile_regression.make_step(predict, tx, q=q)
-  return jax.jit(step, donate_argnums=0), jax.jit(predict), tx
+  return predict
+
+
+def make_regression(lm_cfg, eos_id, optim_cfg, q):
+  """Returns the `step(state, batch)` of quantile regression."""
+  return quantile_regression.make_step(
+      make_prediction(lm_cfg, eos_id), optim.make_tx(optim_cfg), q=q
+  )
 
 
 def fit_quantiles(
@@ -210,17 +213,21 @@ def fit_quantiles(
   batch_at = batching.batch_at(
       rows, batch_size=min(c.batch_size, len(ids)), seed=config.seed
   )
-  optim_items = {**c.optim, 'num_steps': c.num_steps}
-  step_fn, predict, tx = compiled_regression(
-      lm_cfg, tokenizer.eos_id, tuple(sorted(optim_items.items())), q
+  optim_cfg = optim.OptimConfig(**c.optim, num_steps=c.num_steps)
+  eos_id = tokenizer.eos_id
+  step_fn = programs.jit(
+      make_regression, lm_cfg, eos_id, optim_cfg, q, donate=(0,)
   )
+  predict = programs.jit(make_prediction, lm_cfg, eos_id)
   params = heads.from_trunk(
       jax.random.key(config.seed),
       parameters.load_sft_params(config, workdir),
       lm_cfg,
       zero_head=True,
   )
-  state = sharding.commit(train_state.init_train_state(params, tx))
+  state = sharding.commit(
+      train_state.init_train_state(params, optim.make_tx(optim_cfg))
+  )
   for step in range(c.num_steps):
     state, metrics = step_fn(state, batch_at(step))
   metrics = metrics_lib.to_floats(metrics)
@@ -318,7 +325,11 @@ def run(
 
 def _kept(config, out: str) -> str:
   """Where batches are kept: of text, whose sampling takes minutes."""
-  return '' if config.data.source == 'world' else os.path.join(out, 'batches')
+  return (
+      ''
+      if configs.responses_are_listed(config)
+      else os.path.join(out, 'batches')
+  )
 
 
 def _estimate(

@@ -6,24 +6,34 @@ they are learned from, and by which likelihood, is `reward_model.link`; what the
 are made on, and how much of it is trained, `reward_model.init` and `train`.
 """
 
+import dataclasses
 import functools
 import os
 
 from absl import logging
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Key
 import ml_collections
 import numpy as np
 import optax
 
-from rlhf_jax import checkpoint, files, optim, preemption, sharding, train_state
+from rlhf_jax import (
+    checkpoint,
+    files,
+    optim,
+    preemption,
+    programs,
+    sharding,
+    train_state,
+)
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.data import batching
 from rlhf_jax.data.text import preferences
 from rlhf_jax.learners import reward_model as learner
-from rlhf_jax.models import adapters, heads
+from rlhf_jax.models import adapters, heads, probe
 from rlhf_jax.rewards import bradley_terry, calibration, links
-from rlhf_jax.stages import probes
+from rlhf_jax.study import features as features_lib
 from rlhf_jax.study import (
     fields,
     folders,
@@ -46,7 +56,7 @@ _LEAST_T, _MOST_T = 2e-3, 5e2
 
 
 def make_tx(
-    *, link_lr_factor: float, **numbers
+    cfg: optim.OptimConfig, link_lr_factor: float
 ) -> optax.GradientTransformation:
   """`optim.make_tx` of the reward, and another of the link's own parameters.
 
@@ -54,20 +64,26 @@ def make_tx(
   no more; a lone scalar would end near where it began, so that its rate is
   `link_lr_factor` times as high. Nothing decays it.
   """
-  peak_lr = link_lr_factor * numbers['peak_lr']
-  own = numbers | {'peak_lr': peak_lr, 'weight_decay': 0.0}
+  link_cfg = dataclasses.replace(
+      cfg, peak_lr=link_lr_factor * cfg.peak_lr, weight_decay=0.0
+  )
   return optax.multi_transform(
-      {'reward': optim.make_tx(**numbers), 'link': optim.make_tx(**own)},
+      {'reward': optim.make_tx(cfg), 'link': optim.make_tx(link_cfg)},
       lambda params: {k: 'link' if k == 'link' else 'reward' for k in params},
   )
 
 
-@functools.lru_cache(maxsize=8)
-def compiled_step(
-    reward_fn, optim_items, link_name, margin, center_coef, num_microbatches
+def make_step(
+    reward_fn,
+    optim_cfg,
+    link_lr_factor,
+    link_name,
+    margin,
+    center_coef,
+    num_microbatches,
 ):
-  """The jitted `step(state, frozen, batch)` and scorer of pairs, for every run."""
-  tx = make_tx(**dict(optim_items))
+  """Returns `step(state, frozen, batch)`, which gives (state, metrics)."""
+  tx = make_tx(optim_cfg, link_lr_factor)
   link = links.get(link_name)
   link_nll = link.nll
   if margin or center_coef:
@@ -95,22 +111,20 @@ def compiled_step(
     )
     return take(state, batch)
 
-  score = functools.partial(learner.pair_rewards, reward_fn)
-  return jax.jit(step, donate_argnums=0), jax.jit(score), tx
+  return step
+
+
+def make_pair_rewards(reward_fn):
+  """Returns `pair_rewards(params, pairs)`: rewards [b] of chosen and rejected."""
+  return functools.partial(learner.pair_rewards, reward_fn)
 
 
 def _margins(score, params, pairs: PreferenceBatch, batch_size: int):
   """r(x, y+) - r(x, y-) of every pair, [b]."""
-  num = pairs.valid.shape[0]
-  parts = []
-  for start in range(0, num, batch_size):
-    # The last batch is filled up with repeats, which are cut off below.
-    rows = np.minimum(np.arange(start, start + batch_size), num - 1)
-    chosen, rejected = score(
-        params, jax.tree.map(lambda x, rows=rows: x[rows], pairs)
-    )
-    parts.append(sharding.to_host(chosen) - sharding.to_host(rejected))
-  return np.concatenate(parts)[:num]
+  chosen, rejected = batching.map_rows(
+      functools.partial(score, params), pairs, size=batch_size
+  )
+  return chosen - rejected
 
 
 def calibrate(fitted: np.ndarray, measured: np.ndarray) -> dict:
@@ -214,29 +228,35 @@ def initial(config: ml_collections.ConfigDict, workdir: str, key):
 
 
 def _train(config, workdir, out, key, rows, link, progress):
-  """As `probes.train`, of a model whose trunk is trained as well, or a part."""
+  """Trains trunk (all or part) and head.
+
+  Returns the trained params and margins(split, pairs), as `_train_probe` does.
+  """
   c = config.reward_model
   num_rows = rows.valid.shape[0]
   batch_size = min(c.batch_size, num_rows)
   num_steps = max(c.num_epochs * num_rows // batch_size, 1)
   batch_at = batching.batch_at(rows, batch_size=batch_size, seed=config.seed)
-  optim_items = {
-      **c.optim,
-      'num_steps': num_steps,
-      'link_lr_factor': c.link_lr_factor,
-  }
-  train_step, score, tx = compiled_step(
-      reward_functions.of(config, c.role),
-      tuple(sorted(optim_items.items())),
+  reward_fn = reward_functions.of(config, c.role)
+  optim_cfg = optim.OptimConfig(**c.optim, num_steps=num_steps)
+  train_step = programs.jit(
+      make_step,
+      reward_fn,
+      optim_cfg,
+      c.link_lr_factor,
       link.name,
       c.margin,
       c.center_coef,
       c.num_microbatches,
+      donate=(0,),
   )
+  score = programs.jit(make_pair_rewards, reward_fn)
   trained, frozen = initial(config, workdir, key)
   trained['link'] = jax.tree.map(jnp.float32, link.init())
   mngr = checkpoint.manager(out)
-  state = train_state.init_train_state(trained, tx)
+  state = train_state.init_train_state(
+      trained, make_tx(optim_cfg, c.link_lr_factor)
+  )
   state = checkpoint.restore_or(mngr, sharding.commit(state))
 
   start = int(state.step)
@@ -258,13 +278,70 @@ def _train(config, workdir, out, key, rows, link, progress):
   return state.params, margins
 
 
+def _train_probe(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    out: str,
+    key: Key[Array, ''],
+    pairs: PreferenceBatch,
+    progress: Progress,
+):
+  """Fits the probe; writes metrics.jsonl, a line an epoch.
+
+  Returns:
+    The parameters {'mean', 'scale', 'head', 'link'}, and margins(split, pairs),
+    r(x, y+) - r(x, y-) of the pairs of a split, [b].
+  """
+  c = config.reward_model
+  reward_fn = reward_functions.of(config, c.role)
+  base = parameters.reward_base(config, workdir)
+  features = functools.partial(
+      features_lib.pair_features, reward_fn, base, batch_size=c.batch_size
+  )
+  path = lambda split: os.path.join(out, 'features', f'{split}.npz')
+  found = features(pairs, path('train'), progress=progress)
+  num_pairs = len(found['chosen'])
+  batch_size = min(c.batch_size, num_pairs)
+  num_steps = c.num_epochs * -(-num_pairs // batch_size)
+  fit = functools.partial(
+      probe.fit,
+      tx=optim.make_tx(optim.OptimConfig(**c.optim, num_steps=num_steps)),
+      hidden_width=c.train.hidden_width or None,
+      num_epochs=c.num_epochs,
+      batch_size=batch_size,
+  )
+  fitted, metrics = jax.jit(fit)(
+      key, jnp.asarray(found['chosen']), jnp.asarray(found['rejected'])
+  )
+  writer = metrics_lib.MetricWriter(out, start=0, where=out)
+  for epoch in range(c.num_epochs):
+    writer.write(epoch, {name: m[epoch] for name, m in metrics.items()})
+  writer.close()
+
+  def margins(split, pairs):
+    found = features(pairs, path(split))
+    rewards = {
+        side: sharding.to_host(probe.score(fitted, jnp.asarray(x)))
+        for side, x in found.items()
+    }
+    return rewards['chosen'] - rewards['rejected']
+
+  params = {
+      'mean': fitted.mean,
+      'scale': fitted.scale,
+      'head': fitted.head,
+      'link': {},
+  }
+  return params, margins
+
+
 def run(
     config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Trains r(x, y); writes params/, metrics.jsonl and results.json.
 
   params/ holds what was trained of trunk, head and link, the link's own
-  parameters (of a probe, see `probes.train`); with calibration=temperature, the
+  parameters (of a probe, see `_train_probe`); with calibration=temperature, the
   head is divided by T. results.json holds `data` (what became of the training
   rows), `test` (accuracy on held-out comparisons, whatever was learned from; `ece`
   as calibrated, null where the link's probability is another) and `calibration`
@@ -284,8 +361,8 @@ def run(
   key = jax.random.key(config.seed)
   key = jax.random.fold_in(key, config.rewards.index(c.reward))
   key = jax.random.fold_in(key, checks.ROLES.index(c.role))
-  if c.train.how == 'probe':
-    params, margins_of = probes.train(config, workdir, out, key, rows, progress)
+  if reward_functions.is_probe(config):
+    params, margins_of = _train_probe(config, workdir, out, key, rows, progress)
   else:
     params, margins_of = _train(config, workdir, out, key, rows, link, progress)
 

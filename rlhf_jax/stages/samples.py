@@ -13,6 +13,7 @@ import numpy as np
 from rlhf_jax import files, programs
 from rlhf_jax.models import lm
 from rlhf_jax.study import (
+    configs,
     fields,
     folders,
     models,
@@ -38,7 +39,7 @@ def make_kl(lm_cfg, sampling, chunk_size):
     _, per_token = lm.reference_logprobs_and_kl(
         params,
         ref_params,
-        *scorers.tokens_of(rollout),
+        *rollout.tokens(),
         lm_cfg,
         sampling=sampling,
         chunk_size=chunk_size,
@@ -61,7 +62,7 @@ def run(
   c, trained = config.samples, config.samples.of == 'policy'
   if c.of not in ('sft', 'policy'):
     raise ConfigError(f'samples.of is {c.of!r}; it must be sft or policy.')
-  if config.data.source == 'world':
+  if configs.responses_are_listed(config):
     raise ConfigError(
         'The stage samples is of text: with data.source=world the stage tables has'
         ' all responses.'

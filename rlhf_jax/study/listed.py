@@ -115,7 +115,7 @@ def reward_table(
 
   def one(tokens, mask):
     spread = lambda a: jnp.broadcast_to(a, (len(responses), a.shape[-1]))
-    return scorers.rule_of(how)(
+    return programs.jit(scorers.make_rule, how)(
         scale, spread(tokens), spread(mask), responses, valid
     )
 

@@ -49,6 +49,11 @@ def probe_of(params: Params) -> probe.Probe:
   return probe.Probe(**{k: params[k] for k in ('mean', 'scale', 'head')})
 
 
+def is_probe(config: ml_collections.ConfigDict) -> bool:
+  """Whether reward models are heads on frozen states."""
+  return config.reward_model.train.how == 'probe'
+
+
 def of(config: ml_collections.ConfigDict, role: str) -> RewardFunction:
   """How the reward models of a role score."""
   train = config.reward_model.train

@@ -5,7 +5,6 @@ rule. Learners, references and tables see one function of prompts and responses.
 """
 
 from collections.abc import Callable, Sequence
-import functools
 import importlib
 
 import jax
@@ -14,12 +13,11 @@ from jaxtyping import Array
 import ml_collections
 import numpy as np
 
-from rlhf_jax import sharding
+from rlhf_jax import programs, sharding
 from rlhf_jax.data.world import rules
 from rlhf_jax.data.world import world as world_lib
 from rlhf_jax.models import probe
-from rlhf_jax.stages import data as data_stage
-from rlhf_jax.study import parameters, reward_functions, tokenizers
+from rlhf_jax.study import parameters, reward_functions, sources, tokenizers
 from rlhf_jax.study import prompts as prompts_lib
 from rlhf_jax.study.errors import ConfigError
 from rlhf_jax.types import Rollout
@@ -28,19 +26,17 @@ from rlhf_jax.types import Rollout
 Scorer = Callable[[jax.Array | np.ndarray, Rollout], Array]
 
 
-@functools.lru_cache(maxsize=8)
-def compiled_reward(reward_fn):
-  """Jitted `reward(params, scale, prompt and response tokens and masks)`."""
+def make_reward(reward_fn):
+  """Returns `reward(params, scale, prompt and response tokens and masks)`."""
 
   def reward(params, scale, *tokens):
     return scale * reward_fn(params, *tokens)
 
-  return jax.jit(reward)
+  return reward
 
 
-@functools.lru_cache(maxsize=32)
-def rule_of(name: str):
-  """The jitted function that MODULE:NAME names."""
+def make_rule(name: str):
+  """Returns the function that MODULE:NAME names, times a scale."""
   module, _, function = name.rpartition(':')
   if not module:
     raise ConfigError(
@@ -49,9 +45,7 @@ def rule_of(name: str):
   found = getattr(importlib.import_module(module), function, None)
   if found is None:
     raise ConfigError(f'{module} has no function {function!r}.')
-  return jax.jit(
-      lambda scale, *tokens: scale * found(*tokens).astype(jnp.float32)
-  )
+  return lambda scale, *tokens: scale * found(*tokens).astype(jnp.float32)
 
 
 def how_scored(
@@ -70,7 +64,7 @@ def gold_table(config: ml_collections.ConfigDict, reward: str) -> np.ndarray:
     raise ConfigError(
         f'scorers.{reward}=gold needs data.source=world, where gold is known.'
     )
-  return world_lib.oracle_reward(data_stage.make_world(config), reward)
+  return world_lib.oracle_reward(sources.make_world(config), reward)
 
 
 def response_indices(tokens, mask, tokenizer) -> np.ndarray:
@@ -90,9 +84,9 @@ def load(
   how, scale = how_scored(config, reward, role)
   tokenizer = tokenizers.make_tokenizer(config)
   if how == 'learned':
-    fn = compiled_reward(reward_functions.of(config, role))
+    fn = programs.jit(make_reward, reward_functions.of(config, role))
     params = parameters.load_reward_params(config, workdir, reward, role)
-    return lambda rows, rollout: fn(params, scale, *tokens_of(rollout))
+    return lambda rows, rollout: fn(params, scale, *rollout.tokens())
   if how == 'gold':
     table = scale * gold_table(config, reward)
 
@@ -105,8 +99,8 @@ def load(
       return jnp.asarray(table[sharding.to_host(rows), index])
 
     return known
-  rule = rule_of(how)
-  return lambda rows, rollout: rule(scale, *tokens_of(rollout))
+  rule = programs.jit(make_rule, how)
+  return lambda rows, rollout: rule(scale, *rollout.tokens())
 
 
 def load_all(
@@ -129,33 +123,22 @@ def load_all(
     params = parameters.load_reward_params(config, workdir, name, role)
     probes[name] = reward_functions.probe_of(params)
     trunk, scales[name] = {'trunk': params['trunk']}, scale
-  fn = _compiled_probes(reward_fn)
+  fn = programs.jit(make_probes, reward_fn)
 
   def score(rows, rollout):
     found = {name: other(rows, rollout) for name, other in others.items()}
     if probes:
-      found |= fn(trunk, probes, scales, *tokens_of(rollout))
+      found |= fn(trunk, probes, scales, *rollout.tokens())
     return {name: found[name] for name in rewards}
 
   return score
 
 
-@functools.lru_cache(maxsize=8)
-def _compiled_probes(reward_fn):
-  """Jitted rewards of probes on one trunk, by name."""
+def make_probes(reward_fn):
+  """Returns `rewards(trunk, probes, scales, tokens and masks)`, by name."""
 
   def rewards(trunk, probes, scales, *tokens):
     x = reward_fn.features(trunk, *tokens)
     return {n: scales[n] * probe.score(p, x) for n, p in probes.items()}
 
-  return jax.jit(rewards)
-
-
-def tokens_of(rollout: Rollout):
-  """Prompt tokens and mask, response tokens and mask."""
-  return (
-      rollout.prompt_tokens,
-      rollout.prompt_mask,
-      rollout.response_tokens,
-      rollout.response_mask,
-  )
+  return rewards

@@ -9,7 +9,7 @@ from rlhf_jax.data.tokenizer import ByteTokenizer
 from rlhf_jax.evaluation import pairwise as judge_lib
 from rlhf_jax.models import lm, pairwise
 from rlhf_jax.models.transformer import LMConfig
-from rlhf_jax.stages import verdicts
+from rlhf_jax.study import verdicts
 from tests.models import random_params
 
 CFG = LMConfig(

@@ -12,7 +12,7 @@ from rlhf_jax.data.text import preferences
 from rlhf_jax.data.text import ratings as ratings_lib
 from rlhf_jax.data.world import properties
 from rlhf_jax.stages import data as data_stage
-from rlhf_jax.study import configs
+from rlhf_jax.study import configs, sources
 from rlhf_jax.study.errors import ConfigError
 from tests.stages import tiny
 
@@ -56,7 +56,7 @@ class StageTest(parameterized.TestCase):
         ('ordinal', 'ratings'),
     ):  # fmt: skip
       config = _config(**{'reward_model.link': link})
-      self.assertEqual(data_stage.data_kind(config), kind)
+      self.assertEqual(sources.data_kind(config), kind)
 
   def test_world_files_of_every_role(self):
     out = self._run(_config())
@@ -149,18 +149,18 @@ class StageTest(parameterized.TestCase):
     rows = self._comparisons(out, 'brevity', 'reward_model', 'train')
     self.assertEqual({row.property for row in rows}, {'brevity'})
     with self.assertRaisesRegex(ConfigError, 'honest.*known: brevity'):
-      data_stage.make_world(_config(rewards=('honest',)))
+      sources.make_world(_config(rewards=('honest',)))
 
   def test_knobs_reach_the_world(self):
     config = _config(
         **{'world.alignment': -0.6, 'world.cue_mode': 'equal'},
         rewards=('harmless',),
     )
-    world = data_stage.make_world(config)
+    world = sources.make_world(config)
     self.assertEqual(world.config.alignment, -0.6)
     self.assertEqual(world.config.cue_mode, 'equal')
     self.assertEqual(world.config.properties, ('harmless',))
-    self.assertIs(data_stage.make_world(config), world)
+    self.assertIs(sources.make_world(config), world)
 
   def test_modules_of_properties_are_imported_first(self):
     with open(os.path.join(self.dir, 'stage_property.py'), 'w') as f:
@@ -174,7 +174,7 @@ class StageTest(parameterized.TestCase):
       )
     config = _config(rewards=('staged',), property_modules=('stage_property',))
     with mock.patch('sys.path', [self.dir]):
-      world = data_stage.make_world(config)
+      world = sources.make_world(config)
     properties._PROPERTIES.entries.pop('staged')
     self.assertEqual(set(np.unique(world.gold['staged'])), {0.0, 1.0})
 
@@ -282,7 +282,7 @@ class StageTest(parameterized.TestCase):
     for i in range(200):
       prompt = f'question {i}'
       self.assertEqual(
-          data_stage._place(config, prompt)[0],
+          sources._place(config, prompt)[0],
           preferences.split_of(prompt, salt='half', fractions=fractions),
       )
 

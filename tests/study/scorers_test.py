@@ -8,8 +8,7 @@ import pytest
 
 from rlhf_jax import enumeration
 from rlhf_jax.data.world import world as world_lib
-from rlhf_jax.stages import data as data_stage
-from rlhf_jax.study import listed, scorers, tokenizers
+from rlhf_jax.study import listed, scorers, sources, tokenizers
 from rlhf_jax.study import prompts as prompts_lib
 from rlhf_jax.study.errors import ConfigError
 from rlhf_jax.types import Rollout
@@ -79,7 +78,7 @@ def test_scorer_and_table_agree(finished_study, rule, how, scale):
 def test_values_of_gold_and_of_a_rule(finished_study, rule):
   c = tiny.get_config()
   c.scorers.helpful = 'gold'
-  world = data_stage.make_world(c)
+  world = sources.make_world(c)
   scored, _ = _both(c.copy_and_resolve_references().lock(), finished_study, 5)
   np.testing.assert_allclose(
       scored, world_lib.oracle_reward(world, 'helpful')[5], rtol=1e-6

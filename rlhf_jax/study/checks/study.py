@@ -3,8 +3,7 @@
 import ml_collections
 
 from rlhf_jax.evaluation import pairwise
-from rlhf_jax.stages import data
-from rlhf_jax.study import configs
+from rlhf_jax.study import configs, sources
 from rlhf_jax.study.checks.rules import require
 from rlhf_jax.study.errors import ConfigError
 
@@ -26,9 +25,9 @@ def check(c: ml_collections.ConfigDict) -> None:
       f'judges must be distinct and of {_EVALUATORS}, got {tuple(c.judges)}.',
   )
   require(
-      c.data.source in data.SOURCES,
+      c.data.source in sources.SOURCES,
       f'Unknown data.source {c.data.source!r}; known:'
-      f' {", ".join(data.SOURCES)}.',
+      f' {", ".join(sources.SOURCES)}.',
   )
   require(
       c.data.source != 'hub' or bool(c.data.path),
@@ -90,7 +89,7 @@ def _check_listed(c):
 def _try_properties(c):
   """Judges short responses by every property, to find what raises."""
   try:
-    data.make_world(configs.with_overrides(c, {'world.max_moves': 2}))
+    sources.make_world(configs.with_overrides(c, {'world.max_moves': 2}))
   except ConfigError:
     raise
   except Exception as e:  # of a module that a config names: it can be any

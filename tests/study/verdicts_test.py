@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.evaluation import pairwise as judge_lib
-from rlhf_jax.stages import verdicts
+from rlhf_jax.study import verdicts
 
 
 class Stub:

@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from rlhf_jax import sharding, train_state
+from rlhf_jax import optim, programs, sharding, train_state
 from rlhf_jax.aot import flops
 from rlhf_jax.launch import graph
+from rlhf_jax.learners import policy_step
 from rlhf_jax.learners import sft as sft_learner
 from rlhf_jax.models import adapters, heads, lm
 from rlhf_jax.models.config import LMConfig
 from rlhf_jax.rewards import links
-from rlhf_jax.stages import policy_setup, policy_steps, reward_model, sft
+from rlhf_jax.stages import policy, reward_model, sft
 from rlhf_jax.study import (
     configs,
     models,
@@ -169,9 +170,17 @@ class _Builder:
         ),
         base,
     )
-    fn, tx = sft.compiled_step(
-        cfg, self._sampling, _steps(c.optim), c.num_microbatches, c.chunk_size
+    optim_cfg = _optim_cfg(c.optim)
+    fn = programs.jit(
+        sft.make_step,
+        cfg,
+        self._sampling,
+        optim_cfg,
+        c.num_microbatches,
+        c.chunk_size,
+        donate=(0,),
     )
+    tx = optim.make_tx(optim_cfg)
     prompt, response = self._texts(c.batch_size)
     batch = sft_learner.Demonstrations(
         prompt_tokens=prompt[0],
@@ -218,14 +227,19 @@ class _Builder:
     trained['link'] = jax.eval_shape(
         lambda: jax.tree.map(jnp.float32, link.init())
     )
-    fn, _, tx = reward_model.compiled_step(
+    optim_cfg = _optim_cfg(c.optim)
+    fn = programs.jit(
+        reward_model.make_step,
         reward_fn,
-        _steps(c.optim, link_lr_factor=c.link_lr_factor),
+        optim_cfg,
+        c.link_lr_factor,
         link.name,
         c.margin,
         c.center_coef,
         c.num_microbatches,
+        donate=(0,),
     )
+    tx = reward_model.make_tx(optim_cfg, c.link_lr_factor)
     prompt, response = self._texts(c.batch_size)
     batch = PreferenceBatch(
         prompt_tokens=prompt[0],
@@ -250,7 +264,7 @@ class _Builder:
     learner = learner_lib.learner_of(c.learner)
     trained, frozen, reference = jax.eval_shape(
         functools.partial(
-            policy_setup.initial, self._config, value=learner.needs_value
+            policy.initial, self._config, value=learner.needs_value
         ),
         self._base(cfg, self._config.sft.param_dtype),
     )
@@ -266,8 +280,12 @@ class _Builder:
 
   def _rollout(self, cfg, params) -> Program:
     c = self._config.policy
-    fn = policy_steps.compiled_rollout(
-        cfg, self._sampling, c.prompts_per_step, c.samples_per_prompt
+    fn = programs.jit(
+        policy_step.make_rollout,
+        cfg,
+        self._sampling,
+        c.prompts_per_step,
+        c.samples_per_prompt,
     )
     prompts = self._rows(self._tokens(self._num_prompts, self._prompt))
     seed, step = (
@@ -285,11 +303,11 @@ class _Builder:
     fn, trained, frozen = self._reward_params()
     return Program(
         name='score',
-        fn=scorers.compiled_reward(fn),
+        fn=programs.jit(scorers.make_reward, fn),
         args=(
             self._params(adapters.combine(trained, frozen)),
             jax.ShapeDtypeStruct((), jnp.float32),
-            *scorers.tokens_of(rollout),
+            *rollout.tokens(),
         ),
         useful_flops=self._pass(fn.lm_cfg, _num_rows(rollout), scored=False),
     )
@@ -299,14 +317,18 @@ class _Builder:
   ) -> Program:
     c = self._config.policy
     update_cfg = learner_lib.update_config(learner, c)
-    fn, tx = policy_steps.compiled_update(
+    optim_cfg = _optim_cfg(c.optim)
+    fn = programs.jit(
+        policy_step.make_update,
         learner,
         cfg,
         self._sampling,
-        _steps(c.optim),
+        optim_cfg,
         update_cfg,
         c.chunk_size or None,
+        donate=(0,),
     )
+    tx = policy_step.make_tx(learner, optim_cfg)
     state = self._state(
         trained,
         tx,
@@ -369,9 +391,9 @@ def _num_rows(rollout) -> int:
   return rollout.response_mask.shape[0]
 
 
-def _steps(optim, **more):
-  """An optimizer's numbers, hashable; its schedule's length changes no shape."""
-  return tuple(sorted({**optim, 'num_steps': 1_000, **more}.items()))
+def _optim_cfg(numbers) -> optim.OptimConfig:
+  """An optimizer's numbers; the length of its schedule changes no shape."""
+  return optim.OptimConfig(**numbers, num_steps=1_000)
 
 
 def _backward(train, cfg: LMConfig) -> float:
