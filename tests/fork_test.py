@@ -150,6 +150,31 @@ def test_a_study_of_all_four_end_to_end(fork, tmp_path):
   assert 'softened' in set(transforms['transform'])
 
 
+def test_a_source_of_text_has_its_data(fork, tmp_path):
+  rows = [f'Why {i}?\tBecause of {i}.\tNo.\n' for i in range(400)]
+  rows.append('Why not?\tThe same.\tThe same.\n')  # counted, and dropped
+  (tmp_path / 'rows.tsv').write_text(''.join(rows))
+  done = _python(
+      fork,
+      os.path.join(ROOT, 'experiments', 'stage.py'),
+      'data',
+      f'--config={ROOT}/configs/hh_bytes.py:tiny',
+      '--config.data.source=tsv',
+      f'--config.data.path={tmp_path}',
+      '--config.data.files.helpful=rows.tsv',
+      '--config.data.files.harmless=rows.tsv',
+      f'--workdir={tmp_path}/study',
+  )
+  assert done.returncode == 0, done.stderr
+  folder = tmp_path / 'study' / 'seed_0' / 'data' / 'comparisons'
+  train = (folder / 'helpful.reward_model.train.jsonl').read_text().splitlines()
+  assert 50 < len(train) < 200
+  row = json.loads(train[0])
+  number = row['prompt'].split()[1].rstrip('?')
+  assert row['chosen'].strip() == f'Because of {number}.'
+  assert row['rejected'].strip() == 'No.'
+
+
 @pytest.mark.slow
 def test_a_transform_is_held_to_the_laws_of_all(fork):
   script = os.path.join(ROOT, 'tests', 'rewards', 'transforms_test.py')
