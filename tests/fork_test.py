@@ -138,6 +138,9 @@ def test_a_study_of_all_four_end_to_end(fork, tmp_path):
   shares = pd.read_csv(evaluation / 'optimality.csv')
   trained = shares[shares.learner == 'rwr']
   assert len(trained) == 1 and trained.objective_share.notna().all()
+  cost = pd.read_csv(tmp_path / 'figures' / 'S1.csv')
+  assert set(cost.learner) == set(shares.learner) and (cost['mean'] > 0).all()
+  assert os.path.getsize(tmp_path / 'figures' / 'S1.png')
   spent = sorted((tmp_path / 'seed_0' / 'spend').glob('*/spend.json'))
   assert [path.parent.name for path in spent] == sorted(
       os.listdir(tmp_path / 'seed_0' / 'policy')
@@ -145,6 +148,31 @@ def test_a_study_of_all_four_end_to_end(fork, tmp_path):
   assert all(json.loads(path.read_text())['kl'] >= 0 for path in spent)
   transforms = pd.read_csv(evaluation / 'transforms.csv')
   assert 'softened' in set(transforms['transform'])
+
+
+def test_a_source_of_text_has_its_data(fork, tmp_path):
+  rows = [f'Why {i}?\tBecause of {i}.\tNo.\n' for i in range(400)]
+  rows.append('Why not?\tThe same.\tThe same.\n')  # counted, and dropped
+  (tmp_path / 'rows.tsv').write_text(''.join(rows))
+  done = _python(
+      fork,
+      os.path.join(ROOT, 'experiments', 'stage.py'),
+      'data',
+      f'--config={ROOT}/configs/hh_bytes.py:tiny',
+      '--config.data.source=tsv',
+      f'--config.data.path={tmp_path}',
+      '--config.data.files.helpful=rows.tsv',
+      '--config.data.files.harmless=rows.tsv',
+      f'--workdir={tmp_path}/study',
+  )
+  assert done.returncode == 0, done.stderr
+  folder = tmp_path / 'study' / 'seed_0' / 'data' / 'comparisons'
+  train = (folder / 'helpful.reward_model.train.jsonl').read_text().splitlines()
+  assert 50 < len(train) < 200
+  row = json.loads(train[0])
+  number = row['prompt'].split()[1].rstrip('?')
+  assert row['chosen'].strip() == f'Because of {number}.'
+  assert row['rejected'].strip() == 'No.'
 
 
 @pytest.mark.slow

@@ -84,8 +84,8 @@ def summary(config: ml_collections.ConfigDict, workdir: str) -> None:
     of_seed = configs.with_overrides(config, {'seed': seed})
     for role in ('reward_model', 'evaluator'):
       for reward in config.rewards:
-        made_in = folders.reward_model(of_seed, reward, role)
-        path = os.path.join(workdir, made_in, 'results.json')
+        folder = folders.reward_model(of_seed, reward, role)
+        path = os.path.join(workdir, folder, 'results.json')
         if os.path.exists(path):
           test = files.read_json(path, 'reward_model')['test']
           ece = test['ece']  # null where the link's probability is another
@@ -103,6 +103,6 @@ def summary(config: ml_collections.ConfigDict, workdir: str) -> None:
     print('\nShare of the exact optimum, (J - J_sft) / (J* - J_sft), on the')
     print('training prompts:')
     print(frame.round(3).to_string(index=False))
-  for name in (folders.FIGURES, folders.EVALUATION, folders.REPORT):
+  for name in (folders.figures(config), folders.EVALUATION, folders.REPORT):
     if os.path.exists(os.path.join(workdir, name)):
       print(os.path.join(workdir, name))

@@ -226,7 +226,7 @@ def run(
     configs.registered(method.transform)  # those of projects are drawn as well
   write('transforms', transform_table())
   progress(1, 3)
-  make.build(evaluation, os.path.join(workdir, folders.FIGURES), names)
+  make.build(evaluation, os.path.join(workdir, folder(config)), names)
   progress(2, 3)
   report.write_report(workdir, os.path.join(workdir, folders.REPORT))
   progress(3, 3)

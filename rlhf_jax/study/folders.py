@@ -12,12 +12,10 @@ import os
 
 import ml_collections
 
-# Files and folders of the whole study.
-CONFIG = 'config.json'
-ENVIRONMENT = 'environment.json'
-EVALUATION = 'evaluation'
-FIGURES = 'figures'
-REPORT = 'report.html'
+# Of the whole study: the tables of its figures and the page that shows all.
+EVALUATION, REPORT = 'evaluation', 'report.html'
+# The records of what a working directory belongs to, and where it was made.
+CONFIG, ENVIRONMENT = 'config.json', 'environment.json'
 
 
 def seed(config: ml_collections.ConfigDict) -> str:
@@ -108,4 +106,4 @@ def analysis(config: ml_collections.ConfigDict) -> str:
 def figures(config: ml_collections.ConfigDict) -> str:
   """Pictures of the whole study."""
   del config
-  return FIGURES
+  return 'figures'
