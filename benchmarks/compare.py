@@ -74,7 +74,7 @@ COMPARISONS = {
     ),
     'rollout_smollm2': (
         _ours(
-            *('rollout.py', 'tok_s', '--model=smollm2', '--batches=8,32'),
+            *('rollout.py', 'tok_s', '--model={model_dir}', '--batches=8,32'),
             *('--new=32', '--reps=1'),
         ),
         (_generate(*_SMOL, '--batches', '8,32', '--new', '32'),),
@@ -86,7 +86,7 @@ COMPARISONS = {
     ),
     'best_of_16_smollm2': (
         _ours(
-            *('rollout.py', 'tok_s', '--model=smollm2', '--batches=8'),
+            *('rollout.py', 'tok_s', '--model={model_dir}', '--batches=8'),
             *('--new=32', '--samples=16', '--reps=1'),
         ),
         (_generate(*_SMOL, '--batches', '8', '--new', '32'),),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.models import lm
 from rlhf_jax.models.config import LMConfig
-from rlhf_jax.study import models as language_models
+from rlhf_jax.study import models
 from rlhf_jax.types import Params
 
 # The sizes of the small model, as the scripts of the other libraries have them.
@@ -43,7 +43,7 @@ OPTIM = dict(
 
 
 def model(name: str, dtype: str, *, frozen: bool) -> tuple[Params, LMConfig]:
-  """Parameters and shape of `tiny` (random) or `smollm2` (as shipped).
+  """Parameters and shape of `tiny` (random) or of a Hugging Face folder.
 
   Args:
     dtype: of the inputs of matrix products.
@@ -55,11 +55,10 @@ def model(name: str, dtype: str, *, frozen: bool) -> tuple[Params, LMConfig]:
     params = jax.jit(lambda key: lm.init(key, cfg))(jax.random.key(0))
     stored = dtype if frozen else 'float32'
     return jax.tree.map(lambda a: a.astype(stored), params), cfg
-  cfg = language_models.shape_of(language_models.SMOLLM2)
+  cfg = models.shape_of(name)
   cfg = dataclasses.replace(cfg, dtype=dtype, scan_layers=False)
-  params = language_models.load(
-      language_models.SMOLLM2, param_dtype=dtype if frozen else 'float32'
-  )
+  stored = dtype if frozen else 'float32'
+  params = models.load(name, param_dtype=stored)
   return jax.tree.map(jnp.asarray, params), cfg
 
 

@@ -1,7 +1,7 @@
 """Seconds of a whole PPO iteration, with every mask and statistic on.
 
 python benchmarks/ppo.py --model=tiny --dtype=bfloat16
-python benchmarks/ppo.py --model=smollm2 --dtype=bfloat16 --lora --prompt=64 \
+python benchmarks/ppo.py --model=models/smollm2 --dtype=bfloat16 --lora --prompt=64 \
     --new=64 --epochs=1 --minibatches=8
 
 An iteration is what the stage `policy` does: rollout, reward model, the utility
@@ -20,23 +20,20 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import metrics as metrics_lib
-from rlhf_jax import train_state
+from rlhf_jax import sharding, train_state
 from rlhf_jax.learners import ppo
 from rlhf_jax.models import adapters, heads
 from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.rewards.references import Reference
 from rlhf_jax.stages import policy_steps
 from rlhf_jax.study import (
-    inputs,
     reward_functions,
     scorers,
-)
-from rlhf_jax.study import (
-    models as language_models,
+    trainable,
 )
 from rlhf_jax.types import SamplingConfig
 
-_MODEL = flags.DEFINE_enum('model', 'tiny', ['tiny', 'smollm2'], 'Which.')
+_MODEL = flags.DEFINE_string('model', 'tiny', "tiny, or a model's folder.")
 _DTYPE = flags.DEFINE_string('dtype', 'bfloat16', 'Of products.')
 _LORA = flags.DEFINE_bool('lora', False, 'Adapters of rank 8, not all weights.')
 _BATCH = flags.DEFINE_integer('batch', 32, 'Responses of an iteration.')
@@ -63,8 +60,8 @@ def _models(cfg, base):
   reward = heads.from_trunk(key, base, cfg, copy=copy)
   trained, frozen = {}, {}
   for name, params in (('policy', base), ('value', value)):
-    params = language_models.prepared(key, params, train)
-    trained[name], frozen[name] = language_models.split(params, train)
+    params = trainable.prepare(key, params, train)
+    trained[name], frozen[name] = trainable.split(params, train)
   return trained, frozen, base, reward
 
 
@@ -72,9 +69,7 @@ def make_iteration():
   """Returns `iteration(state, step) -> (state, metrics)`, and the first state."""
   base, cfg = measure.model(_MODEL.value, _DTYPE.value, frozen=_LORA.value)
   if _LORA.value:
-    cfg = dataclasses.replace(
-        cfg, lora_scale=language_models.scale_of(_train())
-    )
+    cfg = dataclasses.replace(cfg, lora_scale=trainable.lora_scale(_train()))
   trained, frozen, ref_params, reward_params = _models(cfg, base)
   del base
   batch = _BATCH.value
@@ -147,7 +142,7 @@ def make_iteration():
     )
     return state, metrics | update_metrics
 
-  return iteration, inputs.committed(state)
+  return iteration, sharding.commit(state)
 
 
 def main(_):

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import measure
 
-from rlhf_jax import train_state
+from rlhf_jax import sharding, train_state
 from rlhf_jax.models import heads
 from rlhf_jax.stages import reward_model as stage
-from rlhf_jax.study import inputs, reward_functions
+from rlhf_jax.study import reward_functions
 from rlhf_jax.types import PreferenceBatch
 
-_MODEL = flags.DEFINE_enum('model', 'tiny', ['tiny', 'smollm2'], 'Which.')
+_MODEL = flags.DEFINE_string('model', 'tiny', "tiny, or a model's folder.")
 _DTYPES = flags.DEFINE_list('dtypes', ['float32', 'bfloat16'], 'Of products.')
 _BATCH = flags.DEFINE_integer('batch', 8, 'Pairs of a step.')
 _LENGTH = flags.DEFINE_integer('length', 128, 'Tokens of prompt and response.')
@@ -45,7 +45,7 @@ def main(_):
         rejected_mask=mask,
         valid=jnp.ones(_BATCH.value, bool),
     )
-    state = inputs.committed(train_state.init_train_state(params, tx))
+    state = sharding.commit(train_state.init_train_state(params, tx))
     holder = {'state': state}
     del state
     del params

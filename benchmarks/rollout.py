@@ -1,8 +1,8 @@
 """Sampling speed: tokens drawn per second, prefill included.
 
 python benchmarks/rollout.py --model=tiny --batches=1,8,32 --new=64
-python benchmarks/rollout.py --model=smollm2 --batches=8,32 --new=32
-python benchmarks/rollout.py --model=smollm2 --batches=8 --new=32 --samples=16
+python benchmarks/rollout.py --model=models/smollm2 --batches=8,32 --new=32
+python benchmarks/rollout.py --model=models/smollm2 --batches=8 --new=32 --samples=16
 
 Responses have exactly `new` tokens, drawn at temperature 1 from the whole
 vocabulary, with the log-probability of each. With `samples` each prompt is
@@ -19,7 +19,7 @@ import measure
 from rlhf_jax import sampling as sampling_lib
 from rlhf_jax.types import SamplingConfig
 
-_MODEL = flags.DEFINE_enum('model', 'tiny', ['tiny', 'smollm2'], 'Which.')
+_MODEL = flags.DEFINE_string('model', 'tiny', "tiny, or a model's folder.")
 _DTYPES = flags.DEFINE_list('dtypes', ['float32', 'bfloat16'], 'Of products.')
 _BATCHES = flags.DEFINE_list('batches', ['1', '8', '32'], 'Prompts at a time.')
 _SAMPLES = flags.DEFINE_integer('samples', 1, 'Responses to each prompt.')

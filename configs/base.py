@@ -8,6 +8,8 @@ error that names the nearest.
 import ml_collections
 from ml_collections import config_dict
 
+from rlhf_jax.study import configs
+
 
 def optimizer(**overrides) -> ml_collections.ConfigDict:
   """AdamW; used by sft, reward_model and policy alike."""
@@ -152,7 +154,7 @@ def get_config() -> ml_collections.ConfigDict:
       # of rows; all of them for a reward not named.
       annotators=ml_collections.ConfigDict(),
       tokenizer='word',  # word (the world's), byte or pretrained
-      pretrained='',  # of tokenizer=pretrained: the model's folder, or smollm2
+      pretrained='',  # of tokenizer=pretrained: the model's folder
       # How dialogues become texts: '' as they are (word, byte), own (the chat
       # template of the pretrained model) or hh (the plain form of the data).
       template='',
@@ -180,7 +182,7 @@ def get_config() -> ml_collections.ConfigDict:
 
   # -- Supervised fine-tuning: the reference policy.
   c.sft = config_dict.create(
-      init='',  # '': random weights; or a checkpoint's folder, or smollm2
+      init='',  # '': random weights; or a checkpoint's folder
       lm=model(),  # of random weights; with a checkpoint, checkpoint()
       # Of a checkpoint's parameters; bfloat16, half the memory, if they stay
       # frozen.
@@ -309,8 +311,8 @@ def get_config() -> ml_collections.ConfigDict:
 
   # A language model that compares them in pairs, in both orders (stage judge).
   c.judge = config_dict.create(
-      # sft, the reference policy; or a checkpoint's folder, or smollm2, with the
-      # tokenizer of data.
+      # sft, the reference policy; or a checkpoint's folder, with the tokenizer of
+      # data.
       init='sft',
       lm=checkpoint(),
       num_pairs=0,  # a prompt, policy and reward; 0: no judge
@@ -401,16 +403,9 @@ def reference(**overrides) -> ml_collections.ConfigDict:
 def policy_runs(c: ml_collections.ConfigDict) -> list[dict]:
   """The policy runs that a config lists, one dict of overrides each."""
   return [
-      {
-          'seed': seed,
-          'policy.property': name,
-          'policy.method': method,
-          'policy.learner': learner,
-          'policy.kl_coef': kl_coef,
-      }
+      {'seed': seed} | {f'policy.{k}': v for k, v in policy.items()}
       for seed in c.policy_seeds
-      for name, method, learner, kl_coefs in c.policy.sweep
-      for kl_coef in kl_coefs
+      for policy in configs.policies(c)
   ]
 
 
@@ -425,7 +420,7 @@ def add_property(
 
   Args:
     c: the config; `c.properties` gains the reward alone, under its name.
-    name: of a property of the world (rlhf_jax/data/properties), or of your data.
+    name: of a property of the world (rlhf_jax/data/world/properties), or of your data.
     scorer: learned, gold, or MODULE:NAME of a rule; see `scorers`.
     module: that registers the property of the world, if it is not built in.
   """

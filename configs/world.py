@@ -9,11 +9,7 @@ trains policies on every seed, with RLOO beside PPO; `:tiny` is a rehearsal of
 all stages whose numbers mean nothing.
 """
 
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import base  # pylint: disable=wrong-import-position
+import base
 import ml_collections
 
 

@@ -16,6 +16,9 @@ import importlib.util
 import os
 import sys
 
+from rlhf_jax import files
+from rlhf_jax.study.errors import ConfigError
+
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to be asked
 os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nor one to be held
 # What it would otherwise ask a TPU's host for, and warn of.
@@ -29,11 +32,11 @@ from absl import app, flags
 import jax
 from jax.experimental import topologies
 from ml_collections import config_flags
-import stage_main
+import study_flags
 
 from rlhf_jax import sharding
 from rlhf_jax.aot import chips, costs, programs
-from rlhf_jax.study import common, validate
+from rlhf_jax.study import checks
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with its variant.', lock_config=True
@@ -67,7 +70,7 @@ _COLUMNS = (
 
 
 def analyse(program: programs.Program, chip: chips.Chip, num_devices: int):
-  """Compiles it; everything that is printed of it."""
+  """Compiles a program; returns the numbers of its row."""
   row = costs.cost_of(program, num_devices)
   limits = chips.seconds(
       chip,
@@ -86,7 +89,7 @@ def analyse(program: programs.Program, chip: chips.Chip, num_devices: int):
 
 
 def faults(row: dict, chip: chips.Chip, whole: float) -> list[str]:
-  """What is wrong with a program, and what to change.
+  """The reasons why a program cannot run so, each with a remedy.
 
   Args:
     row: of `analyse`.
@@ -111,11 +114,11 @@ def faults(row: dict, chip: chips.Chip, whole: float) -> list[str]:
 def run(config, config_file: str) -> list[str]:
   """Prints the table; returns what is wrong."""
   if config.data.pretrained:  # without it, only the shapes are there
-    validate.validate(config)
+    checks.validate(config)
   chip = chips.chip_of(_TOPOLOGY.value)
   shape = costs.shape_of(config, config_file)
   if importlib.util.find_spec('libtpu') is None:
-    raise common.ConfigError(
+    raise ConfigError(
         "The TPU's compiler is not installed: pip install -e '.[tpu]'."
     )
   devices = topologies.get_topology_desc(
@@ -130,7 +133,7 @@ def run(config, config_file: str) -> list[str]:
   found = programs.build(config, shape, mesh, num_prompts=_NUM_PROMPTS.value)
   unknown = set(_PROGRAMS.value) - {p.name for p in found}
   if unknown:
-    raise common.ConfigError(
+    raise ConfigError(
         f'--programs: {sorted(unknown)} are none of'
         f' {[p.name for p in found]}.'
     )
@@ -165,7 +168,7 @@ def run(config, config_file: str) -> list[str]:
           f'  {c["largest"] / 1e6:9.1f} MB  {c["op"]}'
       )
   if _OUT.value:
-    common.write_json(_OUT.value, {'mesh': dict(mesh.shape), 'programs': rows})
+    files.write_json(_OUT.value, {'mesh': dict(mesh.shape), 'programs': rows})
   return wrong
 
 
@@ -176,11 +179,11 @@ def main(argv):
   try:
     wrong = run(_CONFIG.value, name)
   except Exception as e:  # pylint: disable=broad-exception-caught
-    stage_main.fail(e)
+    study_flags.fail(e)
   if wrong:
     sys.exit('\n'.join(['', *wrong]))
 
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config'])
-  app.run(main, flags_parser=stage_main.parse_flags)
+  app.run(main, flags_parser=study_flags.parse_flags)

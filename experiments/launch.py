@@ -12,14 +12,15 @@ import sys
 import time
 
 from absl import app, flags
-import stage_main
+import study_flags
 
 from rlhf_jax import preemption, processes
-from rlhf_jax.launch import graph, provenance, scheduler
-from rlhf_jax.study import common, validate
+from rlhf_jax.launch import execute, graph, provenance, workers
+from rlhf_jax.study import checks
+from rlhf_jax.study.errors import ConfigError
 
-_STUDY = stage_main.study_flags()
-stage_main.process_flags()
+_STUDY = study_flags.study_flags()
+study_flags.process_flags()
 _STAGES = flags.DEFINE_list(
     'stages', [], 'Only these stages of the study, such as policy,evaluate.'
 )
@@ -36,40 +37,40 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'List the tasks, run nothing.')
 def launch(config, workdir: str) -> None:
   """Runs the study and prints where its results are."""
   begin = time.time()
-  validate.validate(config)
+  checks.validate(config)
   tasks = graph.tasks(config)
   if _STAGES.value:
     unknown = sorted(set(_STAGES.value) - set(config.stages))
     if unknown:
-      raise common.ConfigError(
+      raise ConfigError(
           f'--stages: {unknown} are not stages of this study; it has'
           f' {tuple(config.stages)}.'
       )
     tasks = [t for t in tasks if t.stage in _STAGES.value]
   if _DRY_RUN.value:
     for task in tasks:
-      done = common.is_done(
+      done = execute.is_done(
           graph.STAGES[task.stage], graph.task_config(config, task), workdir
       )
       print(f'{"done" if done else "to do":6s} {task.stage:13s} {task.name}')
     return
 
-  workers = _workers(config)
-  stage_main.start_processes()
+  num_workers = _workers(config)
+  study_flags.start_processes()
   processes.from_main(
       lambda: provenance.claim(
           config, workdir, overwrite=_STUDY.overwrite.value
       )
   )
-  where = f'on {workers} workers' if workers else 'in one process'
+  where = f'on {num_workers} workers' if num_workers else 'in one process'
   if processes.count() > 1:
     where = f'in {processes.count()} processes'
   print(f'{len(tasks)} tasks {where}, into {workdir}', flush=True)
-  scheduler.run(
+  workers.run_study(
       config,
       tasks,
       workdir,
-      workers=workers,
+      workers=num_workers,
       cache=_STUDY.cache.value,
       overwrite=_STUDY.overwrite.value,
   )
@@ -78,16 +79,14 @@ def launch(config, workdir: str) -> None:
 
 
 def _workers(config) -> int:
-  """How many processes run the tasks of this one; 0: it does so itself."""
+  """The number of worker processes; 0 if this one runs the tasks."""
   if _WORKERS.value == 0:
     return 0
-  if why := stage_main.why_one_process(config):
+  if why := study_flags.why_one_process(config):
     if _WORKERS.value is None:
       return 0
-    raise common.ConfigError(
-        f'--workers={_WORKERS.value}: {why}: use --workers=0.'
-    )
-  return _WORKERS.value or scheduler.default_workers()
+    raise ConfigError(f'--workers={_WORKERS.value}: {why}: use --workers=0.')
+  return _WORKERS.value or len(workers.cores())
 
 
 def main(argv):
@@ -96,14 +95,14 @@ def main(argv):
   preemption.install()
   try:
     launch(_STUDY.config.value, _STUDY.workdir.value)
-  except scheduler.TaskError as e:
+  except workers.TaskError as e:
     path = os.path.join(_STUDY.workdir.value, 'error.log')
     with open(path, 'w') as f:
       f.write(e.detail)
     sys.exit(f'error: {e} (details: {path})')
   except (Exception, KeyboardInterrupt) as e:
-    stage_main.fail(e)
+    study_flags.fail(e)
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=stage_main.parse_flags)
+  app.run(main, flags_parser=study_flags.parse_flags)

@@ -18,7 +18,7 @@ from absl import app, flags
 
 from rlhf_jax.learners import registry as learners
 from rlhf_jax.rewards import aggregate, links, references, transforms
-from rlhf_jax.rewards.options import options_of
+from rlhf_jax.rewards.registry import options_of
 
 # What is printed, in order, and the registry behind each kind.
 KINDS = {
@@ -79,6 +79,7 @@ def _options(options: dict) -> str:
 
 def _of_transform(entry) -> dict[str, str]:
   return {
+      'alias of': entry.alias_of,
       'range': _interval(entry.range),
       'increasing': _yes(entry.increasing),
       'needs reference': _yes(entry.needs_reference),
@@ -131,9 +132,6 @@ def _of_learner(entry) -> dict[str, str]:
       'needs value': _yes(entry.needs_value),
       'keeps scale': _yes(entry.keeps_scale),
       'utility range': _interval(entry.utility_range),
-      'fixed kl_coef': ''
-      if entry.fixed_kl_coef is None
-      else f'{entry.fixed_kl_coef:g}',
   }
 
 
@@ -149,7 +147,8 @@ _DECLARATIONS = {
 def _documented(kind: str, entry):
   """What carries the equation of an entry."""
   if kind == 'learners':
-    return sys.modules[entry.config_class.__module__]  # its docstring
+    fn = getattr(entry.make_update, 'func', entry.make_update)  # of a partial
+    return sys.modules[fn.__module__]  # its docstring
   if kind == 'links':
     return entry.nll or transforms.get(entry.utility).fn
   return entry.fn

@@ -11,6 +11,8 @@ OUT.png.
 
 import os
 
+from rlhf_jax import files
+
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 # pylint: disable=wrong-import-position
@@ -18,11 +20,10 @@ from absl import app, flags
 import jax
 from ml_collections import config_flags
 import pandas as pd
-import stage_main
+import study_flags
 
 from rlhf_jax.aot import costs, scaling
 from rlhf_jax.figures import style
-from rlhf_jax.study import common
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with its variant.', lock_config=True
@@ -48,7 +49,7 @@ def run(config, config_file: str) -> None:
         frame.tail(1).round(3).to_string(index=False, header=count == counts[0])
     )
     print(text, flush=True)
-    with common.atomic(f'{_OUT.value}.csv') as f:
+    with files.atomic(f'{_OUT.value}.csv') as f:
       frame.to_csv(f, index=False)
   name = os.path.splitext(os.path.basename(config_file))[0]
   figure = scaling.draw(frame, f'{name}: one {_PROGRAM.value}, by devices')
@@ -61,9 +62,9 @@ def main(argv):
   try:
     run(_CONFIG.value, config_flags.get_config_filename(flags.FLAGS['config']))
   except Exception as e:  # pylint: disable=broad-exception-caught
-    stage_main.fail(e)
+    study_flags.fail(e)
 
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config', 'out'])
-  app.run(main, flags_parser=stage_main.parse_flags)
+  app.run(main, flags_parser=study_flags.parse_flags)

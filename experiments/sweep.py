@@ -7,6 +7,7 @@ study in --workdir; any other field makes a study of its own there. A run that f
 does not stop the others. The same command goes on where an earlier one ended.
 """
 
+import functools
 import inspect
 import os
 import runpy
@@ -14,21 +15,20 @@ import sys
 
 from absl import app, flags
 from ml_collections import config_flags
-import stage_main
+import study_flags
 
 from rlhf_jax import preemption
 from rlhf_jax.launch import (
+    progress,
     provenance,
-    scheduler,
-    sweep_board,
-    sweep_local,
-    sweep_slurm,
-    sweep_vmapped,
-    sweeps,
+    slurm,
+    sweep,
+    vmapped,
+    workers,
 )
-from rlhf_jax.study import common
+from rlhf_jax.study.errors import ConfigError
 
-_STUDY = stage_main.study_flags()
+_STUDY = study_flags.study_flags()
 _WHERE = flags.DEFINE_enum(
     'where', 'local', ['local', 'vmapped', 'slurm'],
     'local: processes of this machine; vmapped: this process, with policies that'
@@ -75,11 +75,11 @@ _WAIT = flags.DEFINE_bool('wait', True, 'slurm: wait; --nowait only submits.')
 
 
 def _runs(flag) -> list[dict]:
-  """What the `sweep` of the config's file returns for its variant."""
+  """The runs that `sweep` of the config's file lists for its variant."""
   path, _, variant = config_flags.get_config_filename(flag).partition(':')
   module = runpy.run_path(path)
   if 'sweep' not in module:
-    raise common.ConfigError(
+    raise ConfigError(
         f'{path} has no function sweep(variant), a list of dicts of fields: add'
         ' one, or run the study by launch.py.'
     )
@@ -98,7 +98,7 @@ def _slurm(board, workdir) -> None:
       'ntasks_per_node': _TASKS.value,
       'array_parallelism': _PARALLELISM.value,
   }
-  sweep_slurm.submit(
+  slurm.submit(
       workdir,
       board,
       options={k: v for k, v in options.items() if v is not None},
@@ -108,31 +108,31 @@ def _slurm(board, workdir) -> None:
       overwrite=_STUDY.overwrite.value,
   )
   if _WAIT.value:
-    sweep_slurm.wait(workdir, board)
+    slurm.wait(workdir, board)
 
 
 def _slots(studies) -> int:
-  """How many jobs run at once here."""
+  """The number of jobs at once on this machine."""
   why = next(
-      filter(None, (stage_main.why_one_process(s.config) for s in studies)), ''
+      filter(None, (study_flags.why_one_process(s.config) for s in studies)), ''
   )
   if why and (_JOBS.value or 1) > 1:
-    raise common.ConfigError(f'--jobs={_JOBS.value}: {why}: use --jobs=1.')
-  return 1 if why else _JOBS.value or scheduler.default_workers()
+    raise ConfigError(f'--jobs={_JOBS.value}: {why}: use --jobs=1.')
+  return 1 if why else _JOBS.value or len(workers.cores())
 
 
-def sweep(config, workdir: str) -> int:
-  """Runs the sweep; the exit code."""
-  studies = sweeps.studies(config, _runs(flags.FLAGS['config']))
-  jobs = [job for study in studies for job in sweeps.jobs(study, workdir)]
-  board = sweep_board.Board(workdir, jobs)
+def launch(config, workdir: str) -> int:
+  """Runs the sweep; returns the exit code."""
+  studies = sweep.studies(config, _runs(flags.FLAGS['config']))
+  jobs = [job for study in studies for job in sweep.jobs(study, workdir)]
+  board = sweep.make_board(jobs)
   if _DRY_RUN.value:
     for job in jobs:
-      done = job in board.having(sweep_board.DONE)
+      done = job in board.having(progress.DONE)
       print(f'{"done" if done else "to do":6s} {job.name}: {job.workdir}')
     if _WHERE.value == 'vmapped':
-      waiting = board.having(sweep_board.WAITING)
-      for group in sweep_vmapped.groups(waiting, _JOBS.value):
+      waiting = board.having(progress.WAITING)
+      for group in vmapped.groups(waiting, _JOBS.value):
         if len(group) > 1:
           print(f'one program: {", ".join(job.name for job in group)}')
     return 0
@@ -151,10 +151,10 @@ def sweep(config, workdir: str) -> int:
     preemption.install()
     how = {'cache': _STUDY.cache.value, 'overwrite': _STUDY.overwrite.value}
     if _WHERE.value == 'vmapped':
-      sweep_vmapped.run(workdir, board, most=_JOBS.value, **how)
+      vmapped.run(workdir, board, most=_JOBS.value, **how)
     else:
-      sweep_local.run(workdir, board, slots=_slots(studies), **how)
-  code = board.finish()
+      sweep.run_local(workdir, board, slots=_slots(studies), **how)
+  code = board.finish(functools.partial(sweep.log_path, workdir))
   if code:
     print('The same command runs what is not done.')
   preemption.release()
@@ -165,10 +165,10 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
   try:
-    sys.exit(sweep(_STUDY.config.value, os.path.abspath(_STUDY.workdir.value)))
+    sys.exit(launch(_STUDY.config.value, os.path.abspath(_STUDY.workdir.value)))
   except (Exception, KeyboardInterrupt) as e:
-    stage_main.fail(e)
+    study_flags.fail(e)
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=stage_main.parse_flags)
+  app.run(main, flags_parser=study_flags.parse_flags)

@@ -1,7 +1,36 @@
 """The optimizer: AdamW under a schedule, gradients clipped by global norm."""
 
+import dataclasses
+
 import jax
 import optax
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+  """The numbers of AdamW and its schedule; hashable, so programs close over it.
+
+  Attributes:
+    peak_lr: learning rate after the warm-up.
+    num_steps: updates in all, which the schedule is laid out over.
+    warmup_steps: updates of the linear warm-up.
+    end_lr_fraction: of peak_lr, at the end of the decay.
+    decay: constant, linear or cosine.
+    weight_decay: decoupled, on matrices alone.
+    max_grad_norm: global norm that gradients are clipped to.
+    b2: decay of the second moment.
+    eps: added to the root of the second moment.
+  """
+
+  peak_lr: float
+  num_steps: int
+  warmup_steps: int
+  end_lr_fraction: float
+  decay: str
+  weight_decay: float
+  max_grad_norm: float
+  b2: float
+  eps: float
 
 
 def make_schedule(
@@ -38,18 +67,7 @@ def make_schedule(
   return optax.join_schedules([warmup, after], [warmup_steps])
 
 
-def make_tx(
-    *,
-    peak_lr: float,
-    num_steps: int,
-    warmup_steps: int,
-    end_lr_fraction: float,
-    decay: str,
-    weight_decay: float,
-    max_grad_norm: float,
-    b2: float,
-    eps: float,
-) -> optax.GradientTransformation:
+def make_tx(cfg: OptimConfig) -> optax.GradientTransformation:
   """AdamW with decoupled weight decay on matrices only.
 
   eps is added outside the square root, as in PyTorch; large early steps are
@@ -60,19 +78,19 @@ def make_tx(
     Loshchilov and Hutter, 2019, arXiv:1711.05101.
   """
   schedule = make_schedule(
-      peak_lr=peak_lr,
-      num_steps=num_steps,
-      warmup_steps=warmup_steps,
-      end_lr_fraction=end_lr_fraction,
-      decay=decay,
+      peak_lr=cfg.peak_lr,
+      num_steps=cfg.num_steps,
+      warmup_steps=cfg.warmup_steps,
+      end_lr_fraction=cfg.end_lr_fraction,
+      decay=cfg.decay,
   )
   return optax.chain(
-      optax.clip_by_global_norm(max_grad_norm),
+      optax.clip_by_global_norm(cfg.max_grad_norm),
       optax.adamw(
           schedule,
-          b2=b2,
-          eps=eps,
-          weight_decay=weight_decay,
+          b2=cfg.b2,
+          eps=cfg.eps,
+          weight_decay=cfg.weight_decay,
           mask=_matrices,
       ),
   )

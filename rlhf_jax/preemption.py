@@ -7,8 +7,6 @@ once too, as what is kept there survives any kill; one of several processes leav
 with the others at the end of the stage.
 """
 
-from collections.abc import Iterator
-import contextlib
 import os
 import signal
 import sys
@@ -53,17 +51,6 @@ def install(*, last_word: bool = True) -> None:
 
   for s in _SIGNALS:
     signal.signal(s, handle)
-
-
-@contextlib.contextmanager
-def ignored() -> Iterator[None]:
-  """Programs started meanwhile ignore the signals, until they take them."""
-  before = {s: signal.signal(s, signal.SIG_IGN) for s in _SIGNALS}
-  try:
-    yield
-  finally:
-    for s, handler in before.items():
-      signal.signal(s, handler)
 
 
 def received() -> int | None:

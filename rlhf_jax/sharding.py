@@ -306,3 +306,13 @@ def gathered(tree: Params):
 def _mesh() -> AbstractMesh | None:
   mesh = jax.sharding.get_abstract_mesh()
   return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def commit(state):
+  """`state` tied to its devices, as what a step returns and a restored one are.
+
+  jit takes the two for different inputs: it would compile the step a second
+  time for step 1, or on resuming.
+  """
+  state = place(state)
+  return jax.device_put(state, jax.tree.map(lambda x: x.sharding, state))

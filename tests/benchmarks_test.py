@@ -22,11 +22,12 @@ def _results(script: str, *words: str) -> list[dict]:
 @pytest.mark.parametrize(
     'script, words, speed, sizes',
     [
-        (
+        pytest.param(
             'rollout.py',
             ('--batches=1,2', '--prompt=4', '--new=3', '--samples=2'),
             'tok_s',
             [('float32', 1), ('float32', 2), ('bfloat16', 1), ('bfloat16', 2)],
+            marks=pytest.mark.slow,
         ),
         (
             'reward_model.py',
@@ -34,11 +35,12 @@ def _results(script: str, *words: str) -> list[dict]:
             'pairs_s',
             [('float32', 2), ('bfloat16', 2)],
         ),
-        (
+        pytest.param(
             'ppo.py',
             ('--batch=4', '--prompt=4', '--new=3', '--lora', '--minibatches=2'),
             'sec',
             [('bfloat16', 4)],
+            marks=pytest.mark.slow,
         ),
     ],
 )

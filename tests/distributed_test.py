@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax import checkpoint, preemption, processes, sharding
-from rlhf_jax.launch import graph, provenance
-from rlhf_jax.study import common
+from rlhf_jax.launch import execute, graph, provenance
+from rlhf_jax.study import configs
 from tests.stages import shared, study
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
@@ -118,7 +118,7 @@ def _assert_close(got, want):
 def alone(tmp_path_factory):
   """The study by one process, on one device."""
   workdir = str(tmp_path_factory.mktemp('alone') / 'study')
-  config = common.with_overrides(
+  config = configs.with_overrides(
       shared.get_config(),
       {f'mesh.{name}': size for name, size in shared.SINGLE.items()},
   )
@@ -153,6 +153,7 @@ def together(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'folder', [_SFT, 'seed_0/reward_model/helpful_reward_model', _POLICY]
 )
@@ -160,6 +161,7 @@ def test_two_processes_do_what_one_does(folder, alone, together):
   _assert_close(os.path.join(together, folder), os.path.join(alone, folder))
 
 
+@pytest.mark.slow
 def test_files_are_written_once(alone, together):
   names = lambda workdir: {
       os.path.relpath(os.path.join(base, name), workdir)
@@ -176,6 +178,7 @@ def test_files_are_written_once(alone, together):
         np.testing.assert_allclose(got[name], want[name], rtol=5e-3, atol=5e-4)
 
 
+@pytest.mark.slow
 def test_one_is_killed_the_other_stops_and_both_go_on(together, tmp_path):
   workdir = str(tmp_path / 'study')
   study.copy(together, workdir, without=_POLICY)
@@ -200,6 +203,7 @@ def test_one_is_killed_the_other_stops_and_both_go_on(together, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_one_is_told_to_leave_and_both_do(together, tmp_path):
   workdir = str(tmp_path / 'study')
   study.copy(together, workdir, without=_POLICY)
@@ -219,6 +223,7 @@ def test_one_is_told_to_leave_and_both_do(together, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_processes_goes_on_in_one(together, tmp_path):
   workdir = str(tmp_path / 'study')
   shutil.copytree(together, workdir)
@@ -228,17 +233,18 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(together, tmp_path):
   steps = sorted(int(s) for s in os.listdir(os.path.join(out, 'checkpoints')))
   shutil.rmtree(os.path.join(out, 'checkpoints', str(steps[-1])))
   seen = []
-  config = common.with_overrides(
+  config = configs.with_overrides(
       shared.get_config(),
       {'mesh.data': 1, 'mesh.fsdp': 8, 'mesh.tensor': 1},
   )
-  common.execute(
+  execute.execute(
       graph.STAGES['sft'], config, workdir, lambda n, _: seen.append(n)
   )
   assert seen[0] == steps[-2] + 1
   _assert_close(out, os.path.join(together, _SFT))
 
 
+@pytest.mark.slow
 def test_a_bad_field_ends_both_with_one_line(tmp_path):
   workdir = str(tmp_path / 'study')
   programs = [
@@ -262,6 +268,7 @@ def test_a_bad_field_ends_both_with_one_line(tmp_path):
     assert 'Traceback' not in err
 
 
+@pytest.mark.slow
 def test_alone_it_says_what_to_pass(tmp_path):
   program = _start(
       (_LAUNCH,), str(tmp_path / 'study'), flags=('--distributed',)

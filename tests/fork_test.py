@@ -1,7 +1,9 @@
-"""docs/fork.md as it stands: its four files and its config, run end to end."""
+"""docs/fork.md as it stands: its files and its config, run end to end."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -30,8 +32,14 @@ _LAWS = (
 def blocks() -> dict[str, str]:
   """The files of the document, by the name in their first line."""
   with open(_DOC) as f:
-    found = re.findall(r'```python\n# (\w+\.py)\n(.*?)```', f.read(), re.S)
+    found = re.findall(r'```python\n# ([\w/]+\.py)\n(.*?)```', f.read(), re.S)
   return dict(found)
+
+
+def patches() -> list[str]:
+  """The changes of the core that the document shows."""
+  with open(_DOC) as f:
+    return re.findall(r'```diff\n(.*?)```', f.read(), re.S)
 
 
 def _lines(code: str) -> int:
@@ -41,18 +49,24 @@ def _lines(code: str) -> int:
 
 @pytest.fixture(scope='module')
 def fork(tmp_path_factory):
-  """The folder of a project made of the document's files."""
+  """The folder of a project made of the document's files, with a clone."""
   folder = tmp_path_factory.mktemp('fork')
+  shutil.copytree(
+      os.path.join(ROOT, 'rlhf_jax'),
+      folder / 'rlhf_jax',
+      ignore=shutil.ignore_patterns('__pycache__'),
+  )
   for name, code in blocks().items():
     (folder / name).write_text(code)
+  for patch in patches():
+    apply = ('git', 'apply', '-C1', '-')
+    subprocess.run(apply, cwd=folder, input=patch, text=True, check=True)
   (folder / 'alone.py').write_text(_ALONE)
   # The same config, of the smallest study.
   config = blocks()['my_config.py']
   small = config.replace('world.get_config(variant)', 'tiny.get_config()')
-  small = small.replace('import world', 'import tiny')
+  small = small.replace('import world', 'from tests.stages import tiny')
   assert small.count('tiny.get_config()') == small.count('import tiny') == 1
-  here = os.path.join(ROOT, 'tests', 'stages')
-  small = f'import sys\nsys.path.insert(0, {here!r})\n{small}'
   (folder / 'my_config.py').write_text(small)
   return str(folder)
 
@@ -70,7 +84,7 @@ def _python(folder, *args):
 
 def test_counts_of_lines_are_those_of_the_files():
   with open(_DOC) as f:
-    rows = re.findall(r'^\| \[(.+?)\].*?\| (\d+) \| (\d+) \| (\d+) \|$',
+    rows = re.findall(r'^\| \[(.+?)\][^|]*\| (\d+) \| (\d+) \| (\d+) \|$',
                       f.read(), re.M)  # fmt: skip
   names = {
       'a transform': 'my_transform.py',
@@ -82,13 +96,23 @@ def test_counts_of_lines_are_those_of_the_files():
   assert {what: int(lines) for what, _, lines, _ in rows} == {
       what: _lines(files[name]) for what, name in names.items()
   }
-  assert set(files) == {*names.values(), 'my_config.py'}
+  of_core = {name for name in files if name.startswith('rlhf_jax/')}
+  assert set(files) - of_core == {*names.values(), 'my_config.py'}
   body = files['my_config.py'].split('world.get_config(variant)\n')[1]
   config = [line for line in body.splitlines() if line.startswith('  c.')
             or line.startswith('  base.')]  # fmt: skip
-  assert sum(int(lines) for _, _, _, lines in rows) == len(config)
+  with open(_DOC) as f:
+    core = re.findall(r'^\| \[.+?\][^|]*\| (\d+) \| (\d+) \| 1 \| (\d+) \|$',
+                      f.read(), re.M)  # fmt: skip
+  assert sum(int(lines) for *_, lines in rows + core) == len(config)
+  assert len(core) == len(of_core) == len(patches())
+  for (changed, added, _), patch in zip(core, patches(), strict=True):
+    assert patch.count('\n+++ ') == int(changed)
+    new = re.findall(r'^\+(?!\+\+ ) *\S', patch, re.M)
+    assert len(new) == int(added)
 
 
+@pytest.mark.slow
 def test_a_study_of_all_four_end_to_end(fork, tmp_path):
   done = _python(
       fork,
@@ -114,10 +138,16 @@ def test_a_study_of_all_four_end_to_end(fork, tmp_path):
   shares = pd.read_csv(evaluation / 'optimality.csv')
   trained = shares[shares.learner == 'rwr']
   assert len(trained) == 1 and trained.objective_share.notna().all()
+  spent = sorted((tmp_path / 'seed_0' / 'spend').glob('*/spend.json'))
+  assert [path.parent.name for path in spent] == sorted(
+      os.listdir(tmp_path / 'seed_0' / 'policy')
+  )
+  assert all(json.loads(path.read_text())['kl'] >= 0 for path in spent)
   transforms = pd.read_csv(evaluation / 'transforms.csv')
   assert 'softened' in set(transforms['transform'])
 
 
+@pytest.mark.slow
 def test_a_transform_is_held_to_the_laws_of_all(fork):
   script = os.path.join(ROOT, 'tests', 'rewards', 'transforms_test.py')
   # Without the shape checks, which want to be there before the project.

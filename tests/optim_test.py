@@ -23,7 +23,7 @@ def _schedule(**overrides):
 
 
 def _tx(**overrides):
-  return optim.make_tx(
+  cfg = optim.OptimConfig(
       **dict(
           peak_lr=0.1,
           num_steps=10,
@@ -37,6 +37,7 @@ def _tx(**overrides):
       )
       | overrides
   )
+  return optim.make_tx(cfg)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import time
 import jax
 import pytest
 
-from rlhf_jax.launch import graph
-from rlhf_jax.study import common
+from rlhf_jax.launch import execute, graph
+from rlhf_jax.study import configs
 from tests.stages import study, tiny
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
@@ -30,6 +30,7 @@ _CASES = (
     ('policy', _RLOO, signal.SIGTERM, 6, None),  # with the last step
     ('references', {}, signal.SIGTERM, 32, 16),  # no loop: at once
 )
+_BY_DEFAULT = (0,)  # the others are slow
 
 
 def _steps(workdir, stage, config):
@@ -41,14 +42,20 @@ def _steps(workdir, stage, config):
 
 @pytest.mark.parametrize(
     ('stage', 'overrides', 'signum', 'at', 'first'),
-    _CASES,
-    ids=[f'{c[0]}-{i}' for i, c in enumerate(_CASES)],
+    [
+        pytest.param(
+            *case,
+            id=f'{case[0]}-{i}',
+            marks=() if i in _BY_DEFAULT else pytest.mark.slow,
+        )
+        for i, case in enumerate(_CASES)
+    ],
 )
 def test_goes_on_after_the_step_at_hand(
     stage, overrides, signum, at, first, finished_study, zygote, tmp_path
 ):
   workdir = str(tmp_path / 'study')
-  config = common.with_overrides(tiny.get_config(), overrides)
+  config = configs.with_overrides(tiny.get_config(), overrides)
   folder = graph.STAGES[stage].folder(config)
   study.copy(finished_study, workdir, without=folder)
 
@@ -57,12 +64,12 @@ def test_goes_on_after_the_step_at_hand(
   assert f'stopped by {signal.Signals(signum).name}: ' in told.err
   assert 'the same command goes on' in told.err
   assert 'Traceback' not in told.err
-  assert not common.is_done(graph.STAGES[stage], config, workdir)
+  assert not execute.is_done(graph.STAGES[stage], config, workdir)
   if stage in ('sft', 'reward_model', 'policy') and at > 1:
     assert at in _steps(workdir, stage, config)
 
   steps = []
-  common.execute(
+  execute.execute(
       graph.STAGES[stage], config, workdir, lambda n, _: steps.append(n)
   )
   assert (steps[0] if steps else None) == first
@@ -89,11 +96,12 @@ def long_study(finished_study, tmp_path_factory):
   """A study whose SFT policy learns for longer."""
   workdir = str(tmp_path_factory.mktemp('long') / 'study')
   study.copy(finished_study, workdir, without='seed_0/sft')
-  config = common.with_overrides(tiny.get_config(), {'sft.num_epochs': 25})
-  common.execute(graph.STAGES['sft'], config, workdir)
+  config = configs.with_overrides(tiny.get_config(), {'sft.num_epochs': 25})
+  execute.execute(graph.STAGES['sft'], config, workdir)
   return workdir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', (0, 1))
 def test_launcher_passes_it_on(workers, long_study, zygote, tmp_path):
   workdir = str(tmp_path / 'study')
@@ -128,8 +136,7 @@ def test_launcher_passes_it_on(workers, long_study, zygote, tmp_path):
 
 _PEER = """
 import sys, time
-from rlhf_jax import processes
-from rlhf_jax.stages import preemption
+from rlhf_jax import preemption, processes
 
 port, index, where = sys.argv[1:]
 preemption.install()
@@ -146,6 +153,7 @@ for step in range(40, 100_000):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('signum', 'where'),
     [

@@ -21,6 +21,11 @@ from rlhf_jax.types import PreferenceBatch, SamplingConfig
 
 GOLDEN = pathlib.Path(__file__).parent / 'models' / 'golden'
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2)]
+# A step on all three axes at once; the others are slow.
+STEPS = [
+    pytest.param(m, marks=() if m == (2, 2, 2) else pytest.mark.slow)
+    for m in MESHES
+]
 CFG = LMConfig(
     vocab_size=32,
     num_layers=2,
@@ -248,7 +253,7 @@ def _scalar(params):
   return heads.from_trunk(jax.random.key(2), params, CFG)
 
 
-@pytest.mark.parametrize('shape', MESHES)
+@pytest.mark.parametrize('shape', STEPS)
 def test_a_step_of_sft(shape, params, rollout):
   batch = sft.Demonstrations(
       **{f: getattr(rollout, f) for f in sft.Demonstrations.__annotations__}
@@ -258,7 +263,7 @@ def test_a_step_of_sft(shape, params, rollout):
   _close(_on(sharding.make_mesh(*shape), _sft_step, state, batch), want)
 
 
-@pytest.mark.parametrize('shape', MESHES)
+@pytest.mark.parametrize('shape', STEPS)
 def test_a_step_of_a_reward_model(shape, params, rollout):
   other = jnp.roll(rollout.response_tokens, 3, axis=0)
   other_mask = jnp.roll(rollout.response_mask, 3, axis=0)
@@ -276,7 +281,7 @@ def test_a_step_of_a_reward_model(shape, params, rollout):
   _close(_on(sharding.make_mesh(*shape), _reward_step, state, batch), want)
 
 
-@pytest.mark.parametrize('shape', MESHES)
+@pytest.mark.parametrize('shape', STEPS)
 def test_a_step_of_ppo(shape, params, rollout):
   mesh = sharding.make_mesh(*shape)
   state = train_state.init_policy_state(

@@ -12,10 +12,8 @@ Hyperparameters are ours, not the paper's.
 """
 
 import os
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import base  # pylint: disable=wrong-import-position
+import base
 import ml_collections
 from ml_collections import config_dict
 

@@ -13,12 +13,8 @@ _hh.py has the rest, and says what is known of its sizes. `:tiny` is a rehearsal
 with less of everything, for a FOLDER of a narrow model.
 """
 
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import _hh  # pylint: disable=wrong-import-position
 import ml_collections
+from paper import _hh
 
 
 def get_config(variant: str = 'base') -> ml_collections.ConfigDict:

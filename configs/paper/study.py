@@ -10,11 +10,7 @@ half as wide as in configs/world.py. `:tiny` is a rehearsal on one seed, whose
 numbers mean nothing. Killed at any moment, the same command goes on where it was.
 """
 
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import base  # pylint: disable=wrong-import-position
+import base
 import ml_collections
 import world
 

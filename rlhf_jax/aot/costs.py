@@ -11,8 +11,8 @@ from rlhf_jax.aot import hlo, programs
 from rlhf_jax.models.config import LMConfig
 from rlhf_jax.models.hf import config as hf_config
 from rlhf_jax.models.hf import fields
-from rlhf_jax.study import common
-from rlhf_jax.study import models as language_models
+from rlhf_jax.study import models
+from rlhf_jax.study.errors import ConfigError
 
 GB = 1e9
 
@@ -20,10 +20,10 @@ GB = 1e9
 def shape_of(config: ml_collections.ConfigDict, config_file: str) -> LMConfig:
   """The shape of the model, from the checkpoint or from beside the config."""
   if config.data.pretrained:
-    return language_models.shape_of(config.data.pretrained)
+    return models.shape_of(config.data.pretrained)
   path = os.path.splitext(config_file)[0] + '.json'
   if not os.path.exists(path):
-    raise common.ConfigError(
+    raise ConfigError(
         f'{path} is missing: it says which shape the model has. Set'
         ' --config.data.pretrained to the folder of a checkpoint.'
     )
@@ -94,7 +94,7 @@ def on_devices(
   found = programs.build(config, shape, mesh, num_prompts=1024)
   known = {program.name: program for program in found}
   if name not in known:
-    raise common.ConfigError(f'{name} is none of the programs {list(known)}.')
+    raise ConfigError(f'{name} is none of the programs {list(known)}.')
   with jax.set_mesh(mesh):
     row = cost_of(known[name], num_devices)
   return {'devices': num_devices, 'mesh': str(tuple(mesh.shape.values()))} | row

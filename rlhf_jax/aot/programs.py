@@ -22,17 +22,16 @@ from rlhf_jax.models.config import LMConfig
 from rlhf_jax.rewards import links
 from rlhf_jax.stages import policy_setup, policy_steps, reward_model, sft
 from rlhf_jax.study import (
-    common,
-    inputs,
+    configs,
+    models,
     reward_functions,
     scorers,
+    trainable,
 )
 from rlhf_jax.study import (
-    learner as policy_config,
+    learner as learner_lib,
 )
-from rlhf_jax.study import (
-    models as language_models,
-)
+from rlhf_jax.study.errors import ConfigError
 from rlhf_jax.types import PreferenceBatch, SamplingConfig
 
 NAMES = ('sft', 'reward_model', 'rollout', 'score', 'update')
@@ -86,13 +85,13 @@ def build(
   """
   for name in ('sft', 'reward_model'):
     if 'width' in config[name].lm or config[name].train.how == 'probe':
-      raise common.ConfigError(
+      raise ConfigError(
           f'{name} is a random model or a probe: only models on a checkpoint'
           ' whose layers are trained are compiled here.'
       )
   first = next((t for t in graph.tasks(config) if t.stage == 'policy'), None)
   if first is None:
-    raise common.ConfigError('The study trains no policy: set policy.sweep.')
+    raise ConfigError('The study trains no policy: set policy.sweep.')
   with jax.set_mesh(mesh):
     return _Builder(
         graph.task_config(config, first), shape, mesh, num_prompts
@@ -106,8 +105,8 @@ class _Builder:
     self._config = config
     self._mesh = mesh
     self._num_prompts = num_prompts
-    self._lm_cfg = language_models.with_numbers(shape, config.sft)
-    self._reward_cfg = language_models.with_numbers(shape, config.reward_model)
+    self._lm_cfg = models.with_numbers(shape, config.sft)
+    self._reward_cfg = models.with_numbers(shape, config.reward_model)
     self._prompt = config.data.max_prompt_tokens
     self._response = config.sampling.max_tokens or (
         config.data.max_response_tokens
@@ -161,12 +160,12 @@ class _Builder:
   def _sft(self) -> Program:
     c = self._config.sft
     cfg = dataclasses.replace(
-        self._lm_cfg, lora_scale=language_models.scale_of(c.train)
+        self._lm_cfg, lora_scale=trainable.lora_scale(c.train)
     )
     base = self._base(cfg, c.param_dtype)
     trained, frozen = jax.eval_shape(
-        lambda p: language_models.split(
-            language_models.prepared(jax.random.key(0), p, c.train), c.train
+        lambda p: trainable.split(
+            trainable.prepare(jax.random.key(0), p, c.train), c.train
         ),
         base,
     )
@@ -198,15 +197,15 @@ class _Builder:
   def _reward_params(self):
     c = self._config.reward_model
     cfg = dataclasses.replace(
-        self._reward_cfg, lora_scale=language_models.scale_of(c.train)
+        self._reward_cfg, lora_scale=trainable.lora_scale(c.train)
     )
     base = self._base(cfg, c.param_dtype)
 
     def make(base):
       key = jax.random.key(0)
       params = heads.from_trunk(key, base, cfg, copy=False)
-      params = language_models.prepared(key, params, c.train)
-      return language_models.split(params, c.train)
+      params = trainable.prepare(key, params, c.train)
+      return trainable.split(params, c.train)
 
     trained, frozen = jax.eval_shape(make, base)
     fn = reward_functions.RewardFunction(lm_cfg=cfg, readout=c.readout)
@@ -215,7 +214,7 @@ class _Builder:
   def _reward_model(self) -> Program:
     c = self._config.reward_model
     reward_fn, trained, frozen = self._reward_params()
-    link = links.get(inputs.registered(c.link))
+    link = links.get(configs.registered(c.link))
     trained['link'] = jax.eval_shape(
         lambda: jax.tree.map(jnp.float32, link.init())
     )
@@ -246,9 +245,9 @@ class _Builder:
     """Rollout, the score of one reward model, and the learner's update."""
     c = self._config.policy
     cfg = dataclasses.replace(
-        self._lm_cfg, lora_scale=language_models.scale_of(c.train)
+        self._lm_cfg, lora_scale=trainable.lora_scale(c.train)
     )
-    learner = policy_config.learner_of(c.learner)
+    learner = learner_lib.learner_of(c.learner)
     trained, frozen, reference = jax.eval_shape(
         functools.partial(
             policy_setup.initial, self._config, value=learner.needs_value
@@ -299,7 +298,7 @@ class _Builder:
       self, cfg, learner, trained, frozen, reference, rollout
   ) -> Program:
     c = self._config.policy
-    update_cfg = policy_config.update_config(learner, c)
+    update_cfg = learner_lib.update_config(learner, c)
     fn, tx = policy_steps.compiled_update(
         learner,
         cfg,

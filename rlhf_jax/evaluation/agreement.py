@@ -1,4 +1,4 @@
-"""Do judges order the methods alike?
+"""Agreement of two judges on the order of methods.
 
 NumPy. Each judge has a scale of its own, so only the order of its scores counts.
 """

@@ -1,4 +1,4 @@
-"""What a transform does to the learning signal, response by response.
+"""The learning signal under a transform, response by response.
 
 Of listed responses: which of them a utility pushes on, where it has stopped to
 push, and how much rewards still vary within a prompt. Arrays are 'x y', prompts
@@ -59,22 +59,6 @@ def gradient_mass(
     return enumerated.expectation(ref_logprobs, pull).mean()
 
   return jax.lax.map(mass, jnp.arange(NUM_DECILES))
-
-
-@jax.jit
-def gradient_share(
-    ref_logprobs: Float[Array, 'x y'],
-    reward: Float[Array, 'x y'],
-    slope: Float[Array, 'x y'],
-) -> Float[Array, ' j']:
-  """`gradient_mass` over its sum: where in the quality range u is steep.
-
-  A tenth each for a slope that is the same everywhere, such as that of the raw
-  reward. Prompts with steeper utilities weigh more, as they do in a gradient.
-  NaN if the utility is flat throughout.
-  """
-  mass = gradient_mass(ref_logprobs, reward, slope)
-  return mass / mass.sum()
 
 
 @jax.jit

@@ -1,4 +1,4 @@
-"""What a conjunction can be without independence, and how far it is from it.
+"""Bounds of a conjunction without independence, and tests of independence.
 
 A sum of log-probabilities is the log-probability that all hold only if the
 judgements are independent given the prompt and the response. Correlation of two
@@ -30,14 +30,6 @@ def frechet_bounds(
   """
   least = jnp.sum(probabilities, axis=0) - (probabilities.shape[0] - 1)
   return jnp.maximum(least, 0.0), jnp.min(probabilities, axis=0)
-
-
-@jax.jit
-def excess_over_independence(
-    joint: Float[Array, '*b'], probabilities: Float[Array, ' m *b']
-) -> Float[Array, '*b']:
-  """P(all hold) - prod_i p_i: 0 if independent, negative if they exclude."""
-  return joint - jnp.prod(probabilities, axis=0)
 
 
 @jax.jit
@@ -81,7 +73,7 @@ def copula_and(
 def conditional_dependence_test(
     g1: Bool[Array, 'b k'], g2: Bool[Array, 'b k']
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
-  """Are two judgements independent given the response? (statistic, p-value).
+  """Statistic and p-value of a test of independence given the response.
 
   The Cochran-Mantel-Haenszel test, with each response a stratum of k repeated
   pairs of judgements:

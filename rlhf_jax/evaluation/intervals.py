@@ -1,4 +1,4 @@
-"""Means with intervals: over seeds, over prompts, over both; and paired.
+"""Means with intervals: over seeds, over prompts, over both.
 
 NumPy, float64; arrays have seeds on the first axis, and after it any axes or
 none. A NaN is a missing point, such as a curve that ended before this KL: it
@@ -44,27 +44,6 @@ def mean_interval(
   quantile = special.stdtrit(n - 1, (1 + level) / 2)
   half = quantile * values.std(axis=0, ddof=1) / np.sqrt(n)
   return Interval(mean, mean - half, mean + half, n)
-
-
-def paired_difference(
-    values: npt.ArrayLike,
-    baseline: npt.ArrayLike,
-    *,
-    level: float = 0.95,
-) -> Interval:
-  """The mean over seeds of values - baseline, with its Student t interval.
-
-  Entry i of both comes from seed i: the same world, reward models and prompts,
-  which cancel in the difference and dominate the spread of either alone.
-  """
-  values = np.asarray(values, np.float64)
-  baseline = np.asarray(baseline, np.float64)
-  if values.shape != baseline.shape:
-    raise ValueError(
-        'A paired difference needs the same seeds in both, got shapes'
-        f' {values.shape} and {baseline.shape}.'
-    )
-  return mean_interval(values - baseline, level=level)
 
 
 def bootstrap_interval(

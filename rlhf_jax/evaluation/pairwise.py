@@ -1,4 +1,4 @@
-"""Pairwise judging by a model: what it is asked, and what its answers mean.
+"""Pairwise judging by a model: questions, and verdicts from its answers.
 
 A judge is a function from prompt texts to the probability that the response
 shown first is the better one. It is asked about every pair in both orders,
@@ -145,7 +145,7 @@ class Verdicts(typing.NamedTuple):
 def verdict(
     p_first_given_order1: npt.ArrayLike, p_first_given_order2: npt.ArrayLike
 ) -> Verdicts:
-  """What two answers, one in each order, say of each pair.
+  """The verdicts of two answers to each pair, one in each order.
 
     probability = (p1 + 1 - p2) / 2,   shown_first = (p1 + p2) / 2
 
@@ -172,55 +172,6 @@ def verdict(
 
 
 def win_rate(verdicts: Verdicts) -> float:
-  """The share of pairs that `first` wins, ties half."""
-  return _mean(verdicts.score)
-
-
-def flip_rate(verdicts: Verdicts) -> float:
-  """The share of pairs on which the two orders chose different responses."""
-  return _mean(verdicts.flipped)
-
-
-def position_bias(verdicts: Verdicts) -> float:
-  """P(the response shown first is preferred) - 1/2, in [-1/2, 1/2].
-
-  It cancels in the verdicts, and costs them certainty.
-  """
-  return _mean(verdicts.shown_first) - 0.5
-
-
-def length_matched_win_rate(
-    verdicts: Verdicts,
-    lengths: npt.ArrayLike,
-    other_lengths: npt.ArrayLike,
-    *,
-    max_ratio: float,
-) -> tuple[float, float]:
-  """The win rate of pairs of about equal length, and their share of all pairs.
-
-  Pairs count whose longer response is at most `max_ratio` times the shorter
-  one: what a method wins by being longer is left out. The win rate is NaN if no
-  pair matches.
-  """
-  lengths = np.asarray(lengths, np.float64)
-  other_lengths = np.asarray(other_lengths, np.float64)
-  longest = np.maximum(lengths, other_lengths)
-  matched = longest <= max_ratio * np.minimum(lengths, other_lengths)
-  return _mean(verdicts.score[matched]), _mean(matched)
-
-
-def longer_win_rate(
-    verdicts: Verdicts, lengths: npt.ArrayLike, other_lengths: npt.ArrayLike
-) -> float:
-  """How often the longer response of a pair wins; 1/2 without length bias.
-
-  NaN if all pairs have equal lengths. A bias towards length and responses that
-  are better because they say more look the same here.
-  """
-  sign = np.sign(np.asarray(lengths, float) - np.asarray(other_lengths, float))
-  wins = 0.5 + sign * (verdicts.score - 0.5)
-  return _mean(wins[sign != 0])
-
-
-def _mean(values: np.ndarray) -> float:
-  return float(np.mean(values)) if values.size else float('nan')
+  """The share of pairs that `first` wins, ties half; NaN without pairs."""
+  score = verdicts.score
+  return float(np.mean(score)) if score.size else float('nan')

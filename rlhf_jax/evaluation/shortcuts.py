@@ -1,4 +1,4 @@
-"""Surface features a reward model may pay for, and how often they appear.
+"""Surface features of a text that a reward model may pay for.
 
 Each is cheap to produce without being better: lists, length, advice to see a
 professional, repetition, refusals. Their rate against KL shows how much of a
@@ -6,17 +6,14 @@ gain is style. Listed responses carry their features as arrays 'x y'; text has
 the functions below.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import re
 
-import jax
-from jaxtyping import Array, Float
-import numpy as np
-
-from rlhf_jax.exact import enumerated
+from rlhf_jax.rewards.registry import Registry
 
 TextFeature = Callable[[str], float]
-_FEATURES: dict[str, TextFeature] = {}
+_FEATURES = Registry[TextFeature]('text feature')
+get = _FEATURES.get
 
 # A bullet, '1.', '2)' or 'a)' and a space, at the beginning of a line.
 _LIST_MARKER = re.compile(
@@ -48,33 +45,14 @@ _REFUSAL = re.compile(
 )
 
 
-@jax.jit
-def feature_rate(
-    logprobs: Float[Array, 'x y'], feature: Float[Array, 'x y']
-) -> Float[Array, ' x']:
-  """E_pi[feature(x, y)] for each prompt: a rate, or a mean count."""
-  return enumerated.expectation(logprobs, feature)
-
-
 def register(fn: TextFeature) -> TextFeature:
-  """Adds `fn` to the table of text features under its own name."""
-  if fn.__name__ in _FEATURES:
-    raise ValueError(f'Text feature {fn.__name__!r} is already registered.')
-  _FEATURES[fn.__name__] = fn
-  return fn
+  """Adds a text feature under the function's own name, and returns it."""
+  return _FEATURES.register(fn.__name__, fn)
 
 
 def names() -> tuple[str, ...]:
-  """The names of all text features, sorted."""
-  return tuple(sorted(_FEATURES))
-
-
-def get(name: str) -> TextFeature:
-  """The text feature called `name`."""
-  if name not in _FEATURES:
-    known = ', '.join(names())
-    raise ValueError(f'Unknown text feature {name!r}. Known: {known}.')
-  return _FEATURES[name]
+  """Names of all text features, sorted."""
+  return tuple(sorted(_FEATURES.names()))
 
 
 @register
@@ -111,13 +89,3 @@ def repetition(text: str) -> float:
   words = text.lower().split()
   runs = list(zip(words, words[1:], words[2:], strict=False))
   return 1 - len(set(runs)) / len(runs) if runs else 0.0
-
-
-def text_rates(texts: Sequence[str]) -> dict[str, float]:
-  """The mean of every text feature over `texts`, by name."""
-  if not texts:
-    raise ValueError('Rates need at least one text.')
-  return {
-      name: float(np.mean([get(name)(text) for text in texts]))
-      for name in names()
-  }

@@ -1,4 +1,4 @@
-"""Whether alignment serves every prompt, or a few prompts very well.
+"""Measures of how evenly alignment serves prompts.
 
 Means over prompts hide it: a raw reward spends the KL where rewards are easy to
 raise, leaves other prompts behind and pushes a few into the reward model's
@@ -10,19 +10,6 @@ a policy from `enumerated.expectations`.
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
-
-from rlhf_jax.evaluation import win_rate
-from rlhf_jax.exact import enumerated
-
-
-@jax.jit
-def centered_means(
-    logprobs: Float[Array, 'x y'],
-    reward: Float[Array, 'x y'],
-    ref_reward: Float[Array, ' x'],
-) -> Float[Array, ' x']:
-  """E_pi[r(x, y)] - r_ref(x): above 0 where the policy is good on average."""
-  return enumerated.expectation(logprobs, reward) - ref_reward
 
 
 @jax.jit
@@ -73,22 +60,6 @@ def left_behind(
     threshold: a prompt is left behind when its rate is below this.
   """
   return _share(rates < threshold, rates)
-
-
-@jax.jit
-def extreme_mass(
-    logprobs: Float[Array, 'x y'],
-    percentiles: Float[Array, 'x y'],
-    *,
-    q: ScalarLike,
-) -> Float[Array, ' x']:
-  """P_pi(r above its SFT q-quantile), for q near 1, such as 0.999.
-
-  Where a reward model has seen next to no data: mass there is trust in it
-  beyond its training distribution.
-  """
-  above = win_rate.above_quantile(percentiles, q=q)
-  return enumerated.expectation(logprobs, above)
 
 
 @jax.jit

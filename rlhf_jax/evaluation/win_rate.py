@@ -1,4 +1,4 @@
-"""How often a response beats an SFT sample, and how often it is good enough.
+"""Win rates against SFT samples, and rates of responses above an SFT quantile.
 
 Judgements are relative to the SFT policy on the same prompt, so that prompts
 with a wide range of scores do not speak louder than others and the judge's
@@ -70,28 +70,6 @@ def win_rate(
 
 
 @jax.jit
-def joint_win_rate(
-    logprobs: Float[Array, 'x y'], percentiles: Float[Array, 'm x y']
-) -> Float[Array, ' x']:
-  """P(one response of pi beats an independent SFT sample on each judge).
-
-  1/2^m under the SFT policy when judges are independent given the prompt.
-  """
-  return enumerated.expectation(logprobs, joint_percentile(percentiles))
-
-
-@jax.jit
-def good_on_all(
-    logprobs: Float[Array, 'x y'],
-    percentiles: Float[Array, 'm x y'],
-    *,
-    q: ScalarLike,
-) -> Float[Array, ' x']:
-  """P(a response of pi is above the SFT q-quantile on every judge)."""
-  return enumerated.expectation(logprobs, above_on_all(percentiles, q=q))
-
-
-@jax.jit
 def sample_percentile(
     values: Float[Array, 'x n'], ref_values: Float[Array, 'x m']
 ) -> Float[Array, 'x n']:
@@ -110,11 +88,3 @@ def sample_percentile(
   share = (below + upto) / (2.0 * ref_values.shape[-1])
   bad = jnp.isnan(values) | jnp.isnan(ref_values).any(-1)[:, None]
   return jnp.where(bad, jnp.nan, share)
-
-
-@jax.jit
-def sample_win_rate(
-    values: Float[Array, 'x n'], ref_values: Float[Array, 'x m']
-) -> Float[Array, ' x']:
-  """The share of all n * m pairs won against the reference, ties half."""
-  return sample_percentile(values, ref_values).mean(axis=-1)

@@ -46,15 +46,6 @@ def sample_logweights(
 
 
 @jax.jit
-def reweighted_kl(
-    utility: Float[Array, 'x n'], *, kl_coef: ScalarLike
-) -> Float[Array, ' x']:
-  """KL = E_w[u] / kl_coef - log mean exp(u / kl_coef), at most log n."""
-  logweights = sample_logweights(utility, kl_coef=kl_coef)
-  return tilted.sequence_kl(logweights, _uniform(utility))
-
-
-@jax.jit
 def effective_sample_size(
     logweights: Float[Array, '*g n'],
 ) -> Float[Array, '*g']:

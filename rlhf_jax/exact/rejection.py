@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, ScalarLike
 
-from rlhf_jax.exact import tilted
-
 
 @jax.jit
 def acceptance_probability(
@@ -25,21 +23,6 @@ def acceptance_probability(
   NaN where u > 0, which is not the logarithm of a probability.
   """
   return jnp.where(utility <= 0, jnp.exp(utility / kl_coef), jnp.nan)
-
-
-@jax.jit
-def acceptance_rate(
-    ref_logprobs: Float[Array, 'x y'],
-    utility: Float[Array, 'x y'],
-    *,
-    kl_coef: ScalarLike = 1.0,
-) -> Float[Array, ' x']:
-  """E_{y ~ pi_0} exp(u / kl_coef): one sample takes 1 / rate draws on average.
-
-  NaN where some response of the prompt has u > 0.
-  """
-  rate = jnp.exp(tilted.log_partition(ref_logprobs, utility, kl_coef=kl_coef))
-  return jnp.where(jnp.all(utility <= 0, axis=-1), rate, jnp.nan)
 
 
 @jax.jit

@@ -1,4 +1,4 @@
-"""Running one stage of one study: skipped if done, resumed if begun.
+"""The execution of one stage of a study: skipped if done, resumed if begun.
 
 A stage is a module of rlhf_jax/stages with
 
@@ -39,7 +39,9 @@ def is_done(
   if not os.path.exists(record):
     return False
   with open(record) as f:
-    return json.load(f)['key'] == configs.fingerprint(configs.own_config(stage, config))
+    return json.load(f)['key'] == configs.fingerprint(
+        configs.own_config(stage, config)
+    )
 
 
 def execute(
@@ -50,7 +52,7 @@ def execute(
     *,
     overwrite: bool = False,
 ) -> bool:
-  """Runs `stage` unless its output is there already; True if it ran.
+  """Runs `stage` unless its output is there already; returns whether it ran.
 
   Raises:
     WorkdirError: the folder holds work of another config, and not `overwrite`.
@@ -77,12 +79,12 @@ def begin(
     *,
     overwrite: bool,
 ) -> ml_collections.ConfigDict | None:
-  """The config that `stage` is to run with, its folder claimed; None if done.
+  """Claims the folder of a stage; returns its own config, or None if it is done.
 
   Raises:
-    WorkdirError: as of `execute`.
+    WorkdirError: the folder holds work of another config, and not `overwrite`.
   """
-  # Own configs are their own own config, so is_done reads it the same.
+  # own_config is idempotent, so is_done may be given its result.
   config = configs.own_config(stage, config)
   if processes.from_main(lambda: is_done(stage, config, workdir)):
     return None
@@ -98,7 +100,7 @@ def finish(
     *,
     seconds: float,
 ) -> None:
-  """Records that the output of what `begin` returned is all there."""
+  """Records that the output of `config`, which `begin` returned, is complete."""
   processes.wait()  # nobody reads what is not written
   out = os.path.join(workdir, stage.folder(config))
   files.write_json(
@@ -109,7 +111,7 @@ def finish(
 
 
 def _claim(out: str, new: dict[str, Any], overwrite: bool) -> None:
-  """Makes the folder `out` that of a config's record, or raises."""
+  """Assigns the folder `out` to a config, given its record, or raises."""
   started = os.path.join(out, _STARTED)
   if os.path.exists(started):
     with open(started) as f:
@@ -128,12 +130,12 @@ def _claim(out: str, new: dict[str, Any], overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def on_mesh(mesh: ml_collections.ConfigDict | None) -> Iterator[None]:
-  """In the context of the mesh that a config describes; of none if it is 1."""
+  """Enters the context of the mesh of a config; of none for one device."""
   one = mesh is None or set(mesh.values()) == {1}
   if one and processes.count() == 1:
     yield
     return
-  import jax  # what reads and lists configs needs none
+  import jax  # programs that only read configs start without it
 
   from rlhf_jax import sharding
 

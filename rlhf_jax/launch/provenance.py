@@ -1,4 +1,4 @@
-"""What a working directory says of itself: config, environment, results."""
+"""The records of a working directory: its config, environment and results."""
 
 import importlib.metadata
 import json
@@ -10,7 +10,9 @@ import sys
 import ml_collections
 import pandas as pd
 
-from rlhf_jax.study import common
+from rlhf_jax import files
+from rlhf_jax.study import configs
+from rlhf_jax.study.errors import WorkdirError
 
 _PACKAGES = (
     'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy',
@@ -51,29 +53,29 @@ def environment() -> dict:
 def claim(
     config: ml_collections.ConfigDict, workdir: str, *, overwrite: bool
 ) -> None:
-  """Makes `workdir` this config's, or raises if it is another's."""
+  """Assigns `workdir` to a config, or raises if it belongs to another one."""
   path = os.path.join(workdir, 'config.json')
-  new = common.record(config)
+  new = configs.record(config)
   if os.path.exists(path) and not overwrite:
     try:
       with open(path) as f:
         found = [
             d
-            for d in common.differences(json.load(f), new)
+            for d in configs.differences(json.load(f), new)
             if not d.startswith('mesh')  # it decides no result
         ]
     except ValueError as e:
-      raise common.WorkdirError(
+      raise WorkdirError(
           f'{path} is not JSON ({e}): pass --overwrite to replace it.'
       ) from e
     if found:
-      raise common.WorkdirError(
+      raise WorkdirError(
           f'{workdir} belongs to another config: {"; ".join(found[:3])}'
           f'{"; ..." if len(found) > 3 else ""}. Choose another --workdir, or'
           ' pass --overwrite to remake what differs.'
       )
-  common.write_json(path, new)
-  common.write_json(os.path.join(workdir, 'environment.json'), environment())
+  files.write_json(path, new)
+  files.write_json(os.path.join(workdir, 'environment.json'), environment())
 
 
 def summary(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -89,7 +91,7 @@ def summary(config: ml_collections.ConfigDict, workdir: str) -> None:
             'results.json',
         )
         if os.path.exists(path):
-          test = common.read_json(path, 'reward_model')['test']
+          test = files.read_json(path, 'reward_model')['test']
           ece = test['ece']  # null where the link's probability is another
           print(
               f'seed {seed} {role:12s} {reward:9s} accuracy'

@@ -1,4 +1,4 @@
-"""Gradients of a batch that is too large to be differentiated at once."""
+"""Gradients of a batch too large to be differentiated at once, part by part."""
 
 from collections.abc import Callable
 
@@ -90,7 +90,7 @@ def _weighted(x, count):
 
 
 def _at_least_one(count):
-  """As in ops/masked: the mean of nothing is 0."""
+  """`count`, or 1 where it is 0: the mean of nothing is 0, as in ops/masked."""
   return jnp.where(count > 0, count, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Maximum likelihood of chosen reference samples: of RAFT and of rejection."""
+"""Maximum likelihood of chosen reference samples, for RAFT and rejection."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from rlhf_jax.ops import masked, policy_gradient
 from rlhf_jax.types import Metrics, Rollout
 
 
-def fitted(
+def fit(
     fns: interface.ModelFns,
     tx: optax.GradientTransformation,
     state: train_state.PolicyState,
@@ -24,7 +24,7 @@ def fitted(
     num_minibatches: int,
     num_microbatches: int,
 ) -> tuple[train_state.PolicyState, Metrics]:
-  """`state` at the next step, made likelier to give the kept responses.
+  """The state of the next step, whose policy makes the kept responses likelier.
 
     L = -mean over kept rows of log pi(y | x)
 
@@ -51,7 +51,7 @@ def fitted(
     metrics['log_ratio'] = masked.mean(log_ratio, kept)
     return loss, metrics | {'policy_loss': loss}
 
-  state, metrics = minibatch.optimized(
+  state, metrics = minibatch.optimize(
       loss_fn,
       state,
       (rollout, kept),

@@ -14,41 +14,29 @@ References:
   Rafailov et al. 2023, arXiv:2305.18290.
 """
 
-import dataclasses
-
 import optax
 
 from rlhf_jax.learners import interface, offline
 from rlhf_jax.ops import regression
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DPOConfig(offline.OfflineConfig):
-  """Numbers of the update; configs/base.py says what each is for."""
-
-
 def make_update(
-    fns: interface.ModelFns, tx: optax.GradientTransformation, cfg: DPOConfig
+    fns: interface.ModelFns,
+    tx: optax.GradientTransformation,
+    cfg: offline.OfflineConfig,
 ):
   """Returns `update`; see offline.make_update and regression.dpo_loss.
 
   All pairs of a prompt's k samples are used.
   """
   interface.require_samples('dpo', cfg, 'it learns from pairs')
-  return offline.make_update(
-      fns,
-      tx,
-      cfg,
-      lambda log_ratio, utility, kl_coef: regression.dpo_loss(
-          log_ratio, utility, kl_coef=kl_coef
-      ),
-  )
+  return offline.make_update(fns, tx, cfg, regression.dpo_loss)
 
 
 LEARNER = interface.Learner(
     name='dpo',
     make_update=make_update,
-    config_class=DPOConfig,
+    config_class=offline.OfflineConfig,
     samples_from='reference',
     objective='tilted',
     source='Rafailov et al. 2023, arXiv:2305.18290',

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 import optax
 
 from rlhf_jax import train_state
-from rlhf_jax.learners import interface, kl_control, minibatch
+from rlhf_jax.learners import interface, kl_control, minibatch, on_policy
 from rlhf_jax.ops import kl as kl_ops
 from rlhf_jax.ops import masked, policy_gradient
 from rlhf_jax.types import Params, Rollout
@@ -20,7 +20,7 @@ from rlhf_jax.types import Params, Rollout
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroupConfig:
-  """Numbers of the update; configs/base.py says what each is for."""
+  """Numbers of the update, each explained in configs/base.py."""
 
   samples_per_prompt: int
   clip_eps: float
@@ -89,23 +89,15 @@ def make_update(
     }
     if cfg.whiten_advantages:
       advantages = masked.whiten(advantages, mask)
-    state, update_metrics = minibatch.optimized(
+    return on_policy.finish(
         loss_fn,
         state,
         (rollout, advantages),
         tx,
-        count_fn=minibatch.num_tokens,
-        num_epochs=cfg.num_epochs,
-        num_minibatches=cfg.num_minibatches,
-        num_microbatches=cfg.num_microbatches,
-    )
-    state = kl_control.advanced(
-        state,
-        metrics['kl_k1'],
-        kl_target=cfg.kl_target,
-        kl_horizon=cfg.kl_horizon,
+        cfg,
+        metrics,
         num_responses=mask.shape[0],
+        count_fn=minibatch.num_tokens,
     )
-    return state, metrics | update_metrics
 
   return update

@@ -14,7 +14,6 @@ References:
   Shao et al. 2024, arXiv:2402.03300; Liu et al. 2025, arXiv:2503.20783 (Dr. GRPO).
 """
 
-import dataclasses
 import functools
 
 import optax
@@ -23,15 +22,10 @@ from rlhf_jax.learners import groups, interface
 from rlhf_jax.ops import advantages
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GRPOConfig(groups.GroupConfig):
-  """Numbers of the update; configs/base.py says what each is for."""
-
-
 def make_update(
     fns: interface.ModelFns,
     tx: optax.GradientTransformation,
-    cfg: GRPOConfig,
+    cfg: groups.GroupConfig,
     *,
     divide_by_std: bool,
 ):
@@ -55,7 +49,7 @@ def make_update(
 LEARNER = interface.Learner(
     name='grpo',
     make_update=functools.partial(make_update, divide_by_std=False),
-    config_class=GRPOConfig,
+    config_class=groups.GroupConfig,
     samples_from='policy',
     objective='tilted',
     source='Liu et al. 2025, arXiv:2503.20783',
@@ -63,7 +57,7 @@ LEARNER = interface.Learner(
 WITH_STD = interface.Learner(
     name='grpo_std',
     make_update=functools.partial(make_update, divide_by_std=True),
-    config_class=GRPOConfig,
+    config_class=groups.GroupConfig,
     samples_from='policy',
     objective='rescaled',
     source='Shao et al. 2024, arXiv:2402.03300',

@@ -1,4 +1,4 @@
-"""What all learners of a policy share: what they are given, and what they say.
+"""The interface of learners: the models and update of each, and its declarations.
 
 A learner is one file with a frozen dataclass of its numbers, a function
 
@@ -44,7 +44,7 @@ class ModelFns(typing.NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Learner:
-  """A registered learner, and what it declares of itself.
+  """A registered learner: its update and its declarations.
 
   Attributes:
     name: in configs and figures.
@@ -58,7 +58,6 @@ class Learner:
     keeps_scale: equal differences of utility count the same for all prompts. False
       for one that divides each prompt's utilities by their own spread.
     utility_range: an interval that must hold every utility.
-    fixed_kl_coef: the only kl_coef it can have, or None.
   """
 
   name: str
@@ -70,7 +69,6 @@ class Learner:
   needs_value: bool = False
   keeps_scale: bool = True
   utility_range: tuple[float, float] = (-math.inf, math.inf)
-  fixed_kl_coef: float | None = None
 
   @property
   def requires_log_probability(self) -> bool:
@@ -85,13 +83,13 @@ class Learner:
       )
 
   def updates_per_step(self, cfg) -> int:
-    """Optimizer updates one call of `update` makes."""
+    """The number of optimizer updates in one call of `update`."""
     epochs = getattr(cfg, 'num_epochs', 1)
     return epochs * getattr(cfg, 'num_minibatches', 1)
 
 
 def require_samples(name: str, cfg, why: str, *, at_least: int = 2) -> None:
-  """Raises ValueError for too few samples a prompt, saying what needs them."""
+  """Raises ValueError, with the reason, for too few samples a prompt."""
   if cfg.samples_per_prompt < at_least:
     raise ValueError(
         f'{name} needs policy.samples_per_prompt >= {at_least}: {why}; got'

@@ -14,41 +14,29 @@ References:
   Azar et al. 2024, arXiv:2310.12036.
 """
 
-import dataclasses
-
 import optax
 
 from rlhf_jax.learners import interface, offline
 from rlhf_jax.ops import regression
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class IPOConfig(offline.OfflineConfig):
-  """Numbers of the update; configs/base.py says what each is for."""
-
-
 def make_update(
-    fns: interface.ModelFns, tx: optax.GradientTransformation, cfg: IPOConfig
+    fns: interface.ModelFns,
+    tx: optax.GradientTransformation,
+    cfg: offline.OfflineConfig,
 ):
   """Returns `update`; see offline.make_update and regression.ipo_loss.
 
   All pairs of a prompt's k samples are used.
   """
   interface.require_samples('ipo', cfg, 'it learns from pairs')
-  return offline.make_update(
-      fns,
-      tx,
-      cfg,
-      lambda log_ratio, utility, kl_coef: regression.ipo_loss(
-          log_ratio, utility, kl_coef=kl_coef
-      ),
-  )
+  return offline.make_update(fns, tx, cfg, regression.ipo_loss)
 
 
 LEARNER = interface.Learner(
     name='ipo',
     make_update=make_update,
-    config_class=IPOConfig,
+    config_class=offline.OfflineConfig,
     samples_from='reference',
     objective='tilted_win_rate',
     source='Azar et al. 2024, arXiv:2310.12036',

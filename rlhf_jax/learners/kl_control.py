@@ -1,12 +1,9 @@
-"""The KL of a rollout, what it costs, and how its price may adapt."""
-
-import dataclasses
+"""Estimates of the KL of a rollout, and the adaptive price of a nat."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rlhf_jax import train_state
 from rlhf_jax.ops import kl as kl_ops
 from rlhf_jax.ops import masked
 from rlhf_jax.types import Metrics
@@ -36,7 +33,7 @@ def kl_metrics(
   }
 
 
-def adapted(
+def next_kl_coef(
     kl_coef: Float[Array, ''],
     kl: Float[Array, ''],
     *,
@@ -44,7 +41,7 @@ def adapted(
     kl_horizon: float,
     num_responses: int,
 ) -> Float[Array, '']:
-  """kl_coef for the next step; unchanged without a target.
+  """The kl_coef of the next step; the same without a target.
 
     e       = clip(KL / target - 1, -0.2, 0.2)
     kl_coef = kl_coef (1 + e b / horizon)         (Ziegler et al. 2019, sec. 2.2)
@@ -83,22 +80,3 @@ def kl_metrics_off_policy(log_ratio: Float[Array, '...']) -> Metrics:
       'kl': (jnp.exp(log_ratio) * log_ratio - ratio_less_1).mean(),
       'kl_reverse': (ratio_less_1 - log_ratio).mean(),
   }
-
-
-def advanced(
-    state: train_state.PolicyState,
-    kl: Float[Array, ''],
-    *,
-    kl_target: float | None,
-    kl_horizon: float,
-    num_responses: int,
-) -> train_state.PolicyState:
-  """`state` at the next step, its kl_coef adapted; see `adapted`."""
-  kl_coef = adapted(
-      state.kl_coef,
-      kl,
-      kl_target=kl_target,
-      kl_horizon=kl_horizon,
-      num_responses=num_responses,
-  )
-  return dataclasses.replace(state, step=state.step + 1, kl_coef=kl_coef)

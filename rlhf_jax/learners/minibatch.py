@@ -30,7 +30,7 @@ def scan_epochs(
     num_epochs: int,
     num_minibatches: int,
 ):
-  """`state` after every minibatch of every epoch, and the mean metrics.
+  """The state after every minibatch of every epoch, and the mean metrics.
 
   Args:
     step: (state, minibatch) -> (state, metrics).
@@ -64,7 +64,7 @@ def scan_epochs(
   return state, jax.tree.map(lambda m: m.mean(), metrics)
 
 
-def optimized(
+def optimize(
     loss_fn: Callable,
     state: train_state.PolicyState,
     batch,
@@ -75,7 +75,7 @@ def optimized(
     num_minibatches: int,
     num_microbatches: int = 1,
 ) -> tuple[train_state.PolicyState, Metrics]:
-  """`state` with its params trained on a batch, and the mean metrics.
+  """The state with its params trained on a batch, and the mean metrics.
 
   Shuffles come from (state.seed, state.step); the step is not counted here.
 

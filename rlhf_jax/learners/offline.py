@@ -19,7 +19,7 @@ from rlhf_jax.types import Metrics, Params, Rollout
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OfflineConfig:
-  """Numbers of the update; configs/base.py says what each is for."""
+  """Numbers of the update, each explained in configs/base.py."""
 
   samples_per_prompt: int
   num_epochs: int
@@ -31,7 +31,7 @@ def make_update(
     fns: interface.ModelFns,
     tx: optax.GradientTransformation,
     cfg: OfflineConfig,
-    loss_fn: Callable[[Array, Array, Array], tuple[Array, Metrics]],
+    loss_fn: Callable[..., tuple[Array, Metrics]],
 ):
   """Returns `update(state, ref_params, rollout, utility)`, pure and jittable.
 
@@ -42,7 +42,7 @@ def make_update(
     fns: the models.
     tx: the optimizer.
     cfg: numbers of the update.
-    loss_fn: (log pi / pi_0 [x k], utility [x k], kl_coef) -> (loss, metrics).
+    loss_fn: (log pi / pi_0 [x k], utility [x k], *, kl_coef) -> (loss, metrics).
   """
 
   def update(
@@ -62,12 +62,12 @@ def make_update(
       log_ratio = kl_ops.sequence_kl(
           kl_ops.k1(logprobs, rows.logprobs, mask), mask
       ).reshape(utility.shape)
-      value, metrics = loss_fn(log_ratio, utility, kl_coef)
+      value, metrics = loss_fn(log_ratio, utility, kl_coef=kl_coef)
       return value, metrics | kl_control.kl_metrics_off_policy(log_ratio) | {
           'policy_loss': value
       }
 
-    state, metrics = minibatch.optimized(
+    state, metrics = minibatch.optimize(
         loss,
         state,
         minibatch.by_prompt((rollout, utility), cfg.samples_per_prompt),

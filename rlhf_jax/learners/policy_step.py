@@ -13,7 +13,7 @@ from rlhf_jax import optim, sharding
 from rlhf_jax import sampling as sampling_lib
 from rlhf_jax.learners import interface
 from rlhf_jax.models import adapters, heads, lm
-from rlhf_jax.rewards import aggregate, penalties
+from rlhf_jax.rewards import aggregate, lagrangian, penalties
 from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.rewards import references as references_lib
 
@@ -97,22 +97,22 @@ def make_dual_step(objective: objective_lib.Objective):
 
   def dual_step(weights, metrics, step_size):
     means = {name: metrics[f'{name}/utility'] for name in weights}
-    return aggregate.dual_step(weights, means, step_size=step_size, **options)
+    return lagrangian.dual_step(weights, means, step_size=step_size, **options)
 
   return dual_step
 
 
-def make_tx(learner: interface.Learner, optim_items):
+def make_tx(learner: interface.Learner, optim_cfg: optim.OptimConfig):
   """The optimizer of state.params: each model has its own AdamW and clipping.
 
   Args:
     learner: whether there is a value model.
-    optim_items: (name, value) pairs, the arguments of optim.make_tx.
+    optim_cfg: the numbers of each.
   """
   models = ('policy', 'value') if learner.needs_value else ('policy',)
   # One optimizer a model: each is clipped by its own gradient norm.
   return optax.multi_transform(
-      {name: optim.make_tx(**dict(optim_items)) for name in models},
+      {name: optim.make_tx(optim_cfg) for name in models},
       lambda params: {k: k for k in params},
   )
 
@@ -121,7 +121,7 @@ def make_update(
     learner: interface.Learner,
     lm_cfg,
     sampling,
-    optim_items,
+    optim_cfg: optim.OptimConfig,
     update_cfg,
     chunk_size,
 ):
@@ -129,9 +129,9 @@ def make_update(
 
   It gives (state, metrics), the update of a learner on the models as they lie:
   state.params and `frozen` are the two parts of the parameters of each model, by
-  its name. state.opt_state is that of `make_tx(learner, optim_items)`.
+  its name. state.opt_state is that of `make_tx(learner, optim_cfg)`.
   """
-  tx = make_tx(learner, optim_items)
+  tx = make_tx(learner, optim_cfg)
   how = dict(sampling=sampling, chunk_size=chunk_size)
 
   def update(state, frozen, ref_params, rollout, utility):

@@ -17,7 +17,6 @@ References:
   Matrenok et al. 2025, arXiv:2507.08068.
 """
 
-import dataclasses
 import functools
 
 import jax.numpy as jnp
@@ -27,15 +26,10 @@ from rlhf_jax.learners import interface, offline
 from rlhf_jax.ops import regression
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class QRPOConfig(offline.OfflineConfig):
-  """Numbers of the update; configs/base.py says what each is for."""
-
-
 def make_update(
     fns: interface.ModelFns,
     tx: optax.GradientTransformation,
-    cfg: QRPOConfig,
+    cfg: offline.OfflineConfig,
     *,
     sampled: bool,
 ):
@@ -43,7 +37,7 @@ def make_update(
   if sampled:
     interface.require_samples('qrpo', cfg, 'it samples the log-partition')
 
-  def loss_fn(log_ratio, utility, kl_coef):
+  def loss_fn(log_ratio, utility, *, kl_coef):
     if sampled:
       log_z = regression.sampled_log_partition(utility, kl_coef=kl_coef)
     else:
@@ -58,7 +52,7 @@ def make_update(
 LEARNER = interface.Learner(
     name='qrpo',
     make_update=functools.partial(make_update, sampled=True),
-    config_class=QRPOConfig,
+    config_class=offline.OfflineConfig,
     samples_from='reference',
     objective='tilted',
     source='Matrenok et al. 2025, arXiv:2507.08068',
@@ -66,7 +60,7 @@ LEARNER = interface.Learner(
 QUANTILE = interface.Learner(
     name='qrpo_quantile',
     make_update=functools.partial(make_update, sampled=False),
-    config_class=QRPOConfig,
+    config_class=offline.OfflineConfig,
     samples_from='reference',
     objective='tilted',
     source='Matrenok et al. 2025, arXiv:2507.08068',

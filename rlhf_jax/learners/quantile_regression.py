@@ -9,8 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 import optax
 
 from rlhf_jax import train_state
-from rlhf_jax.ops import masked
-from rlhf_jax.rewards import references
+from rlhf_jax.ops import masked, quantiles
 from rlhf_jax.types import pytree
 
 # (params, prompt_tokens, prompt_mask) -> [b]
@@ -32,7 +31,7 @@ def make_step(
 ):
   """Returns `step(state, batch) -> (state, metrics)`, pure and jittable.
 
-  One step down the pinball loss of the batch (see `references.pinball_loss`). At
+  One step down the pinball loss of the batch (see `quantiles.pinball_loss`). At
   its minimum over all functions of the prompt, a share q of the samples of each
   prompt lies below the prediction; over a smaller family, of all samples where
   the family has a free constant.
@@ -48,7 +47,7 @@ def make_step(
 
   def loss_fn(params, batch: PromptRewards):
     prediction = predict_fn(params, batch.prompt_tokens, batch.prompt_mask)
-    loss = references.pinball_loss(prediction, batch.samples, batch.valid, q=q)
+    loss = quantiles.pinball_loss(prediction, batch.samples, batch.valid, q=q)
     below = (batch.samples < prediction[:, None]).astype(jnp.float32)
     return loss, {'loss': loss, 'coverage': masked.mean(below, batch.valid)}
 

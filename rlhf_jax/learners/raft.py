@@ -25,7 +25,7 @@ from rlhf_jax.types import Params, Rollout
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RAFTConfig:
-  """Numbers of the update; configs/base.py says what each is for."""
+  """Numbers of the update, each explained in configs/base.py."""
 
   samples_per_prompt: int
   num_epochs: int
@@ -55,7 +55,7 @@ def make_update(
     best = by_prompt.argmax(axis=-1)
     rows = jnp.arange(best.shape[0])
     chosen = jax.tree.map(lambda a: a[rows, best], samples)
-    state, metrics = distillation.fitted(
+    state, metrics = distillation.fit(
         fns,
         tx,
         state,

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 import optax
 
 from rlhf_jax import train_state
-from rlhf_jax.learners import interface, kl_control, minibatch
+from rlhf_jax.learners import interface, kl_control, minibatch, on_policy
 from rlhf_jax.ops import kl as kl_ops
 from rlhf_jax.ops import regression
 from rlhf_jax.types import Params, Rollout
@@ -29,7 +29,7 @@ from rlhf_jax.types import Params, Rollout
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class REBELConfig:
-  """Numbers of the update; configs/base.py says what each is for."""
+  """Numbers of the update, each explained in configs/base.py."""
 
   samples_per_prompt: int
   num_epochs: int
@@ -75,25 +75,12 @@ def make_update(
       loss, metrics = regression.rebel_loss(log_ratio, utility, kl_coef=kl_coef)
       return loss, metrics | {'policy_loss': loss}
 
-    state, update_metrics = minibatch.optimized(
-        loss_fn,
-        state,
-        minibatch.by_prompt(
-            (rollout, ref_logprobs, utility), cfg.samples_per_prompt
-        ),
-        tx,
-        num_epochs=cfg.num_epochs,
-        num_minibatches=cfg.num_minibatches,
-        num_microbatches=cfg.num_microbatches,
+    batch = minibatch.by_prompt(
+        (rollout, ref_logprobs, utility), cfg.samples_per_prompt
     )
-    state = kl_control.advanced(
-        state,
-        metrics['kl_k1'],
-        kl_target=cfg.kl_target,
-        kl_horizon=cfg.kl_horizon,
-        num_responses=mask.shape[0],
+    return on_policy.finish(
+        loss_fn, state, batch, tx, cfg, metrics, num_responses=mask.shape[0]
     )
-    return state, metrics | update_metrics
 
   return update
 

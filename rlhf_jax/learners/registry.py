@@ -18,28 +18,15 @@ from rlhf_jax.learners import (
     rloo,
 )
 from rlhf_jax.learners.interface import Learner
+from rlhf_jax.rewards.registry import Registry
 
-_LEARNERS: dict[str, Learner] = {}
+_LEARNERS = Registry[Learner]('learner')
+get, names = _LEARNERS.get, _LEARNERS.names
 
 
 def register(learner: Learner) -> Learner:
-  """Adds a learner under its own name."""
-  if learner.name in _LEARNERS:
-    raise ValueError(f'Learner {learner.name!r} is already registered.')
-  _LEARNERS[learner.name] = learner
-  return learner
-
-
-def names() -> tuple[str, ...]:
-  """Names of the registered learners."""
-  return tuple(_LEARNERS)
-
-
-def get(name: str) -> Learner:
-  """The learner registered under `name`."""
-  if name not in _LEARNERS:
-    raise ValueError(f'Unknown learner {name!r}; known: {names()}.')
-  return _LEARNERS[name]
+  """Adds a learner under its own name, and returns it."""
+  return _LEARNERS.register(learner.name, learner)
 
 
 for _learner in (

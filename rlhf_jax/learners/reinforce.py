@@ -9,12 +9,13 @@ References:
 """
 
 import dataclasses
+import typing
 
 from jaxtyping import Array, Float
 import optax
 
 from rlhf_jax import train_state
-from rlhf_jax.learners import interface, kl_control, minibatch
+from rlhf_jax.learners import interface, kl_control, minibatch, on_policy
 from rlhf_jax.ops import advantages as advantages_ops
 from rlhf_jax.ops import kl as kl_ops
 from rlhf_jax.ops import masked, policy_gradient
@@ -23,12 +24,16 @@ from rlhf_jax.types import Params, Rollout
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReinforceConfig:
-  """Numbers of the update; configs/base.py says what each is for."""
+  """Numbers of the update, each explained in configs/base.py."""
 
   samples_per_prompt: int
   entropy_coef: float
   kl_target: float | None
   kl_horizon: float
+  # Not in a config: the gradient is of one step on the policy that sampled.
+  num_epochs: typing.ClassVar[int] = 1
+  num_minibatches: typing.ClassVar[int] = 1
+  num_microbatches: typing.ClassVar[int] = 1
 
 
 def make_update(
@@ -81,22 +86,15 @@ def make_update(
         'kl_coef': state.kl_coef,
         'objective': returns.mean(),
     }
-    state, update_metrics = minibatch.optimized(
+    return on_policy.finish(
         loss_fn,
         state,
         (rollout, advantages),
         tx,
-        num_epochs=1,
-        num_minibatches=1,
-    )
-    state = kl_control.advanced(
-        state,
-        metrics['kl_k1'],
-        kl_target=cfg.kl_target,
-        kl_horizon=cfg.kl_horizon,
+        cfg,
+        metrics,
         num_responses=mask.shape[0],
     )
-    return state, metrics | update_metrics
 
   return update
 

@@ -28,7 +28,7 @@ from rlhf_jax.types import Params, Rollout
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RejectionConfig:
-  """Numbers of the update; configs/base.py says what each is for."""
+  """Numbers of the update, each explained in configs/base.py."""
 
   samples_per_prompt: int
   num_epochs: int
@@ -62,7 +62,7 @@ def make_update(
         kl_coef=kl_coef,
     )
     acceptance = rejection.acceptance_probability(utility, kl_coef=kl_coef)
-    state, metrics = distillation.fitted(
+    state, metrics = distillation.fit(
         fns,
         tx,
         state,

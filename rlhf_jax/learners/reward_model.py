@@ -1,4 +1,4 @@
-"""Learning a reward model by the likelihood of what annotators said."""
+"""Learning a reward model by the likelihood of annotators' answers."""
 
 from collections.abc import Callable
 import dataclasses

@@ -8,21 +8,16 @@ References:
   Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740.
 """
 
-import dataclasses
-
 import optax
 
 from rlhf_jax.learners import groups, interface
 from rlhf_jax.ops import advantages
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RLOOConfig(groups.GroupConfig):
-  """Numbers of the update; configs/base.py says what each is for."""
-
-
 def make_update(
-    fns: interface.ModelFns, tx: optax.GradientTransformation, cfg: RLOOConfig
+    fns: interface.ModelFns,
+    tx: optax.GradientTransformation,
+    cfg: groups.GroupConfig,
 ):
   """Returns `update`; see groups.make_update.
 
@@ -39,7 +34,7 @@ def make_update(
 LEARNER = interface.Learner(
     name='rloo',
     make_update=make_update,
-    config_class=RLOOConfig,
+    config_class=groups.GroupConfig,
     samples_from='policy',
     objective='tilted',
     source='Ahmadian et al. 2024, arXiv:2402.14740',

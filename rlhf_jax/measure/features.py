@@ -1,4 +1,4 @@
-"""What is measured of a policy in the world, as one table of responses.
+"""Numbers of responses, and the metrics of policies that are means of them.
 
 Every metric but the spreads over prompts is a mean, under the policy, of a
 number that each response has: these numbers are laid out once, and any policy
@@ -12,12 +12,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 import numpy as np
 
 from rlhf_jax.evaluation import uniformity, win_rate
 from rlhf_jax.exact import enumerated, tilted
-from rlhf_jax.rewards import references
+from rlhf_jax.ops import quantiles
 
 QUANTILES = (0.5, 0.75, 0.85, 0.95)
 _EXTREME = 0.999
@@ -25,78 +25,93 @@ _CENTER = 0.85
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Judgements:
-  """Numbers of every response to the held-out prompts, for one property.
+class Features:
+  """Numbers of every known response to the held-out prompts, for one property.
 
   Attributes:
     ref_logprobs: log pi_0(y | x).
-    features: (judge, metric) to a number for each response.
-    values: (judge, reward) to the judge's score less its SFT 85% quantile.
+    metrics: by (judge, metric), the number whose mean is the metric.
+    values: by (judge, reward), the judge's score less its SFT 85% quantile.
   """
 
   ref_logprobs: Float[Array, 'x y']
-  features: dict[tuple[str, str], Float[Array, 'x y']]
+  metrics: dict[tuple[str, str], Float[Array, 'x y']]
   values: dict[tuple[str, str], Float[Array, 'x y']]
+
+  def of_samples(self, drawn: Int[np.ndarray, 'x n']) -> 'Features':
+    """The numbers of responses by index, n equally likely ones a prompt."""
+
+    def pick(table):
+      return jnp.take_along_axis(jnp.asarray(table), jnp.asarray(drawn), axis=1)
+
+    return Features(
+        ref_logprobs=jnp.full(
+            drawn.shape, -np.log(drawn.shape[1]), jnp.float32
+        ),
+        metrics=jax.tree.map(pick, self.metrics),
+        values=jax.tree.map(pick, self.values),
+    )
 
 
 def make(
     ref_logprobs: Float[Array, 'x y'],
     scores: Mapping[str, Mapping[str, Float[Array, 'x y']]],
     statistics: Mapping[str, Float[Array, 'x y']],
-) -> Judgements:
-  """The table of one property.
+) -> Features:
+  """The numbers of the responses to the held-out prompts, for one property.
 
   Args:
-    ref_logprobs: log pi_0(y | x) on the held-out prompts.
+    ref_logprobs: log pi_0(y | x) of the responses to the held-out prompts.
     scores: by judge, then by the rewards of the property.
     statistics: counts and labels of responses that need no judge.
   """
-  features, values = {}, {}
+  metrics, values = {}, {}
   for judge, by_reward in scores.items():
     ranks = []
     for reward, score in by_reward.items():
       score = jnp.asarray(score)
       rank = win_rate.percentile(score, ref_logprobs)
       ranks.append(rank)
-      center = references.weighted_quantile(score, ref_logprobs, _CENTER)
+      center = quantiles.weighted_quantile(score, ref_logprobs, _CENTER)
       values[judge, reward] = score - center[:, None]
       if len(by_reward) > 1:
-        features[judge, f'win_rate/{reward}'] = rank
+        metrics[judge, f'win_rate/{reward}'] = rank
     ranks = jnp.stack(ranks)
-    features[judge, 'win_rate'] = win_rate.joint_percentile(ranks)
+    metrics[judge, 'win_rate'] = win_rate.joint_percentile(ranks)
     for q in QUANTILES:
       name = f'above_q{round(100 * q)}'
-      features[judge, name] = win_rate.above_on_all(ranks, q=q)
+      metrics[judge, name] = win_rate.above_on_all(ranks, q=q)
     if judge == 'reward_model':
       extreme = win_rate.above_quantile(ranks, q=_EXTREME)
-      features[judge, 'extreme'] = extreme.mean(axis=0)
+      metrics[judge, 'extreme'] = extreme.mean(axis=0)
   for name, value in statistics.items():
-    features['none', name] = jnp.asarray(value)
-  return Judgements(ref_logprobs=ref_logprobs, features=features, values=values)
+    metrics['none', name] = jnp.asarray(value)
+  return Features(ref_logprobs=ref_logprobs, metrics=metrics, values=values)
 
 
 def measure(
-    judgements: Judgements, logprobs: Float[Array, 'g x y']
+    features: Features, logprobs: Float[Array, 'g x y']
 ) -> tuple[np.ndarray, list[dict[tuple[str, str], float]]]:
-  """KL [g x] of each policy, and every metric of each policy.
+  """KL [g x] from the SFT policy in nats, and the metrics, of each policy.
 
-  The KL of a prompt is from the SFT policy, in nats.
+  A metric is keyed by (judge, metric); it is the mean over prompts, or one of the
+  spreads over prompts: kl_sd, improved, worsened, left_behind and promptsd.
   """
-  table = {f'feature/{j}/{m}': v for (j, m), v in judgements.features.items()}
-  table |= {f'value/{j}/{r}': v for (j, r), v in judgements.values.items()}
+  table = {f'feature/{j}/{m}': v for (j, m), v in features.metrics.items()}
+  table |= {f'value/{j}/{r}': v for (j, r), v in features.values.items()}
   means = enumerated.expectations(logprobs, table)
-  ref_means = enumerated.expectations(judgements.ref_logprobs[None], table)
+  ref_means = enumerated.expectations(features.ref_logprobs[None], table)
   kls = np.asarray(
       jax.lax.map(
-          lambda p: tilted.sequence_kl(p, judgements.ref_logprobs), logprobs
+          lambda p: tilted.sequence_kl(p, features.ref_logprobs), logprobs
       )
   )
   found = {
       (judge, metric): means[f'feature/{judge}/{metric}'].mean(-1)
-      for judge, metric in judgements.features
+      for judge, metric in features.metrics
   }
   found['none', 'kl_sd'] = kls.std(-1)
-  for judge in {judge for judge, _ in judgements.values}:
+  for judge in {judge for judge, _ in features.values}:
     name = f'feature/{judge}/win_rate'
     start = ref_means[name][0]
     # A prompt counts as changed when its win rate moved by over a point.
@@ -110,7 +125,7 @@ def measure(
         means[f'feature/{judge}/above_q85']
     )
     spreads = []
-    for (owner, reward), _ in judgements.values.items():
+    for (owner, reward), _ in features.values.items():
       if owner == judge:
         centered = means[f'value/{judge}/{reward}']
         spreads.append(uniformity.sd_over_prompts(centered))
@@ -122,12 +137,12 @@ def measure(
 
 
 def centered_by_prompt(
-    judgements: Judgements, logprobs: Float[Array, 'x y']
+    features: Features, logprobs: Float[Array, 'x y']
 ) -> dict[tuple[str, str], np.ndarray]:
   """E_pi[v] less the judge's SFT 85% quantile, by (judge, reward) and prompt."""
-  table = {f'{j}/{r}': v for (j, r), v in judgements.values.items()}
+  table = {f'{j}/{r}': v for (j, r), v in features.values.items()}
   means = enumerated.expectations(logprobs[None], table)
   return {
       (judge, reward): np.asarray(means[f'{judge}/{reward}'][0])
-      for judge, reward in judgements.values
+      for judge, reward in features.values
   }

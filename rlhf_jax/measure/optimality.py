@@ -1,99 +1,91 @@
-"""Measuring trained policies: how near the exact optimum they came."""
+"""How near trained policies came to the exact optimum of their objective."""
 
 import dataclasses
 import os
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 import ml_collections
 import numpy as np
 
+from rlhf_jax import files
 from rlhf_jax.evaluation import schema
 from rlhf_jax.exact import enumerated, tilted
 from rlhf_jax.learners import registry
-from rlhf_jax.measure import spaces as study_lib
-from rlhf_jax.stages import policy as policy_stage
-from rlhf_jax.stages import tables as tables_stage
-from rlhf_jax.study import common, inputs
-from rlhf_jax.study import learner as policy_config
+from rlhf_jax.study import configs, folders, listed, parameters
+from rlhf_jax.study import learner as learner_lib
 
 
 def runs(config: ml_collections.ConfigDict) -> list[dict]:
-  """The policy runs of this seed and property, as the sweep lists them."""
+  """The policy runs of this seed and property, in the order of the sweep."""
   if config.seed not in config.policy_seeds:
     return []
   return [
-      dict(
-          property=p,
-          method=method,
-          learner=policy_config.learner_of(learner).name,
-          kl_coef=kl_coef,
-      )
-      for p, method, learner, kl_coefs in config.policy.sweep
-      for kl_coef in kl_coefs
-      if p == config.evaluate.property
+      policy | {'learner': learner_lib.learner_of(policy['learner']).name}
+      for policy in configs.policies(config)
+      if policy['property'] == config.evaluate.property
   ]
 
 
-def measured(
-    study: study_lib.Study, what: dict
-) -> tuple[jnp.ndarray, dict[str, float | int | str]]:
-  """A trained policy's held-out log-probabilities, and its optimality row.
+def measure(
+    space, run: dict
+) -> tuple[Float[Array, 'x y'], dict[str, float | int | str]]:
+  """A trained policy's held-out log-probabilities, and its row of optimality.csv.
 
   Shares and gaps are of J = E[u] - kl_coef KL with u as the policy was trained on
   it, less its penalty; NaN where training had no such J (see `has_optimum`).
   `objective` says whether the learner converges to the optimum of J at all.
+
+  Args:
+    space: the `spaces.Listed` of the property.
+    run: {property, method, learner, kl_coef}.
   """
   folder = os.path.join(
-      study.workdir,
-      common.seed_folder(study.config),
+      space.workdir,
+      folders.seed(space.config),
       'policy',
-      policy_stage.run_name(*what.values()),
+      folders.policy_name(**run),
   )
-  params = inputs.load_policy_params(study.config, study.workdir, folder)
-  prompts = study.prompts
+  params = parameters.load_policy_params(space.config, space.workdir, folder)
+  prompts = space.prompts
   logprobs = jnp.asarray(
-      tables_stage.policy_logprobs(
-          study.config, params, prompts.tokens, prompts.mask
-      )
+      listed.policy_logprobs(space.config, params, prompts.tokens, prompts.mask)
   )
-  training = common.read_json(os.path.join(folder, 'training.json'), 'policy')
+  training = files.read_json(os.path.join(folder, 'training.json'), 'policy')
   train, held_out = prompts.train_ids, prompts.eval_ids
-  learner = registry.get(what['learner'])
-  if what['method'] in study.methods and has_optimum(
-      study.config.policy, learner
+  ref_logprobs = jnp.asarray(space.tables['sft'][train])
+  learner = registry.get(run['learner'])
+  if run['method'] in space.methods and has_optimum(
+      space.config.policy, learner
   ):
     # Under the weights it ended with: multipliers may have moved.
-    weights = common.read_json(os.path.join(folder, 'weights.json'), 'policy')
+    weights = files.read_json(os.path.join(folder, 'weights.json'), 'policy')
     row = optimality(
         logprobs[train],
-        jnp.asarray(study.tables['sft'][train]),
-        study.penalized_utility(what['method'], train, weights),
-        kl_coef=what['kl_coef'],
+        ref_logprobs,
+        space.penalized_utility(run['method'], train, weights),
+        kl_coef=run['kl_coef'],
     )
     share = tilted.objective_share(
         logprobs[held_out],
-        study.ref_logprobs,
-        study.penalized_utility(what['method'], held_out, weights),
-        kl_coef=what['kl_coef'],
+        space.ref_logprobs,
+        space.penalized_utility(run['method'], held_out, weights),
+        kl_coef=run['kl_coef'],
     )
     row['held_out_share'] = float(share)
   else:  # as a utility of whole batches, which no one response has
     row = dict.fromkeys(schema.COLUMNS['optimality'], np.nan)
-    row['kl'] = float(
-        tilted.sequence_kl(
-            logprobs[train], jnp.asarray(study.tables['sft'][train])
-        ).mean()
-    )
-  row |= what | {'seed': study.config.seed, 'objective': learner.objective}
+    row['kl'] = float(tilted.sequence_kl(logprobs[train], ref_logprobs).mean())
+  row |= run | {'seed': space.config.seed, 'objective': learner.objective}
   row |= {name: training[name] for name in ('seconds', 'num_steps')}
   return logprobs[held_out], row
 
 
 def has_optimum(c: ml_collections.ConfigDict, learner) -> bool:
-  """Whether a learner under config.policy maximises E[u] - kl_coef KL.
+  """Tells whether a learner under config.policy maximises E[u] - kl_coef KL.
 
-  Not with a kl_coef that is steered, an entropy bonus or a discount, of learners
-  that have them.
+  It does not with a kl_coef that is steered, an entropy bonus or a discount, if
+  the learner has them.
   """
   fields = {f.name for f in dataclasses.fields(learner.config_class)}
   return not (
@@ -103,8 +95,14 @@ def has_optimum(c: ml_collections.ConfigDict, learner) -> bool:
   )
 
 
-def optimality(logprobs, ref_logprobs, utility, *, kl_coef) -> dict[str, float]:
-  """How near a policy [x y] is to the optimum of J = E[u] - kl_coef KL.
+def optimality(
+    logprobs: Float[Array, 'x y'],
+    ref_logprobs: Float[Array, 'x y'],
+    utility: Float[Array, 'x y'],
+    *,
+    kl_coef: float,
+) -> dict[str, float]:
+  """Shares and gaps of a policy to the optimum of J = E[u] - kl_coef KL.
 
     objective_share: (J - J_0) / (J* - J_0)
     gap:             J* - J, which is kl_coef KL(pi || pi*)
@@ -112,8 +110,8 @@ def optimality(logprobs, ref_logprobs, utility, *, kl_coef) -> dict[str, float]:
     frontier_share:  (E_pi[u] - E_0[u]) / (E_f[u] - E_0[u]), with f the optimum
                      of whatever kl_coef spends the same KL as pi
 
-  The last one judges what a policy made of the KL it spent, and not how much
-  it spent; NaN where no optimum spends as much.
+  The last one judges the use of the KL that a policy spent, and not how much it
+  spent; NaN where no optimum spends as much.
   """
   kl = tilted.sequence_kl(logprobs, ref_logprobs).mean()
   optimum = tilted.tilted_logprobs(ref_logprobs, utility, kl_coef=kl_coef)

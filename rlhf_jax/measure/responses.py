@@ -9,16 +9,19 @@ import numpy as np
 import pandas as pd
 
 from rlhf_jax.exact import enumerated
+from rlhf_jax.measure.space import Policy, Space
 
 METHODS = ('raw', 'lsc')
 
 
-def rows(study, matched: dict) -> pd.DataFrame:
+def rows(
+    space: Space, matched: dict[str | tuple[str, str], Policy]
+) -> pd.DataFrame:
   """A row for each held-out prompt, method (SFT, raw, LSC) and draw.
 
-  `evaluate.num_responses` draws a prompt. After the
-  columns of the schema, for each reward R of
-  the property, with the quantile of the prompt under the SFT policy:
+  There are evaluate.num_responses draws of each prompt. After the columns of the
+  schema come, for each reward R of the property, with quantiles of the prompt
+  under the SFT policy:
 
     centered/R    r - r_ref, r_ref the 85% quantile of r; in logits
     utility/R     log sigma(r - r_ref), whatever the method maximised
@@ -27,33 +30,34 @@ def rows(study, matched: dict) -> pd.DataFrame:
                   when no evaluator was trained
 
   Args:
-    study: of one seed and property.
-    matched: policies nearest the matched KL, as the evaluate stage keeps them:
-      METHOD or (METHOD, LEARNER) -> (learner, logprobs [x y], KL).
+    space: of one seed and property.
+    matched: policies near the matched KL, as of `tables.Tables`.
   """
-  scores = _scores(study)
-  texts = [study.prompts.texts[i] for i in study.prompts.eval_ids]
-  key = jax.random.key(study.config.seed + 1)
+  scores = _scores(space)
+  texts = [space.prompts.texts[i] for i in space.prompts.eval_ids]
+  key = jax.random.key(space.config.seed + 1)
   frames = []
-  for method, (learner, logprobs, kl) in _policies(matched).items():
+  for method, policy in _shown(matched).items():
     # One key for all: equal uniforms, so equal policies draw equal responses.
     drawn = np.asarray(
         enumerated.draw(
-            key, logprobs, num_samples=study.config.evaluate.num_responses
+            key,
+            policy.logprobs,
+            num_samples=space.config.evaluate.num_responses,
         )
     )
     num_draws = drawn.shape[1]
-    responses, shown = study.texts_of(drawn)
+    responses, shown = space.texts_of(drawn)
     columns = {
-        'property': study.property,
-        'seed': study.config.seed,
+        'property': space.property,
+        'seed': space.config.seed,
         'prompt': np.repeat(texts, num_draws),
         'method': method,
-        'learner': learner,
-        'kl': float(kl),
+        'learner': policy.learner,
+        'kl': float(policy.mean_kl),
         'draw': np.tile(np.arange(num_draws), len(texts)),
-        'response': responses,
-        'text': shown,
+        'response': [printable(r) for r in responses],
+        'text': [printable(t) for t in shown],
     }
     for name, values in scores.items():
       columns[name] = np.take_along_axis(values, drawn, axis=1).ravel()
@@ -61,8 +65,15 @@ def rows(study, matched: dict) -> pd.DataFrame:
   return pd.concat(frames, ignore_index=True)
 
 
-def _policies(matched: dict) -> dict:
-  """Method to (learner, logprobs): SFT, and both methods by one learner.
+def printable(text: str) -> str:
+  """`text` for a table: control characters would end its rows."""
+  return ''.join(
+      c if c.isprintable() or c in '\n\t' else '\ufffd' for c in text
+  )
+
+
+def _shown(matched):
+  """The policies by method: SFT, and both methods by one learner.
 
   The first learner that trained both, else the exact optima: a difference
   between two learners would read as one between the methods.
@@ -74,11 +85,11 @@ def _policies(matched: dict) -> dict:
   return {m: matched[key] for m, key in keys.items() if key in matched}
 
 
-def _scores(study) -> dict[str, np.ndarray]:
-  """Column name to what it holds of every response, [x y]."""
-  values, features = study.judgements.values, study.judgements.features
+def _scores(space) -> dict[str, np.ndarray]:
+  """The scores [x y] of every response, by the name of their column."""
+  values, metrics = space.features.values, space.features.metrics
   found = {}
-  for reward in study.rewards:
+  for reward in space.rewards:
     centered = values['reward_model', reward]
     found[f'centered/{reward}'] = centered
     found[f'utility/{reward}'] = jax.nn.log_sigmoid(centered)
@@ -86,8 +97,8 @@ def _scores(study) -> dict[str, np.ndarray]:
       found[f'gold/{reward}'] = values['gold', reward]
     if ('evaluator', reward) in values:
       # With one reward its percentile is the win rate itself.
-      one = features['evaluator', 'win_rate']
-      found[f'evaluator/{reward}'] = features.get(
+      one = metrics['evaluator', 'win_rate']
+      found[f'evaluator/{reward}'] = metrics.get(
           ('evaluator', f'win_rate/{reward}'), one
       )
   return {name: np.asarray(value) for name, value in found.items()}

@@ -59,21 +59,6 @@ def gae(
   return advantages, advantages + values
 
 
-def returns_to_go(
-    rewards: Float[Array, 'b t'],
-    mask: Bool[Array, 'b t'],
-    *,
-    gamma: ScalarLike,
-) -> Float[Array, 'b t']:
-  """Discounted sum of the rewards from token t on; 0 where masked out.
-
-  G_t = r_t + gamma * G_{t+1}
-  """
-  rewards = jnp.where(mask, rewards.astype(jnp.float32), 0.0)
-  returns = _reverse_discounted_sum(rewards, gamma)
-  return jnp.where(mask, returns, 0.0)
-
-
 def leave_one_out(returns: Float[Array, '... k']) -> Float[Array, '... k']:
   """RLOO advantages: each return minus the mean of the prompt's other returns.
 

@@ -2,8 +2,8 @@
 
 The log-probabilities of both must come from the same `action_logits`. The single
 sample estimators differ in bias, and again in the gradient they give when
-differentiated, which is stated with each: only the value of k1 belongs in a
-reward, only k2 (or the exact sum) in a loss.
+differentiated, which is stated with each: k1 belongs in a reward, and neither in a
+loss; the exact sum belongs in either.
 """
 
 import jax.numpy as jnp
@@ -35,24 +35,6 @@ def k1(
     Schulman 2020, http://joschu.net/blog/kl-approx.html.
   """
   return _log_ratio(logprobs, ref_logprobs, mask)
-
-
-def k2(
-    logprobs: Float[Array, '*b'],
-    ref_logprobs: Float[Array, '*b'],
-    mask: Bool[Array, '*b'],
-) -> Float[Array, '*b']:
-  """Biased, low-variance estimate of KL(pi || pi_ref) with its exact gradient.
-
-    k2 = (log pi(a) - log pi_ref(a))^2 / 2
-
-  The value is biased at second order, but its expected gradient as a loss is
-  E_pi[(log pi - log pi_ref) grad log pi] = grad KL(pi || pi_ref).
-
-  References:
-    Schulman 2020, http://joschu.net/blog/kl-approx.html.
-  """
-  return 0.5 * jnp.square(_log_ratio(logprobs, ref_logprobs, mask))
 
 
 def k3(

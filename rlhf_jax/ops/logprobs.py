@@ -6,7 +6,6 @@ and the reference all go through it, so they agree on the temperature and on the
 tokens that are impossible, and KL is 0 when policy == reference.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
@@ -61,32 +60,6 @@ def action_logits(
     allowed = jnp.where(t == sampling.num_tokens - 1, is_eos, allowed)
   scaled = logits.astype(jnp.float32) / sampling.temperature
   return jnp.where(allowed, scaled, -jnp.inf)
-
-
-def token_logprobs(
-    logits: Float[Array, '... v'],
-    tokens: Int[Array, '...'],
-    t: Int[Array, '...'],
-    *,
-    sampling: SamplingConfig,
-) -> Float[Array, '...']:
-  """log pi(token_t | prompt, tokens before t), under `sampling`.
-
-    z_t(token_t) - logsumexp_v z_t(v),   z = action_logits
-
-  -inf for a token that cannot be drawn. Padding therefore scores -inf: select by
-  the response mask, which also keeps the gradient finite. The logits themselves
-  must be finite everywhere, padding included.
-
-  Args:
-    logits: the model's, at the position before each token.
-    tokens: the tokens that were drawn.
-    t: their positions in the response; broadcasts to `tokens`.
-    sampling: what could be drawn, and at what temperature.
-  """
-  logits = action_logits(logits, t, sampling=sampling)
-  drawn = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-  return drawn - jax.nn.logsumexp(logits, axis=-1)
 
 
 def sequence_logprob(

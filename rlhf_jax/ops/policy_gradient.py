@@ -70,49 +70,6 @@ def ppo_clip_loss(
   }
 
 
-def sequence_clip_loss(
-    logprobs: Float[Array, 'b t'],
-    old_logprobs: Float[Array, 'b t'],
-    advantages: Float[Array, ' b'],
-    mask: Bool[Array, 'b t'],
-    *,
-    clip_eps: ScalarLike,
-) -> tuple[Float[Array, ''], Metrics]:
-  """Clipped surrogate with one action per response, as RLOO treats it.
-
-    L = -E_b[min(rho_b A_b, clip(rho_b, 1 - eps, 1 + eps) A_b)]
-    rho_b = pi(y_b | x_b) / pi_old(y_b | x_b), the product over tokens
-
-  At rho = 1 its gradient is that of `reinforce_loss`. A response without valid
-  tokens took no action and is left out of the mean.
-
-  Args:
-    logprobs: log pi(y_t), the argument to differentiate.
-    old_logprobs: under the policy that sampled.
-    advantages: one per response, data.
-    mask: response mask.
-    clip_eps: half-width of the clip range, for the whole response's ratio.
-
-  Returns:
-    The loss, and metrics over responses: `clip_frac`, and `approx_kl`, the k3
-    estimate of KL(pi_old || pi) of tokens summed over each response.
-
-  References:
-    Ahmadian et al. 2024, arXiv:2402.14740; Schulman et al. 2017, Eq. 7.
-  """
-  valid = mask.any(-1)
-  log_ratio = masked.sum(kl.k1(logprobs, old_logprobs, mask), mask, axis=-1)
-  advantages = jnp.where(valid, advantages.astype(jnp.float32), 0.0)
-  surrogate, outside = _clipped_surrogate(
-      _ratio(log_ratio), advantages, clip_eps
-  )
-  token_kl = kl.k3(old_logprobs, logprobs, mask)
-  return -masked.mean(surrogate, valid), {
-      'clip_frac': masked.mean(outside, valid),
-      'approx_kl': masked.mean(kl.sequence_kl(token_kl, mask), valid),
-  }
-
-
 def reinforce_loss(
     logprobs: Float[Array, 'b t'],
     advantages: Float[Array, ' b'],

@@ -34,7 +34,7 @@ def _mean_over_pairs(values: Array) -> Array:
 
 
 def _pair_metrics(margin: Array, target: Array) -> Metrics:
-  """How often the policy ranks a pair as its target does; ties count half."""
+  """The share of pairs that the policy ranks as its target; ties count half."""
   agree = 0.5 * (1.0 + jnp.sign(margin) * jnp.sign(target))
   return {'pair_accuracy': _mean_over_pairs(agree)}
 

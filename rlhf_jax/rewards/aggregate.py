@@ -5,31 +5,193 @@ neither be dropped in silence nor take another's weight. A weight of 0 removes a
 component altogether, -inf utilities included.
 
 Here are the aggregators of any utility; those of log-probabilities are in
-probability.py. To add one, write `fn(utilities, weights, **options)`, declare
+logic.py, and the one with multipliers in lagrangian.py. To add one, write `fn(utilities, weights, **options)`, declare
 it, and `@register` it; its name is its name in a config.
 """
 
+from collections.abc import Callable
+import dataclasses
+import math
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
-from rlhf_jax.ops.log1mexp import log1mexp as log1mexp
-
-# Importing it registers its aggregators.
-from rlhf_jax.rewards import logic as logic
-from rlhf_jax.rewards.aggregator_registry import Aggregator as Aggregator
-from rlhf_jax.rewards.aggregator_registry import (
-    cone,
-    everything,
-    hull,
-    unless_removed,
-    Utilities,
-    weighted,
-    Weights,
+from rlhf_jax.rewards.registry import (
+    check_options,
+    check_positive,
+    options_of,
+    Registry,
 )
-from rlhf_jax.rewards.aggregator_registry import get as get
-from rlhf_jax.rewards.aggregator_registry import names as names
-from rlhf_jax.rewards.aggregator_registry import register as register
-from rlhf_jax.rewards.options import check_positive
+
+Utilities = dict[str, Float[Array, '*b']]
+Weights = dict[str, ScalarLike]
+Range = tuple[float, float]
+
+
+def everything(ranges: tuple[Range, ...]) -> Range:
+  """The range of a result that nothing bounds."""
+  del ranges
+  return -math.inf, math.inf
+
+
+def log_probability(ranges: tuple[Range, ...]) -> Range:
+  """The range of a log-probability."""
+  del ranges
+  return -math.inf, 0.0
+
+
+def cone(ranges: tuple[Range, ...]) -> Range:
+  """The range of a sum with weights >= 0: only signs survive."""
+  low = 0.0 if min(low for low, _ in ranges) >= 0 else -math.inf
+  return low, 0.0 if max(high for _, high in ranges) <= 0 else math.inf
+
+
+def hull(ranges: tuple[Range, ...]) -> Range:
+  """The range of an average."""
+  return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Aggregator:
+  """A registered aggregator: its function and what it declares of itself.
+
+  Attributes:
+    name: in configs and figures.
+    fn: `fn(utilities, weights, **options) -> utility`. One with the keyword
+      `group_size` works on rows [b] of which each so many are of one prompt.
+    requires_log_probability: utilities must be log-probabilities (<= 0).
+    weights: what a weight may be: 'real', 'nonnegative', or 'binary' (0 or 1).
+      Checked where the value is known: a traced weight is the caller's to check,
+      and a binary one then counts as 1 unless it is 0.
+    source: where it was published.
+    range: from the ranges of the components to that of the result, for weights
+      that are >= 0, over all options.
+    scale_dependent: multiplying all utilities by a constant changes more than the
+      scale and the zero of the result.
+    increasing: never decreases in a utility, for weights >= 0.
+    whole_batch: a row's result depends on the other rows of the batch, so that
+      the fixed optimum pi_0 exp(u / kl_coef) no longer applies.
+  """
+
+  name: str
+  fn: Callable[..., Array]
+  requires_log_probability: bool
+  weights: str
+  source: str
+  range: Callable[[tuple[Range, ...]], Range]
+  scale_dependent: bool
+  increasing: bool = True
+  whole_batch: bool = False
+
+  @property
+  def options(self) -> dict:
+    """Option names and defaults; the default of a required one is `empty`."""
+    options = options_of(self.fn)
+    options.pop('group_size', None)
+    return options
+
+  @property
+  def needs_group_size(self) -> bool:
+    """Whether rows must come in groups of one prompt."""
+    return 'group_size' in options_of(self.fn)
+
+  def check_options(
+      self, options: dict[str, ScalarLike | str], names: tuple[str, ...]
+  ) -> None:
+    """Raises ValueError for an option that is unknown, missing or means nothing.
+
+    Args:
+      options: values by name. A string names a component.
+      names: the components.
+    """
+    check_options(f'Aggregator {self.name!r}', self.options, options)
+    for option, value in options.items():
+      if isinstance(value, str) and value not in names:
+        raise ValueError(
+            f'{self.name} has {option}={value!r}, which is none of its rewards'
+            f' {tuple(names)}.'
+        )
+
+  def check_weights(self, weights: Weights) -> None:
+    """Raises ValueError for a known weight that this aggregator cannot take."""
+    known = {}
+    for name, weight in weights.items():
+      if not isinstance(weight, jax.core.Tracer):
+        known[name] = float(weight)
+    for name, weight in known.items():
+      if not math.isfinite(weight):
+        raise ValueError(f'Weight of {name!r} is {weight}.')
+      if self.weights != 'real' and weight < 0:
+        raise ValueError(
+            f'{self.name} needs weights >= 0, got {weight} for {name!r}.'
+        )
+      if self.weights == 'binary' and weight not in (0.0, 1.0):
+        raise ValueError(
+            f'{self.name} needs weights of 0 or 1, got {weight} for {name!r}.'
+        )
+    if len(known) == len(weights) and not any(known.values()):
+      raise ValueError(f'All weights are 0: {known}.')
+
+  def __call__(
+      self,
+      utilities: Utilities,
+      weights: Weights,
+      *,
+      group_size: int | None = None,
+      **options: ScalarLike | str,
+  ) -> Array:
+    if not utilities:
+      raise ValueError('There is no utility to aggregate.')
+    if unweighted := sorted(utilities.keys() - weights.keys()):
+      raise KeyError(f'No weight for the utilities {unweighted}.')
+    if unknown := sorted(weights.keys() - utilities.keys()):
+      raise KeyError(f'Weights for utilities that do not exist: {unknown}.')
+    self.check_options(options, tuple(sorted(utilities)))
+    self.check_weights(weights)
+    if self.needs_group_size:
+      if group_size is None:
+        raise ValueError(
+            f'{self.name} needs group_size=, the number of samples a prompt: it'
+            ' applies to sampled groups only, not to listed responses.'
+        )
+      options['group_size'] = group_size
+    # Sorted, so that the order of float32 additions is that of the names.
+    order = sorted(utilities)
+    return self.fn(
+        {name: utilities[name].astype(jnp.float32) for name in order},
+        {name: jnp.asarray(weights[name], jnp.float32) for name in order},
+        **options,
+    )
+
+
+_AGGREGATORS = Registry[Aggregator]('aggregator')
+get, names = _AGGREGATORS.get, _AGGREGATORS.names
+
+
+def register(**declarations):
+  """Returns a decorator that adds a function to the aggregators.
+
+  Args:
+    **declarations: the attributes of Aggregator, `name` and `fn` aside.
+  """
+  if not callable(declarations['range']):
+    raise ValueError(
+        f'An aggregator has range={declarations["range"]!r}; it is a function of'
+        " the components' ranges, such as `cone`, or `lambda ranges: (-math.inf,"
+        ' 0.0)`.'
+    )
+  return _AGGREGATORS.register_function(Aggregator, **declarations)
+
+
+def unless_removed(weight: Array, utility: Array, neutral=0.0) -> Array:
+  """The utility, or a constant with gradient 0 when the weight is 0."""
+  return jnp.where(weight == 0, neutral, utility)
+
+
+def weighted(weight: Array, utility: Array) -> Array:
+  """weight * utility, and 0 with gradient 0 when the weight is 0."""
+  return jnp.where(weight == 0, 0.0, weight * unless_removed(weight, utility))
 
 
 @register(
@@ -135,72 +297,6 @@ def softmin(
     gap = jnp.where(weights[name] == 0, 0.0, (u - worst) / temperature)
     mean = mean + weights[name] / total * jnp.exp(-gap)
   return worst - temperature * jnp.log(mean)
-
-
-@register(
-    requires_log_probability=False,
-    weights='nonnegative',
-    range=everything,
-    scale_dependent=False,
-    source='Moskovitz et al. 2024, arXiv:2310.04373',
-)
-def lagrangian(
-    utilities: Utilities,
-    weights: Weights,
-    *,
-    primary: str,
-    threshold: ScalarLike = 0.0,
-) -> Float[Array, '*b']:
-  """u = w_p u_p + sum_(i != p) mu_i (u_i - threshold).
-
-  The Lagrangian of maximising E[u_p] subject to E[u_i] >= threshold. The weights
-  are the multipliers mu_i, moved by `dual_step` as the policy changes; at fixed
-  multipliers the optimum is that of a weighted sum. The source caps the other
-  rewards from above, against overoptimisation; here they are kept from falling.
-
-  Args:
-    utilities: u_i.
-    weights: multipliers mu_i >= 0, and the weight of the primary, commonly 1.
-    primary: name of what is maximised.
-    threshold: what every other utility must reach on average.
-  """
-  return sum(
-      weighted(weights[name], u if name == primary else u - threshold)
-      for name, u in utilities.items()
-  )
-
-
-def dual_step(
-    multipliers: Weights,
-    expected_utilities: dict[str, ScalarLike],
-    *,
-    primary: str,
-    threshold: ScalarLike,
-    step_size: ScalarLike,
-) -> dict[str, Array]:
-  """The multipliers after one step of projected gradient descent on the dual.
-
-    mu_i <- max(0, mu_i - step_size * (E[u_i] - threshold))
-
-  A multiplier grows while its constraint is violated. The primary's is returned
-  unchanged.
-
-  Args:
-    multipliers: the weights of `lagrangian`, by name.
-    expected_utilities: E[u_i] under the current policy; the primary's is ignored.
-    primary: name of what is maximised.
-    threshold: as in `lagrangian`.
-    step_size: of the dual variable, slow against the policy's own steps.
-  """
-  if primary not in multipliers:
-    raise ValueError(f'{primary!r} is none of {tuple(multipliers)}.')
-  new = {}
-  for name, value in multipliers.items():
-    new[name] = jnp.asarray(value, jnp.float32)
-    if name != primary:
-      slack = jnp.asarray(expected_utilities[name], jnp.float32) - threshold
-      new[name] = jnp.maximum(new[name] - step_size * slack, 0.0)
-  return new
 
 
 @register(

@@ -8,16 +8,35 @@ from rlhf_jax.ops import masked
 from rlhf_jax.types import Metrics
 
 
-def preference_probability(
-    reward: Float[Array, '*b'], other_reward: Float[Array, '*b']
-) -> Float[Array, '*b']:
-  """p(y preferred to y' | x) = sigma(r(x, y) - r(x, y')).
+def pair_metrics(
+    nll: Float[Array, ''],
+    chosen: Float[Array, ' b'],
+    rejected: Float[Array, ' b'],
+    mask: Bool[Array, ' b'],
+    compared: Bool[Array, ' b'],
+) -> Metrics:
+  """Metrics of rewards that were learned from pairs.
 
-  References:
-    Bradley and Terry 1952; Wang et al. 2024, arXiv:2402.00742, section 2.
+  `nll`, as given; `accuracy` (ties count half) and `margin` (r+ - r-) over the
+  pairs that were `compared`; `reward_mean` and `reward_std` over all responses.
+
+  Args:
+    nll: mean negative log-likelihood.
+    chosen: r(x, y+), 0 where masked out.
+    rejected: r(x, y-), 0 where masked out.
+    mask: False for padding rows.
+    compared: False for padding rows and for tied pairs.
   """
-  reward = reward.astype(jnp.float32)
-  return jax.nn.sigmoid(reward - other_reward.astype(jnp.float32))
+  difference = chosen - rejected
+  rewards = jnp.concatenate([chosen, rejected])
+  both = jnp.concatenate([mask, mask])
+  return {
+      'nll': nll,
+      'accuracy': masked.mean(0.5 * (1.0 + jnp.sign(difference)), compared),
+      'margin': masked.mean(difference, compared),
+      'reward_mean': masked.mean(rewards, both),
+      'reward_std': jnp.sqrt(masked.var(rewards, both)),
+  }
 
 
 def bradley_terry_loss(
@@ -48,9 +67,8 @@ def bradley_terry_loss(
     center_coef: weight of the centring term.
 
   Returns:
-    The mean loss over valid pairs, and metrics over them: `nll` (the first
-    term), `accuracy` (ties count half), `margin` (r+ - r-), and `reward_mean`
-    and `reward_std` over all responses.
+    The mean loss over valid pairs, and their `pair_metrics`; `nll` is the first
+    term.
 
   References:
     Bradley and Terry 1952; Ouyang et al. 2022, arXiv:2203.02155; margin: Touvron
@@ -60,18 +78,10 @@ def bradley_terry_loss(
   mask = jnp.ones_like(chosen_reward, bool) if valid is None else valid
   chosen = jnp.where(mask, chosen_reward.astype(jnp.float32), 0.0)
   rejected = jnp.where(mask, rejected_reward.astype(jnp.float32), 0.0)
-  difference = chosen - rejected
-  demanded = difference
+  demanded = chosen - rejected
   if margin is not None:
-    demanded = difference - jnp.where(mask, margin.astype(jnp.float32), 0.0)
+    demanded = demanded - jnp.where(mask, margin.astype(jnp.float32), 0.0)
   nll = masked.mean(-jax.nn.log_sigmoid(demanded), mask)
   center = masked.mean(jnp.square(chosen + rejected), mask)
-  rewards = jnp.concatenate([chosen, rejected])
-  both = jnp.concatenate([mask, mask])
-  return nll + center_coef * center, {
-      'nll': nll,
-      'accuracy': masked.mean(0.5 * (1.0 + jnp.sign(difference)), mask),
-      'margin': masked.mean(difference, mask),
-      'reward_mean': masked.mean(rewards, both),
-      'reward_std': jnp.sqrt(masked.var(rewards, both)),
-  }
+  metrics = pair_metrics(nll, chosen, rejected, mask, mask)
+  return nll + center_coef * center, metrics

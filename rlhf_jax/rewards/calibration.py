@@ -1,4 +1,4 @@
-"""Is sigma(r+ - r-) the probability that y+ is preferred?
+"""Calibration: how far sigma(r+ - r-) is the probability that y+ is preferred.
 
 LSC reads the scale of a reward model as certainty, so an over-confident model
 saturates it. All functions take margins r(x, y+) - r(x, y-) of held-out

@@ -1,4 +1,4 @@
-"""Aggregators of log-probabilities: what is the probability of a combination?
+"""Aggregators of log-probabilities: the probability of a logical combination.
 
 Judgements G_i are taken as independent given (x, y), except where a bound that
 needs no such assumption is meant.
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rlhf_jax.ops.log1mexp import log1mexp
-from rlhf_jax.rewards.aggregator_registry import (
+from rlhf_jax.rewards.aggregate import (
     hull,
     log_probability,
     register,

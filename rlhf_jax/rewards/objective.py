@@ -1,4 +1,4 @@
-"""The utility of a response: which rewards, transformed how, combined how.
+"""Objectives: the rewards, transforms and aggregator that make a utility.
 
 An Objective is what a config says, checked when it is made: an unknown name, an
 option without effect or a combination that means nothing stops there, not after
@@ -32,7 +32,7 @@ def _check_twice(options: Options) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Declarations:
-  """What holds of an objective, derived from its parts.
+  """Properties of an objective, derived from its parts.
 
   Attributes:
     range: an interval that holds every utility, for weights >= 0.
@@ -103,7 +103,7 @@ class Component:
   def __call__(
       self, reward: Float[Array, '*b'], reference: Reference | None
   ) -> Float[Array, '*b']:
-    """The transformed reward, negated if it is to be."""
+    """The transformed reward, as log(1 - p) if the component is negated."""
     transform = transforms.get(self.transform)
     u = transform(reward, reference, **dict(self.options))
     return log1mexp(u) if self.negated else u
@@ -155,7 +155,7 @@ class Objective:
     return tuple(c.reward for c in self.components)
 
   def declarations(self) -> Declarations:
-    """What holds of the utility, derived from the parts."""
+    """Properties of the utility, derived from the parts."""
     aggregator = aggregate.get(self.aggregate)
     parts = [transforms.get(c.transform) for c in self.components]
     # Of unlike transforms one may follow the scale and another not.
@@ -217,7 +217,7 @@ def utility(
     objective: Objective,
     group_size: int | None = None,
 ) -> tuple[Float[Array, '*b'], Metrics]:
-  """u(x, y), and what became of each reward on the way.
+  """The utility u(x, y), and metrics of each reward on the way to it.
 
     u = aggregate_i(transform_i(r_i, reference_i); w_i)
 

@@ -9,31 +9,17 @@ from jaxtyping import Array, Bool, Float, ScalarLike
 from rlhf_jax.ops import masked
 from rlhf_jax.ops.log1mexp import log1mexp
 from rlhf_jax.rewards import bradley_terry
-from rlhf_jax.rewards.link_registry import (
+from rlhf_jax.rewards.links import (
     clean,
     Link,
     LinkParams,
     log_sigmoid,
     Loss,
 )
-from rlhf_jax.rewards.link_registry import register as register_link
-from rlhf_jax.rewards.options import check_positive
-from rlhf_jax.rewards.references import Reference
-from rlhf_jax.rewards.transform_registry import centered_reward, register
-from rlhf_jax.types import Metrics
-
-
-def _pair_metrics(nll, chosen, rejected, mask, compared) -> Metrics:
-  both = jnp.concatenate([mask, mask])
-  rewards = jnp.concatenate([chosen, rejected])
-  right = 0.5 * (1.0 + jnp.sign(chosen - rejected))
-  return {
-      'nll': nll,
-      'accuracy': masked.mean(right, compared),
-      'margin': masked.mean(chosen - rejected, compared),
-      'reward_mean': masked.mean(rewards, both),
-      'reward_std': jnp.sqrt(masked.var(rewards, both)),
-  }
+from rlhf_jax.rewards.links import register as register_link
+from rlhf_jax.rewards.references import center, Reference
+from rlhf_jax.rewards.registry import check_positive
+from rlhf_jax.rewards.transform_registry import register
 
 
 def bradley_terry_nll(
@@ -77,7 +63,7 @@ def probit(
   grows with the distance.
   """
   check_positive('temperature', temperature)
-  x = centered_reward(reward, reference) / temperature
+  x = center(reward, reference) / temperature
   return jax.scipy.special.log_ndtr(x)
 
 
@@ -96,7 +82,7 @@ def probit_nll(
   mask, chosen, rejected = clean(valid, chosen_reward, rejected_reward)
   log_p = jax.scipy.special.log_ndtr(chosen - rejected)
   nll = masked.mean(-log_p, mask)
-  return nll, _pair_metrics(nll, chosen, rejected, mask, mask)
+  return nll, bradley_terry.pair_metrics(nll, chosen, rejected, mask, mask)
 
 
 register_link(
@@ -138,7 +124,7 @@ def ties(
   check_positive('temperature', temperature)
   if isinstance(eta, int | float) and not eta >= 0:
     raise ValueError(f'eta must be >= 0, got {eta}.')
-  d = centered_reward(reward, reference) / temperature
+  d = center(reward, reference) / temperature
   either = jnp.logaddexp(
       jax.nn.log_sigmoid(d - eta), jax.nn.log_sigmoid(d + eta)
   )
@@ -173,7 +159,9 @@ def ties_nll(
   )
   log_p = jnp.where(tied, log_tie, jax.nn.log_sigmoid(d - eta))
   nll = masked.mean(-log_p, mask)
-  metrics = _pair_metrics(nll, chosen, rejected, mask, mask & ~tied)
+  metrics = bradley_terry.pair_metrics(
+      nll, chosen, rejected, mask, mask & ~tied
+  )
   return nll, metrics | {
       'tie_rate': masked.mean(tied.astype(jnp.float32), mask),
       'tie_probability': masked.mean(jnp.exp(log_tie), mask),
@@ -193,25 +181,17 @@ register_link(
 )
 
 
-@register(
+# s is the logit of p(y beats y_ref | x). The reference is an input of the model,
+# which compares two responses and need not be a difference of two rewards:
+# preferences may be intransitive.
+register(
+    name='preference_model',
+    alias_of='pointwise',
     range=(-math.inf, 0.0),
     needs_reference=False,
     scale_dependent=True,
     source='preference models as in Munos et al. 2023, arXiv:2312.00886',
-)
-def preference_model(
-    reward: Float[Array, '...'],
-    reference: Reference | None,
-    *,
-    temperature: ScalarLike = 1.0,
-) -> Float[Array, '...']:
-  """u = log p(y beats y_ref | x) = log sigma(s / T), s the model's logit.
-
-  The reference is an input of the model, which compares two responses and need
-  not be a difference of two rewards: preferences may be intransitive.
-  """
-  del reference
-  return log_sigmoid(reward, temperature)
+)(log_sigmoid)
 
 
 def preference_model_nll(
@@ -239,7 +219,7 @@ def preference_model_nll(
   mask, chosen, rejected = clean(valid, chosen_reward, rejected_reward)
   log_p = jax.nn.log_sigmoid(chosen) + jax.nn.log_sigmoid(-rejected)
   nll = masked.mean(-0.5 * log_p, mask)
-  return nll, _pair_metrics(nll, chosen, rejected, mask, mask)
+  return nll, bradley_terry.pair_metrics(nll, chosen, rejected, mask, mask)
 
 
 register_link(

@@ -1,4 +1,4 @@
-"""Penalties for what a reward model does not see: length, a missing EOS.
+"""Penalties for what a reward model does not see, such as length.
 
 They are additive: on the raw reward before the transform, or subtracted from u
 after it. A penalty that replaces u by a constant, or multiplies it by a fraction,
@@ -7,7 +7,7 @@ rewards the failure it is meant to punish as soon as u <= 0: a log-probability o
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, ScalarLike
+from jaxtyping import Array, Bool, Float, ScalarLike
 
 # How a penalty c(x, y) >= 0 can act.
 HOW = ('raw', 'utility')
@@ -36,17 +36,6 @@ def check(how: str) -> None:
 def length(response_mask: Bool[Array, 'b t']) -> Float[Array, ' b']:
   """c = number of tokens, EOS included."""
   return response_mask.sum(-1).astype(jnp.float32)
-
-
-def missing_eos(
-    response_tokens: Int[Array, 'b t'],
-    response_mask: Bool[Array, 'b t'],
-    *,
-    eos_id: int,
-) -> Float[Array, ' b']:
-  """c = 1 for a response that was cut off before its EOS, 0 for one that ended."""
-  ended = (response_mask & (response_tokens == eos_id)).any(-1)
-  return 1.0 - ended.astype(jnp.float32)
 
 
 def penalize_rewards(

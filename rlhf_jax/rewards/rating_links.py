@@ -8,17 +8,18 @@ from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from rlhf_jax.ops import masked
 from rlhf_jax.ops.log1mexp import log1mexp
-from rlhf_jax.rewards.link_registry import (
+from rlhf_jax.rewards.links import (
     clean,
     Link,
     LinkParams,
     log_sigmoid,
     Loss,
 )
-from rlhf_jax.rewards.link_registry import register as register_link
-from rlhf_jax.rewards.options import check_positive
+from rlhf_jax.rewards.links import register as register_link
+from rlhf_jax.rewards.pair_links import probit
 from rlhf_jax.rewards.references import Reference
-from rlhf_jax.rewards.transform_registry import centered_reward, register
+from rlhf_jax.rewards.registry import check_positive
+from rlhf_jax.rewards.transform_registry import register
 from rlhf_jax.types import Metrics
 
 # A rating of 1 to 5 this high means that the response is good.
@@ -36,25 +37,13 @@ def _rating_metrics(nll, reward, rating, mask, bar) -> Metrics:
   }
 
 
-@register(
+register(
+    name='pointwise',
     range=(-math.inf, 0.0),
     needs_reference=False,
     scale_dependent=True,
     source='logistic regression (Cox 1958) read as in Wang et al. 2024, arXiv:2402.00742',
-)
-def pointwise(
-    reward: Float[Array, '...'],
-    reference: Reference | None,
-    *,
-    temperature: ScalarLike = 1.0,
-) -> Float[Array, '...']:
-  """u = log sigma(s / T), s the log-odds that a response is good.
-
-  For a classifier learned by pointwise cross-entropy: its zero means something,
-  so there is no reference to subtract.
-  """
-  del reference
-  return log_sigmoid(reward, temperature)
+)(log_sigmoid)
 
 
 def pointwise_nll(
@@ -170,6 +159,7 @@ register_link(
 
 
 @register(
+    alias_of='probit',
     range=(-math.inf, 0.0),
     scale_dependent=True,
     source='normal regression read as in Wang et al. 2024, arXiv:2402.00742',
@@ -182,14 +172,15 @@ def gaussian(
 ) -> Float[Array, '...']:
   """u = log P(R > r_ref) = log Phi((r - r_ref) / sigma), R ~ N(r, sigma^2).
 
+  The transform `probit`, whose temperature is the standard deviation of a rating.
+
   Args:
     reward: r(x, y), the mean of a rating.
     reference: its ref_reward is read, and taken as known.
     sigma: standard deviation of a rating; learned with the reward.
   """
   check_positive('sigma', sigma)
-  x = centered_reward(reward, reference) / sigma
-  return jax.scipy.special.log_ndtr(x)
+  return probit(reward, reference, temperature=sigma)
 
 
 def gaussian_nll(
@@ -225,27 +216,17 @@ register_link(
 )
 
 
-@register(
+# A judge is asked whether y is good: s = log P("yes" | x, y) - log P("no" | x, y).
+# The probability is renormalised over the two answers, so that it depends on no
+# other words of the judge.
+register(
+    name='judge',
+    alias_of='pointwise',
     range=(-math.inf, 0.0),
     needs_reference=False,
     scale_dependent=True,
     source='a language model as judge (Zheng et al. 2023, arXiv:2306.05685)',
-)
-def judge(
-    reward: Float[Array, '...'],
-    reference: Reference | None,
-    *,
-    temperature: ScalarLike = 1.0,
-) -> Float[Array, '...']:
-  """u = log P("yes") = log sigma(s / T) for a judge asked whether y is good.
-
-  s = log P("yes" | x, y) - log P("no" | x, y): the probability is renormalised
-  over the two answers, so that it depends on no other words of the judge.
-  """
-  del reference
-  return log_sigmoid(reward, temperature)
-
-
+)(log_sigmoid)
 register_link(
     Link(
         name='judge',

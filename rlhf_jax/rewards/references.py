@@ -1,4 +1,4 @@
-"""r_ref(x): the prompt-specific bar above which a response counts as good.
+"""References r_ref(x): the bar, for each prompt, above which a response is good.
 
 The paper takes the 85th percentile of the rewards of SFT samples for the same
 prompt, or the reward of a canned response. A reference scored by the same reward
@@ -17,26 +17,21 @@ import inspect
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, ScalarLike
+from jaxtyping import Array, ArrayLike, Float, Int, ScalarLike
 
-from rlhf_jax.ops import masked
+from rlhf_jax.ops import quantiles
+from rlhf_jax.rewards.registry import Registry
 from rlhf_jax.types import pytree
-
-_ESTIMATORS: dict[str, 'Estimator'] = {}
 
 # What an estimator may need of each prompt beside the rewards of SFT samples: the
 # reward of a canned response, the reward of the response that the data hold, or a
 # model's prediction from the prompt.
 NEEDS = ('canned', 'dataset', 'learned')
 
-# A cumulative probability this close below q has reached it: float32 sums of the
-# probabilities of an enumerated space carry errors of this order.
-_LEVEL_EPS = 1e-6
-
 
 @pytree
 class Reference:
-  """What transforms know of the rewards of reference responses to a prompt.
+  """Statistics of the rewards of reference responses to a prompt.
 
   Leaves broadcast against the reward they are compared to: rewards [b] go with
   leaves [b] and samples [b m]; rewards [x y] of y responses to each prompt with
@@ -102,39 +97,17 @@ class Estimator:
     return self.fn(samples, **{name: options[name] for name in self.options})
 
 
+_ESTIMATORS = Registry[Estimator]('reference')
+get, names = _ESTIMATORS.get, _ESTIMATORS.names
+
+
 def register(**declarations):
-  """Adds a function to the estimators, under its own name.
+  """Returns a decorator that adds a function to the estimators.
 
   Args:
     **declarations: the attributes of Estimator, `name` and `fn` aside.
   """
-
-  def add(fn: Callable[..., Array]) -> Callable[..., Array]:
-    if fn.__name__ in _ESTIMATORS:
-      raise ValueError(f'Reference {fn.__name__!r} is already registered.')
-    _ESTIMATORS[fn.__name__] = Estimator(
-        name=fn.__name__, fn=fn, **declarations
-    )
-    return fn
-
-  return add
-
-
-def names() -> tuple[str, ...]:
-  """Names of the registered estimators."""
-  return tuple(_ESTIMATORS)
-
-
-def get(name: str) -> Estimator:
-  """The estimator registered under `name`: callable, with its declarations."""
-  if name not in _ESTIMATORS:
-    raise ValueError(f'Unknown reference {name!r}; known: {names()}.')
-  return _ESTIMATORS[name]
-
-
-def _check_level(q: ScalarLike) -> None:
-  if isinstance(q, int | float) and not 0 <= q <= 1:
-    raise ValueError(f'A quantile level must lie in [0, 1], got {q}.')
+  return _ESTIMATORS.register_function(Estimator, **declarations)
 
 
 @register(source='Wang et al. 2024, arXiv:2402.00742')
@@ -151,7 +124,7 @@ def empirical_quantile(
   References:
     Wang et al. 2024, arXiv:2402.00742; Hyndman and Fan 1996, type 7.
   """
-  _check_level(q)
+  quantiles.check_level(q)
   return jnp.quantile(samples.astype(jnp.float32), q, axis=-1)
 
 
@@ -169,7 +142,7 @@ def gaussian_quantile(
   References:
     Fu et al. 2025 (PAR), arXiv:2502.18770, who reference LSC this way.
   """
-  _check_level(q)
+  quantiles.check_level(q)
   samples = samples.astype(jnp.float32)
   return samples.mean(-1) + samples.std(-1) * jax.scipy.stats.norm.ppf(q)
 
@@ -221,7 +194,7 @@ def learned_quantile(
 ) -> Float[Array, '...']:
   """A model's prediction of the q-quantile of SFT rewards, from the prompt alone.
 
-  The model is fitted by `pinball_loss`, at its own q, on training prompts: a new
+  The model is fitted by `quantiles.pinball_loss`, at its own q, on training prompts: a new
   prompt then needs no SFT samples. It cancels c(x) only as far as c(x) can be
   predicted.
 
@@ -253,41 +226,9 @@ def pooled_quantile(
   The negative control at the scale of the rewards: as many SFT responses count
   as good as with `empirical_quantile`, but not the same number for each prompt.
   """
-  _check_level(q)
+  quantiles.check_level(q)
   pooled = jnp.quantile(samples.astype(jnp.float32), q)
   return jnp.broadcast_to(pooled, samples.shape[:-1])
-
-
-def pinball_loss(
-    prediction: Float[Array, '*b'],
-    samples: Float[Array, '*b m'],
-    mask: Bool[Array, '*b m'] | None = None,
-    *,
-    q: ScalarLike,
-) -> Float[Array, '']:
-  """Mean pinball loss of predicted q-quantiles, over the valid samples.
-
-    L = E[max(q e, (q - 1) e)],   e = sample - prediction
-    dL/dprediction = P(sample < prediction) - q
-
-  Minimal where a share q of the samples lies below the prediction. At e = 0 the
-  gradient is that of e < 0.
-
-  Args:
-    prediction: one for each row of samples.
-    samples: draws from the distributions whose quantiles are wanted.
-    mask: which samples there are; None for all.
-    q: level.
-
-  References:
-    Koenker and Bassett 1978, "Regression Quantiles", Econometrica 46.
-  """
-  _check_level(q)
-  mask = jnp.ones_like(samples, bool) if mask is None else mask
-  samples = jnp.where(mask, samples.astype(jnp.float32), 0.0)
-  error = samples - prediction.astype(jnp.float32)[..., None]
-  loss = jnp.where(error > 0, q * error, (q - 1.0) * error)
-  return masked.mean(loss, mask)
 
 
 def make_reference(
@@ -347,41 +288,6 @@ def reference_of(arrays: Mapping[str, ArrayLike], spec: str) -> Reference:
   )
 
 
-def weighted_quantile(
-    values: Float[Array, '... y'],
-    logweights: Float[Array, '... y'],
-    q: ScalarLike,
-) -> Float[Array, '...']:
-  """The q-quantile of a discrete distribution, exactly.
-
-    min{ v : P(V <= v) >= q },   P(V = values_j) = softmax(logweights)_j
-
-  For spaces whose every response is enumerated with its probability, where it is
-  what the empirical quantile of SFT samples converges to. It is always one of the
-  values: no interpolation. A probability within 1e-6 below q has reached it.
-
-  Args:
-    values: one per response, in any order; repeats are fine.
-    logweights: their log-probabilities up to a constant; -inf for impossible.
-    q: level in [0, 1]; 0 gives the smallest value, possible or not.
-  """
-  _check_level(q)
-  values = values.astype(jnp.float32)
-  weights = jax.nn.softmax(logweights.astype(jnp.float32), axis=-1)
-  order = jnp.argsort(values, axis=-1)
-  values = jnp.take_along_axis(values, order, axis=-1)
-  cumulative = jnp.cumsum(jnp.take_along_axis(weights, order, axis=-1), axis=-1)
-  cumulative = cumulative / cumulative[..., -1:]
-  level = jnp.asarray(q, jnp.float32)[None] - _LEVEL_EPS
-
-  def search(cumulative: Array) -> Array:
-    return jnp.searchsorted(cumulative, level, side='left')
-
-  for _ in range(cumulative.ndim - 1):
-    search = jax.vmap(search)
-  return jnp.take_along_axis(values, search(cumulative), axis=-1)[..., 0]
-
-
 def expand(reference: Reference) -> Reference:
   """The same reference with a response axis of 1 after the prompt axis.
 
@@ -395,3 +301,33 @@ def take_rows(
 ) -> dict[str, Reference]:
   """The references of the given prompts, one row each."""
   return jax.tree.map(lambda leaf: leaf[rows], references)
+
+
+def center(
+    reward: Float[Array, '...'], reference: Reference
+) -> Float[Array, '...']:
+  """r(x, y) - r_ref(x) in float32: log-odds of beating the reference."""
+  ref_reward = reference.ref_reward.astype(jnp.float32)
+  return reward.astype(jnp.float32) - ref_reward
+
+
+def fold_samples(
+    reward: Float[Array, '...'],
+    reference: Reference,
+    combine: Callable[[Array, Array], Array],
+    initial: float,
+) -> Float[Array, '...']:
+  """The fold of `combine(carry, r - r_m)` over reference samples, one at a time.
+
+  The memory is that of one sample: rewards of every response of an enumerated
+  space against many samples would not fit at once.
+  """
+  reward = reward.astype(jnp.float32)
+  samples = jnp.moveaxis(reference.samples.astype(jnp.float32), -1, 0)
+  shape = jnp.broadcast_shapes(reward.shape, samples.shape[1:])
+
+  def step(carry, sample):
+    return combine(carry, reward - sample), None
+
+  start = jnp.full(shape, initial, jnp.float32)
+  return jax.lax.scan(step, start, samples)[0]

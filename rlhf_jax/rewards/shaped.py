@@ -1,4 +1,4 @@
-"""Transforms that others use to shape rewards, to compare with the paper's."""
+"""Transforms of other papers, for comparison with LSC."""
 
 import math
 
@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
-from rlhf_jax.rewards.options import check_positive
-from rlhf_jax.rewards.references import Reference
-from rlhf_jax.rewards.transform_registry import centered_reward, register
+from rlhf_jax.rewards.references import center, Reference
+from rlhf_jax.rewards.registry import check_positive
+from rlhf_jax.rewards.transform_registry import register
 
 
 @register(
@@ -50,7 +50,7 @@ def tanh(
   A sigmoid about 0: four times as steep at the reference.
   """
   check_positive('temperature', temperature)
-  return jnp.tanh(centered_reward(reward, reference) / temperature)
+  return jnp.tanh(center(reward, reference) / temperature)
 
 
 @register(
@@ -84,7 +84,7 @@ def crra(
     raise ValueError(f'gamma must be >= 0, got {gamma}.')
   if not slope >= 1:
     raise ValueError(f'slope must be >= 1, got {slope}.')
-  x = centered_reward(reward, reference)
+  x = center(reward, reference)
   log_wealth = jnp.log1p(jnp.maximum(x, 0.0))
   if gamma == 1:
     above = log_wealth
@@ -117,7 +117,7 @@ def log_isotonic(
         'log_isotonic reads the knots and levels of a calibrated reward model,'
         ' which this reference does not have.'
     )
-  x = centered_reward(reward, reference)
+  x = center(reward, reference)
   # Knots first, one at a time: never [responses, knots] at once.
   knots = jnp.moveaxis(knots.astype(jnp.float32), -1, 0)
   levels = jnp.moveaxis(levels.astype(jnp.float32), -1, 0)

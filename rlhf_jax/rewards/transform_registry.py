@@ -1,16 +1,15 @@
-"""What a transform is, and the table of them. The entries are in transforms.py."""
+"""A transform's declarations, and the registry of transforms.
+
+Entries are in transforms.py, shaped.py, pair_links.py and rating_links.py.
+"""
 
 from collections.abc import Callable
 import dataclasses
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, ScalarLike
+from jaxtyping import Array, ScalarLike
 
-from rlhf_jax.rewards.options import check_options, options_of
 from rlhf_jax.rewards.references import Reference
-
-_TRANSFORMS: dict[str, 'Transform'] = {}
+from rlhf_jax.rewards.registry import check_options, options_of, Registry
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +28,8 @@ class Transform:
     needs_reference: reads its reference, and is invariant to adding c(x) to both.
     whole_batch: a row's utility depends on the other rows of the batch, so that
       the fixed optimum pi_0 exp(u / kl_coef) no longer applies.
+    alias_of: the transform that computes the same, if this is only another name
+      of it, for another reading of the reward.
   """
 
   name: str
@@ -39,6 +40,7 @@ class Transform:
   increasing: bool = True
   needs_reference: bool = True
   whole_batch: bool = False
+  alias_of: str = ''
 
   @property
   def options(self) -> dict:
@@ -58,55 +60,15 @@ class Transform:
     return self.fn(reward, reference, **options)
 
 
+_TRANSFORMS = Registry[Transform]('transform')
+get, names = _TRANSFORMS.get, _TRANSFORMS.names
+
+
 def register(**declarations):
-  """Adds a function to the transforms, under its own name.
+  """Returns a decorator that adds a function to the transforms.
 
   Args:
-    **declarations: the attributes of Transform, `name` and `fn` aside.
+    **declarations: the attributes of Transform, `fn` aside; `name` is by default
+      the function's own.
   """
-
-  def add(fn: Callable[..., Array]) -> Callable[..., Array]:
-    if fn.__name__ in _TRANSFORMS:
-      raise ValueError(f'Transform {fn.__name__!r} is already registered.')
-    _TRANSFORMS[fn.__name__] = Transform(
-        name=fn.__name__, fn=fn, **declarations
-    )
-    return fn
-
-  return add
-
-
-def names() -> tuple[str, ...]:
-  """Names of the registered transforms."""
-  return tuple(_TRANSFORMS)
-
-
-def get(name: str) -> Transform:
-  """The transform registered under `name`: callable, with its declarations."""
-  if name not in _TRANSFORMS:
-    raise ValueError(f'Unknown transform {name!r}; known: {names()}.')
-  return _TRANSFORMS[name]
-
-
-def centered_reward(
-    reward: Float[Array, '...'], reference: Reference
-) -> Float[Array, '...']:
-  """r(x, y) - r_ref(x) in float32: log-odds of beating the reference."""
-  ref_reward = reference.ref_reward.astype(jnp.float32)
-  return reward.astype(jnp.float32) - ref_reward
-
-
-def over_samples(reward: Array, reference: Reference, combine, init) -> Array:
-  """Folds `combine(carry, r - r_m)` over reference samples, one at a time.
-
-  The memory is that of one sample: rewards of every response of an enumerated
-  space against many samples would not fit at once.
-  """
-  reward = reward.astype(jnp.float32)
-  samples = jnp.moveaxis(reference.samples.astype(jnp.float32), -1, 0)
-  shape = jnp.broadcast_shapes(reward.shape, samples.shape[1:])
-
-  def step(carry, sample):
-    return combine(carry, reward - sample), None
-
-  return jax.lax.scan(step, jnp.full(shape, init, jnp.float32), samples)[0]
+  return _TRANSFORMS.register_function(Transform, **declarations)

@@ -16,19 +16,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
-# Importing the others registers their transforms.
-from rlhf_jax.rewards import links as links
-from rlhf_jax.rewards import shaped as shaped
-from rlhf_jax.rewards.options import check_positive
-from rlhf_jax.rewards.references import Reference
-from rlhf_jax.rewards.transform_registry import (
-    centered_reward as centered_reward,
-)
+from rlhf_jax.rewards.references import center as centered_reward
+from rlhf_jax.rewards.references import fold_samples, Reference
+from rlhf_jax.rewards.registry import check_positive
 from rlhf_jax.rewards.transform_registry import get as get
 from rlhf_jax.rewards.transform_registry import names as names
-from rlhf_jax.rewards.transform_registry import over_samples
-from rlhf_jax.rewards.transform_registry import register as register
-from rlhf_jax.rewards.transform_registry import Transform as Transform
+from rlhf_jax.rewards.transform_registry import register
 
 
 @register(
@@ -140,7 +133,7 @@ def par(
   with one summary of them.
   """
   check_positive('temperature', temperature)
-  total = over_samples(
+  total = fold_samples(
       reward,
       reference,
       lambda carry, x: carry + jax.nn.sigmoid(x / temperature),
@@ -166,7 +159,7 @@ def log_par(
   Its sum over reward models reads as a logical AND, as LSC's does.
   """
   check_positive('temperature', temperature)
-  total = over_samples(
+  total = fold_samples(
       reward,
       reference,
       lambda carry, x: jnp.logaddexp(
@@ -222,7 +215,7 @@ def log_sigmoid_centered(
 
 def _quantile(reward: Array, reference: Reference) -> Array:
   """Samples below the reward, ties counting half."""
-  return over_samples(
+  return fold_samples(
       reward,
       reference,
       lambda carry, x: carry + 0.5 * (1.0 + jnp.sign(x)),

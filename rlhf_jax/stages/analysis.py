@@ -18,23 +18,19 @@ import ml_collections
 import numpy as np
 import pandas as pd
 
+from rlhf_jax import files
 from rlhf_jax.data.world import samples
 from rlhf_jax.data.world import world as world_lib
 from rlhf_jax.evaluation import diagnostics, independence, schema
 from rlhf_jax.exact import enumerated, gaussian, tilted
-from rlhf_jax.measure import spaces as study_lib
+from rlhf_jax.measure import spaces
 from rlhf_jax.rewards import references as references_lib
-from rlhf_jax.stages import tables
-from rlhf_jax.study import common, inputs
+from rlhf_jax.study import fields, folders
+from rlhf_jax.study.errors import ConfigError
+from rlhf_jax.types import Progress
 
-FIELDS = (
-    *tables.FIELDS,
-    'properties',
-    'methods',
-    'references',
-    'evaluate',
-    'analysis',
-)
+FIELDS = fields.FIELDS['analysis']
+folder = folders.analysis
 TABLES = (
     'diagnostics',
     'calibration',
@@ -46,12 +42,8 @@ _CURVE = ('share', 'confidence', 'frequency')
 _NUM_BINS = 10
 
 
-def folder(config: ml_collections.ConfigDict) -> str:
-  return os.path.join(common.seed_folder(config), 'analysis')
-
-
 def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+    config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Writes the tables of this seed as CSV; TABLES names them."""
   out = os.path.join(workdir, folder(config))
@@ -62,7 +54,7 @@ def run(
   )
   progress(1, total)
   for done, name in enumerate(config.properties):
-    study = study_lib.Study(config, workdir, name)
+    study = spaces.Listed(config, workdir, name)
     rows['diagnostics'] += diagnose(study)
     if name == config.analysis.property:
       judged = Pair(study)
@@ -72,12 +64,12 @@ def run(
     progress(done + 2, total)
   for name in TABLES:
     frame = pd.DataFrame(rows[name], columns=schema.COLUMNS[name])
-    with common.atomic(os.path.join(out, f'{name}.csv')) as f:
+    with files.atomic(os.path.join(out, f'{name}.csv')) as f:
       frame.to_csv(f, index=False)
   progress(total, total)
 
 
-def diagnose(study: study_lib.Study) -> list[tuple]:
+def diagnose(study: spaces.Listed) -> list[tuple]:
   """What each method makes of the rewards of a property.
 
     gradient_share     of E_0 |du/dr|, by decile 1 .. 10 of r under SFT; masses
@@ -126,7 +118,7 @@ def diagnose(study: study_lib.Study) -> list[tuple]:
   return rows
 
 
-def _optimum(study: study_lib.Study, utility: jax.Array) -> jax.Array | None:
+def _optimum(study: spaces.Listed, utility: jax.Array) -> jax.Array | None:
   """Log-probabilities of the exact optimum at the matched KL, if it exists."""
   target = jnp.array([study.config.evaluate.matched_kl], jnp.float32)
   found = tilted.frontier(study.ref_logprobs, utility, target)
@@ -150,9 +142,9 @@ def calibration(
       ):
         continue
       path = os.path.join(
-          workdir, inputs.reward_folder(config, reward, role), 'results.json'
+          workdir, folders.reward_model(config, reward, role), 'results.json'
       )
-      kinds = common.read_json(path, 'reward_model')['calibration']['kinds']
+      kinds = files.read_json(path, 'reward_model')['calibration']['kinds']
       for kind, found in kinds.items():
         head = (config.seed, reward, role, kind)
         columns = schema.COLUMNS['calibration_summary'][len(head) :]
@@ -176,11 +168,11 @@ class Pair:
     gold: the judges' own P(G_i = 1 | x, y).
   """
 
-  def __init__(self, study: study_lib.Study):
+  def __init__(self, study: spaces.Listed):
     self._study, self._config = study, study.config.analysis
     self._ids = study.prompts.eval_ids
     if len(study.rewards) != 2:
-      raise common.ConfigError(
+      raise ConfigError(
           f'analysis.property is {study.property}, of {len(study.rewards)}'
           ' rewards; the dependence of judgements is measured for two.'
       )

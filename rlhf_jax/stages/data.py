@@ -29,40 +29,26 @@ import os
 
 import ml_collections
 
+from rlhf_jax import files
 from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.data.text import hh, hub, preferences
 from rlhf_jax.data.text import ratings as ratings_lib
 from rlhf_jax.data.world import samples
 from rlhf_jax.data.world import world as world_lib
 from rlhf_jax.rewards import links
-from rlhf_jax.study import common, inputs
+from rlhf_jax.study import configs, fields, folders, tokenizers
+from rlhf_jax.study.errors import ConfigError
+from rlhf_jax.types import Progress
 
-FIELDS = (
-    'seed',
-    'rewards',
-    'judges',
-    'property_modules',
-    'data',
-    'world',
-    'reward_model',
-)
+FIELDS = fields.FIELDS['data']
+folder = folders.data
+narrowed = fields.data
 ALONE = True
 
 SOURCES = ('world', 'hh', 'hub', 'jsonl')  # values of data.source
 _ALIGNMENT_SHARE = 0.1  # of the prompts of a text source; roles share the rest
 # Of a role's prompts held out in a text source.
 _TEST_HALVES = {'test': 0.5, 'calibration': 0.5}
-
-
-def folder(config: ml_collections.ConfigDict) -> str:
-  return os.path.join(common.seed_folder(config), 'data')
-
-
-def narrowed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """`config` with the link of the reward models alone: what they learn from."""
-  plain = config.to_dict()
-  plain['reward_model'] = {'link': config.reward_model.link}
-  return ml_collections.ConfigDict(plain).lock()
 
 
 def make_world(config: ml_collections.ConfigDict) -> world_lib.World:
@@ -81,7 +67,7 @@ def make_world(config: ml_collections.ConfigDict) -> world_lib.World:
         properties=tuple(config.rewards),
     )
   except ValueError as e:
-    raise common.ConfigError(f'config.world or config.rewards: {e}') from e
+    raise ConfigError(f'config.world or config.rewards: {e}') from e
   return _world(config.seed, cfg)
 
 
@@ -93,7 +79,7 @@ def data_kind(config: ml_collections.ConfigDict) -> str:
 
   One of comparisons, ties (comparisons with ties), ratings and none.
   """
-  return links.get(inputs.registered(config.reward_model.link)).data
+  return links.get(configs.registered(config.reward_model.link)).data
 
 
 def roles_of(config: ml_collections.ConfigDict) -> tuple[str, ...]:
@@ -102,7 +88,7 @@ def roles_of(config: ml_collections.ConfigDict) -> tuple[str, ...]:
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+    config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Writes the files of this seed."""
   out = os.path.join(workdir, folder(config))
@@ -111,15 +97,15 @@ def run(
   elif config.data.source in SOURCES:
     report = _write_text(config, out, progress)
   else:
-    raise common.ConfigError(
+    raise ConfigError(
         f'Unknown data.source {config.data.source!r}; known:'
         f' {", ".join(SOURCES)}.'
     )
-  common.write_json(os.path.join(out, 'report.json'), report)
+  files.write_json(os.path.join(out, 'report.json'), report)
 
 
 def _write_rows(path, rows) -> None:
-  with common.atomic(path) as f:
+  with files.atomic(path) as f:
     f.writelines(json.dumps(row) + '\n' for row in rows)
 
 
@@ -151,7 +137,7 @@ def _by_annotators(config, reward, rows: Iterable, where: str) -> list:
 def _write_world(config, out, progress):
   world = make_world(config)
   c = config.world
-  common.write_json(
+  files.write_json(
       os.path.join(out, 'prompts.json'),
       [
           {'prompt': text, 'held_out': bool(held_out)}
@@ -230,7 +216,7 @@ def _write_text(config, out, progress):
   """Comparisons of text, and demonstrations from what was preferred."""
   kind = data_kind(config)
   report, demonstrations, prompts = {}, [], {}
-  tokenizer = inputs.make_tokenizer(config)
+  tokenizer = tokenizers.make_tokenizer(config)
   for i, reward in enumerate(config.rewards):
     rows, report[reward], where = _read_comparisons(config, reward, out)
     if kind != 'ties':
@@ -254,7 +240,7 @@ def _write_text(config, out, progress):
     prompts = usable
   _write_rows(os.path.join(out, 'demonstrations.jsonl'), demonstrations)
   report['demonstrations'] = len(demonstrations)
-  common.write_json(
+  files.write_json(
       os.path.join(out, 'prompts.json'),
       [{'prompt': p, **known} for p, known in sorted(prompts.items())],
   )
@@ -297,7 +283,7 @@ def _read_ratings(config, reward):
   c = config.data
   name = c.rating_files.get(reward, '')
   if not name:
-    raise common.ConfigError(
+    raise ConfigError(
         f'reward_model.link={config.reward_model.link} learns from ratings:'
         f' data.rating_files.{reward} must name a file of them.'
     )

@@ -10,23 +10,18 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from rlhf_jax import files
 from rlhf_jax.evaluation import schema
 from rlhf_jax.figures import data, make
 from rlhf_jax.figures import names as names_lib
 from rlhf_jax.report import report
 from rlhf_jax.rewards import references, transforms
 from rlhf_jax.stages import analysis, best_of_k, evaluate
-from rlhf_jax.study import common, inputs
+from rlhf_jax.study import configs, fields, folders
+from rlhf_jax.types import Progress
 
-FIELDS = (
-    *evaluate.FIELDS,
-    *analysis.FIELDS,
-    'best_of_k',
-    'seeds',
-    'stages',
-    'regimes',
-    'regime_methods',
-)
+FIELDS = fields.FIELDS['figures']
+folder = folders.figures
 ALONE = True
 # What is kept of a regime.
 _REGIME_METRICS = (
@@ -42,11 +37,6 @@ _REGIME_METRICS = (
     'excess_hedges',
     'length',
 )
-
-
-def folder(config: ml_collections.ConfigDict) -> str:
-  del config
-  return 'figures'
 
 
 def transform_table() -> pd.DataFrame:
@@ -107,7 +97,7 @@ def _at_properties(config) -> Iterator[ml_collections.ConfigDict]:
   for seed in config.seeds:
     for name in config.properties:
       at = {'seed': seed, 'evaluate.property': name}
-      yield common.with_overrides(config, at)
+      yield configs.with_overrides(config, at)
 
 
 def _concat(frames: list[pd.DataFrame]) -> pd.DataFrame:
@@ -121,7 +111,7 @@ def joined(
   """One table of all seeds and properties of the study, and of no others."""
   if name in analysis.TABLES:
     return _concat([
-        _read(workdir, analysis, common.with_overrides(config, {'seed': s}), name)
+        _read(workdir, analysis, configs.with_overrides(config, {'seed': s}), name)
         for s in config.seeds
     ])  # fmt: skip
   frames = [_read(workdir, evaluate, c, name) for c in _at_properties(config)]
@@ -140,7 +130,7 @@ def regime_table(
   for regime in config.regimes:
     if regime == names_lib.GROWTH:
       continue
-    for c in _at_properties(common.in_regime(config, regime)):
+    for c in _at_properties(configs.in_regime(config, regime)):
       rows = _read(workdir, evaluate, c, 'results')
       rows = rows[rows['metric'].isin(_REGIME_METRICS)]
       frames.append(rows.assign(regime=regime))
@@ -153,15 +143,15 @@ def reward_model_table(
   """Held-out accuracy and calibration of the reward models of every regime."""
   rows = []
   for regime in ('', *config.regimes):
-    own = common.in_regime(config, regime) if regime else config
+    own = configs.in_regime(config, regime) if regime else config
     for seed in config.seeds:
-      at = common.with_overrides(own, {'seed': seed})
+      at = configs.with_overrides(own, {'seed': seed})
       for reward in own.rewards:
         if own.scorers.get(reward, 'learned') != 'learned':
           continue
-        folder = inputs.reward_folder(at, reward, 'reward_model')
+        folder = folders.reward_model(at, reward, 'reward_model')
         path = os.path.join(workdir, folder, 'results.json')
-        found = common.read_json(path, 'reward_model')
+        found = files.read_json(path, 'reward_model')
         row = {'regime': regime or 'default', 'seed': seed, 'reward': reward}
         row |= found['test'] | {
             'temperature': found['calibration']['temperature']
@@ -175,7 +165,7 @@ def growth_table(
 ) -> pd.DataFrame:
   """Exact frontiers of the AND of n properties, and SFT (kl 0), against n."""
   frames = []
-  for c in _at_properties(common.in_regime(config, names_lib.GROWTH)):
+  for c in _at_properties(configs.in_regime(config, names_lib.GROWTH)):
     rows = _read(workdir, evaluate, c, 'results')
     rows = rows[rows['metric'].isin(('above_q50', 'above_q85', 'win_rate'))]
     rows = rows[rows['judge'] == 'gold']
@@ -185,14 +175,14 @@ def growth_table(
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+    config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Writes evaluation/*.csv, figures/F*.csv and .png, and report.html."""
   evaluation = os.path.join(workdir, 'evaluation')
   names = wanted(config)
 
   def write(name, frame):
-    with common.atomic(os.path.join(evaluation, f'{name}.csv')) as f:
+    with files.atomic(os.path.join(evaluation, f'{name}.csv')) as f:
       frame.to_csv(f, index=False)
 
   tables = list(evaluate.TABLES)
@@ -207,7 +197,7 @@ def run(
   if 'N1' in names:
     write('growth', growth_table(config, workdir))
   for method in config.methods.values():
-    inputs.registered(method.transform)  # those of projects are drawn as well
+    configs.registered(method.transform)  # those of projects are drawn as well
   write('transforms', transform_table())
   progress(1, 3)
   make.build(evaluation, os.path.join(workdir, 'figures'), names)

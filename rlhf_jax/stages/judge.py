@@ -12,21 +12,28 @@ import ml_collections
 import numpy as np
 import pandas as pd
 
+from rlhf_jax import files
 from rlhf_jax.evaluation import pairwise as judge_lib
 from rlhf_jax.evaluation import schema
 from rlhf_jax.models import pairwise as judge_model
-from rlhf_jax.stages import policy as policy_stage
-from rlhf_jax.stages import samples, verdicts
-from rlhf_jax.study import common, inputs
-from rlhf_jax.study import models as language_models
+from rlhf_jax.stages import verdicts
+from rlhf_jax.study import (
+    configs,
+    fields,
+    folders,
+    models,
+    origin,
+    parameters,
+    samples,
+    tokenizers,
+)
+from rlhf_jax.study import prompts as prompts_lib
+from rlhf_jax.study.errors import ConfigError
+from rlhf_jax.types import Progress
 
-FIELDS = (*samples.FIELDS, 'judge')
-narrowed = policy_stage.narrowed  # with this run's method and property alone
-
-
-def folder(config: ml_collections.ConfigDict) -> str:
-  name = os.path.basename(policy_stage.folder(config))
-  return os.path.join(common.seed_folder(config), 'judge', name)
+FIELDS = fields.FIELDS['judge']
+folder = folders.judge
+narrowed = fields.policy
 
 
 def _question_ids(tokenizer, max_tokens: int, text: str) -> list[int]:
@@ -50,20 +57,18 @@ def _load_judge(config, workdir):
   """The judge's parameters and shape, and what names it with its weights."""
   c = config.judge
   if c.init == 'sft':
-    params = inputs.load_sft_params(config, workdir)
-    cfg = inputs.model_config(config, 'sft')
-    found = language_models.sft_digest(config, workdir)
+    params = parameters.load_sft_params(config, workdir)
+    cfg = models.model_config(config, 'sft')
+    found = origin.sft_digest(config, workdir)
   else:
-    cfg, found = language_models.shape_of(c.init), language_models.digest(
-        c.init
-    )
-    params = language_models.frozen(c.init, param_dtype=c.lm.dtype)
-  cfg = language_models.with_numbers(cfg, c)
+    cfg, found = models.shape_of(c.init), origin.digest(c.init)
+    params = models.frozen(c.init, param_dtype=c.lm.dtype)
+  cfg = models.with_numbers(cfg, c)
   return params, cfg, f'{c.init} {found} {cfg.dtype} chat'
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+    config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Writes verdicts.csv: a row a pair, on each reward of the property.
 
@@ -73,15 +78,17 @@ def run(
   """
   c = config.judge
   if config.data.source == 'world':
-    raise common.ConfigError(
+    raise ConfigError(
         'The stage judge asks about text: data.source=world has none, and its'
         ' judges are known.'
     )
   out = os.path.join(workdir, folder(config))
-  tokenizer = inputs.make_tokenizer(config)
-  prompts = inputs.load_prompts(config, workdir, tokenizer)
+  tokenizer = tokenizers.make_tokenizer(config)
+  prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
   mine, theirs = (
-      samples.texts(common.with_overrides(config, {'samples.of': of}), workdir)
+      samples.load_texts(
+          configs.with_overrides(config, {'samples.of': of}), workdir
+      )
       for of in ('policy', 'sft')
   )
   encode = functools.partial(_question_ids, tokenizer, c.max_tokens)
@@ -102,7 +109,7 @@ def run(
         lengths = [len(t.split()) for t in (pair.first, pair.second)]
         rows.append((i, reward, *lengths))
   if not pairs:
-    raise common.ConfigError(
+    raise ConfigError(
         f'judge.max_tokens is {c.max_tokens}: none of the {left_out} questions'
         ' is as short.'
     )
@@ -130,20 +137,12 @@ def run(
   frame = pd.DataFrame(
       rows, columns=['prompt', 'reward', 'length', 'other_length']
   ).assign(**found)
-  with common.atomic(os.path.join(out, 'verdicts.csv')) as f:
+  with files.atomic(os.path.join(out, 'verdicts.csv')) as f:
     frame[list(schema.COLUMNS['verdicts'])].to_csv(f, index=False)
-  common.write_json(
+  files.write_json(
       os.path.join(out, 'report.json'),
       {'pairs': len(pairs), 'left_out': left_out, 'asked': asked},
   )
 
 
 _PAIRS_AT_ONCE = 96  # between reports of progress
-
-
-def load(config: ml_collections.ConfigDict, workdir: str) -> pd.DataFrame:
-  """The rows of verdicts.csv of this policy."""
-  path = os.path.join(workdir, folder(config), 'verdicts.csv')
-  if not os.path.exists(path):
-    raise FileNotFoundError(f'{path} is missing: run the stage judge first.')
-  return pd.read_csv(path)

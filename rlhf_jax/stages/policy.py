@@ -1,141 +1,252 @@
 """Aligning one policy by one learner under one utility and one kl_coef.
 
-Three jitted programs make a step: `rollout`, `reward` (one for all reward
-models of a shape) and `update`. What a sweep varies (kl_coef, references,
-reward-model weights, seed) enters them as arrays, so each compiles once; the
-utility between them is a small jitted kernel of its own, one a method. Runs that
-differ in kl_coef alone can take their steps side by side: policy_group.py.
+Three jitted programs make a step: `rollout`, `reward` (one for all reward models
+of a shape) and `update`. What a sweep varies (kl_coef, references, reward-model
+weights, seed) enters them as arrays, so each compiles once; the utility between
+them is a small jitted kernel, one for each method.
+
+Which parameters are trained is `policy.train`. The reference policy is then the
+same base with its own layers, or with the adapters off: frozen parameters have one
+copy, for the reference, the policy and the value function. The value function has
+a trunk of its own in the same sense: adapters or last layers beside the shared
+base, and a head. A head alone would have to read the utility of an unfinished
+response out of states made to predict the next token, and adapters shared with the
+policy would let vf_coef move the policy.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 import os
 import time
-from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from rlhf_jax import checkpoint, preemption, train_state
-from rlhf_jax import metrics as metrics_lib
-from rlhf_jax.stages import policy_setup
-from rlhf_jax.study import common, models
-from rlhf_jax.study import export as exports
-
-Tree = Any  # of arrays
-FIELDS = (
-    'seed',
-    'rewards',
-    'judges',
-    'scorers',
-    'reward_scales',
-    'property_modules',
-    'properties',
-    'methods',
-    'data',
-    'world',
-    'sft',
-    'sampling',
-    'reward_model',
-    'references',
-    'policy',
+from rlhf_jax import (
+    checkpoint,
+    files,
+    optim,
+    preemption,
+    programs,
+    sharding,
+    train_state,
 )
+from rlhf_jax import metrics as metrics_lib
+from rlhf_jax.learners import interface, policy_step
+from rlhf_jax.models import heads
+from rlhf_jax.rewards import references as references_lib
+from rlhf_jax.study import (
+    export,
+    fields,
+    folders,
+    models,
+    objectives,
+    parameters,
+    scorers,
+    tokenizers,
+    trainable,
+)
+from rlhf_jax.study import learner as learner_lib
+from rlhf_jax.study import prompts as prompts_lib
+from rlhf_jax.study.checks import policy as checks
+from rlhf_jax.types import Metrics, Params, Progress
+
+FIELDS = fields.FIELDS['policy']
+folder = folders.policy
+narrowed = fields.policy
 
 
-def narrowed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """`config` with this run's method and property alone.
+def run(
+    config: ml_collections.ConfigDict, workdir: str, progress: Progress
+) -> None:
+  """Trains a policy from pi_0.
 
-  So a finished policy stays finished when the sweep or the methods grow.
+  Writes params/ (the trained part; `parameters.load_policy_params` returns all),
+  huggingface/ with policy.export, weights.json (those of the rewards at the end:
+  constant but for the multipliers of a Lagrangian), training.json (the time it
+  took) and metrics.jsonl.
+
+  A reward or metric that is not finite stops the run, named with its step.
   """
   c = config.policy
-  keep = lambda section, name: {k: v for k, v in section.items() if k == name}
-  plain = config.to_dict()
-  plain['policy']['sweep'] = ()
-  plain['methods'] = keep(plain['methods'], c.method)
-  specs = plain['references']['specs']
-  used = {m['reference'] for m in plain['methods'].values()}
-  plain['references']['specs'] = {k: v for k, v in specs.items() if k in used}
-  plain['properties'] = keep(plain['properties'], c.property)
-  if config.data.source == 'world':
-    plain['judges'] = ()  # elsewhere they share the pairs with reward models
-  return ml_collections.ConfigDict(plain).lock()
+  s = set_up(config, workdir)
+  output = Output(os.path.join(workdir, folder(config)))
+  state = output.restore(s.initial_state(c.kl_coef))
+  output.begin(int(state.step))
+  for step in range(int(state.step), c.num_steps):
+    state, metrics = take_step(s, state, step)
+    output.write(step, metrics)
+    progress(step + 1, c.num_steps)
+    stop = preemption.requested()
+    if stop or (step + 1) % c.checkpoint_every == 0:
+      output.save(step + 1, state)
+    if stop:
+      preemption.leave(f'{output.folder} has a checkpoint of step {step + 1}')
+  output.finish(s, state)
 
 
-def run_name(property_name, method, learner, kl_coef) -> str:
-  """The folder name of a run: what distinguishes it within a seed."""
-  learner = learner.rpartition(':')[2]  # MODULE:NAME is called NAME
-  return f'{property_name}_{method}_{learner}_{kl_coef:g}'
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+  """The parts of a run before its first step; all but kl_coef.
 
-
-def folder(config: ml_collections.ConfigDict) -> str:
-  c = config.policy
-  name = run_name(c.property, c.method, c.learner, c.kl_coef)
-  return os.path.join(common.seed_folder(config), 'policy', name)
-
-
-class Output:
-  """The folder of a run: its metrics, its checkpoints, and what came of it.
-
-  The seconds in training.json are over all parts of a run that was resumed,
-  with compilation and steps that were lost to a kill.
+  Attributes:
+    config: of the run.
+    learner: of the run.
+    prompts: tokens and mask of the prompts trained on, on the device.
+    prompt_ids: their places in prompts.json.
+    references: of the rewards, for each of those prompts.
+    weights: of the rewards, at step 0.
+    trained, frozen, ref_params: see `initial`.
+    base: the SFT policy as it was read.
+    optim_cfg: of the update.
+    rollout_fn, utility_fn, dual_step, update_fn: of learners/policy_step, jitted.
+    score: (rows of prompts.json, rollout) to the rewards, by name.
   """
 
-  def __init__(self, folder: str):
-    self.folder = folder
-    self._mngr = checkpoint.manager(folder)
+  config: ml_collections.ConfigDict
+  learner: interface.Learner
+  prompts: tuple[jax.Array, jax.Array]
+  prompt_ids: jax.Array
+  references: dict[str, references_lib.Reference]
+  weights: dict[str, jax.Array]
+  trained: dict[str, Params]
+  frozen: dict[str, Params]
+  ref_params: Params
+  base: Params
+  optim_cfg: optim.OptimConfig
+  rollout_fn: Callable
+  score: Callable
+  utility_fn: Callable
+  dual_step: Callable | None
+  update_fn: Callable
 
-  def restored(self, state: train_state.PolicyState):
-    """The state of the last checkpoint; `state` if there is none."""
-    return checkpoint.restore_or(self._mngr, state)
-
-  def begin(self, step: int, *, share: float) -> None:
-    """Makes ready for metrics from `step` on; `share` of the time is the run's."""
-    self._training = os.path.join(self.folder, 'training.json')
-    spent = common.read_json(self._training, 'policy') if step else {}
-    self._spent = spent.get('seconds', 0.0)
-    self._start, self._share = time.monotonic(), share
-    self._writer = metrics_lib.MetricWriter(
-        self.folder, start=step, where=self.folder
+  def initial_state(self, kl_coef: float) -> train_state.PolicyState:
+    """The state at step 0."""
+    state = train_state.init_policy_state(
+        self.trained,
+        policy_step.make_tx(self.learner, self.optim_cfg),
+        kl_coef=kl_coef,
+        seed=self.config.seed,
+        weights=self.weights,
     )
-    self.write = self._writer.write
+    return sharding.commit(state)
 
-  def _write_time(self, num_steps: int) -> None:
-    seconds = self._spent + self._share * (time.monotonic() - self._start)
-    common.write_json(
-        self._training, {'seconds': round(seconds, 3), 'num_steps': num_steps}
+
+def set_up(config: ml_collections.ConfigDict, workdir: str) -> Setup:
+  """Reads and compiles what the run needs; nothing is written."""
+  c = config.policy
+  checks.check_run(config, c.property, c.method, c.learner)
+  tokenizer = tokenizers.make_tokenizer(config)
+  learner = learner_lib.learner_of(c.learner)
+  objective = objectives.make_objective(config, c.property, c.method, workdir)
+  references = objectives.load_references(config, workdir, c.method)
+  prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
+  ids = prompts.train_ids
+
+  base = parameters.load_sft_params(config, workdir)
+  trained, frozen, ref_params = initial(config, base, value=learner.needs_value)
+
+  lm_cfg = dataclasses.replace(
+      models.model_config(config, 'sft'),
+      lora_scale=trainable.lora_scale(c.train),
+  )
+  sampling = prompts_lib.policy_sampling(config, tokenizer)
+  update_cfg = learner_lib.update_config(learner, c)
+  num_updates = c.num_steps * learner.updates_per_step(update_cfg)
+  optim_cfg = optim.OptimConfig(**c.optim, num_steps=num_updates)
+  dual_step = None
+  if c.multiplier_lr:  # the aggregate is a Lagrangian
+    dual_step = programs.jit(policy_step.make_dual_step, objective)
+  return Setup(
+      config=config,
+      learner=learner,
+      prompts=(
+          jnp.asarray(prompts.tokens[ids]),
+          jnp.asarray(prompts.mask[ids]),
+      ),
+      prompt_ids=jnp.asarray(ids),
+      references=references_lib.take_rows(
+          {name: references[name] for name in objective.rewards}, ids
+      ),
+      weights=objectives.reward_weights(config, c.property, c.method),
+      trained=trained,
+      frozen=frozen,
+      ref_params=ref_params,
+      base=base,
+      optim_cfg=optim_cfg,
+      score=scorers.load_all(config, workdir, objective.rewards),
+      rollout_fn=programs.jit(
+          policy_step.make_rollout,
+          lm_cfg,
+          sampling,
+          min(c.prompts_per_step, len(ids)),
+          c.samples_per_prompt,
+      ),
+      utility_fn=programs.jit(
+          policy_step.make_utility,
+          objective,
+          'none' if c.penalty.kind == 'none' else c.penalty.how,
+          c.samples_per_prompt,
+      ),
+      dual_step=dual_step,
+      update_fn=programs.jit(
+          policy_step.make_update,
+          learner,
+          lm_cfg,
+          sampling,
+          optim_cfg,
+          update_cfg,
+          c.chunk_size or None,
+          donate=(0,),
+      ),
+  )
+
+
+def initial(config: ml_collections.ConfigDict, base: Params, *, value: bool):
+  """(trained, frozen, reference) at step 0.
+
+  Args:
+    config: of the run.
+    base: the SFT policy.
+    value: whether there is a value function; it starts at 0.
+
+  Returns:
+    Trained and frozen parameters by the name of the model, and those of the
+    reference policy: arrays of `frozen` wherever they stay the same.
+  """
+  train, key = config.policy.train, jax.random.key(config.seed)
+  # Cut once: the stack of lower layers is a copy of those of the base.
+  if trainable.shares_lower_layers(train):
+    base = trainable.prepare(key, base, train)
+  whole = {'policy': base}
+  if value:
+    whole['value'] = heads.from_trunk(
+        key,
+        base,
+        models.model_config(config, 'sft'),
+        zero_head=True,
+        copy=False,
     )
-
-  def save(self, step: int, state: train_state.PolicyState) -> None:
-    """Writes a checkpoint, and all metrics before it."""
-    self._writer.flush()
-    self._write_time(step)
-    checkpoint.save(self._mngr, step, state)
-
-  def finish(
-      self, s: policy_setup.Setup, state: train_state.PolicyState
-  ) -> None:
-    """Writes what came of the run."""
-    c = s.config.policy
-    self._writer.close()
-    self._write_time(c.num_steps)
-    common.write_json(
-        os.path.join(self.folder, 'weights.json'),
-        metrics_lib.to_floats(state.weights),
-    )
-    checkpoint.save_params(self.folder, state.params['policy'])
-    if c.export:
-      params = models.merged(state.params['policy'], s.base, c.train)
-      exports.export(os.path.join(self.folder, 'huggingface'), params, s.config)
+  trained, frozen = {}, {}
+  for i, (name, params) in enumerate(whole.items()):
+    if not trainable.shares_lower_layers(train):
+      params = trainable.prepare(jax.random.fold_in(key, i), params, train)
+    trained[name], frozen[name] = trainable.split(params, train)
+  return trained, frozen, base
 
 
-def take_step(s: policy_setup.Setup, state: train_state.PolicyState, step: int):
-  """(the state after a step, its metrics)."""
+def take_step(
+    s: Setup, state: train_state.PolicyState, step: int
+) -> tuple[train_state.PolicyState, Metrics]:
+  """The state after a step, and the step's metrics."""
   c = s.config.policy
-  parts = state.params['policy'], s.frozen['policy']
+  sampler = state.params['policy'], s.frozen['policy']
   if s.learner.samples_from == 'reference':
-    parts = s.ref_params, {}
+    sampler = s.ref_params, {}
   rollout, rows = s.rollout_fn(
-      *parts, *s.prompts, np.uint32(s.config.seed), np.int32(step)
+      *sampler, *s.prompts, np.uint32(s.config.seed), np.int32(step)
   )
   utility, metrics = s.utility_fn(
       s.score(s.prompt_ids[rows], rollout),
@@ -158,55 +269,60 @@ def take_step(s: policy_setup.Setup, state: train_state.PolicyState, step: int):
   return state, metrics | update_metrics
 
 
-def train(
-    s: policy_setup.Setup,
-    outputs: Sequence[Output],
-    state: train_state.PolicyState,
-    start: int,
-    progress: common.Progress,
-    parts: Callable[[Tree], Sequence[Tree]] = lambda tree: (tree,),
-) -> None:
-  """Takes the steps from `start` on, of one run or of several side by side.
+class Output:
+  """The output folder of one policy run.
 
-  Args:
-    s: of all of them.
-    outputs: of each.
-    state: of all of them together.
-    start: the step they are at.
-    progress: told of every step.
-    parts: from a state or metrics to those of each.
+  metrics.jsonl, checkpoints/, and at the end params/, weights.json and
+  training.json, whose seconds are over all parts of a run that was resumed, with
+  compilation and steps that were lost to a kill.
   """
-  c = s.config.policy
-  for output in outputs:
-    output.begin(start, share=1 / len(outputs))
-  for step in range(start, c.num_steps):
-    state, metrics = take_step(s, state, step)
-    for output, own in zip(outputs, parts(metrics), strict=True):
-      output.write(step, own)
-    progress(step + 1, c.num_steps)
-    stop = preemption.requested()
-    if stop or (step + 1) % c.checkpoint_every == 0:
-      for output, own in zip(outputs, parts(state), strict=True):
-        output.save(step + 1, own)
-    if stop:
-      where = ', '.join(output.folder for output in outputs)
-      preemption.leave(f'{where} has a checkpoint of step {step + 1}')
-  for output, own in zip(outputs, parts(state), strict=True):
-    output.finish(s, own)
 
+  def __init__(self, folder: str):
+    self.folder = folder
+    self._mngr = checkpoint.manager(folder)
 
-def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
-) -> None:
-  """Trains a policy from pi_0; writes what came of it, and metrics.jsonl.
+  def restore(self, state: train_state.PolicyState) -> train_state.PolicyState:
+    """The state of the last checkpoint; `state` if there is none."""
+    return checkpoint.restore_or(self._mngr, state)
 
-  The former are params/ (of what was trained; `inputs.load_policy_params` returns
-  all), huggingface/ with policy.export, weights.json (of the rewards, at the end: constant but
-  for the multipliers of a Lagrangian) and training.json (the time it took).
+  def begin(self, step: int, *, share: float = 1.0) -> None:
+    """Opens metrics.jsonl at `step`.
 
-  A reward or metric that is not finite stops the run, named with its step.
-  """
-  s = policy_setup.set_up(config, workdir)
-  output = Output(os.path.join(workdir, folder(config)))
-  state = output.restored(s.state(config.policy.kl_coef))
-  train(s, [output], state, int(state.step), progress)
+    Args:
+      step: the first whose metrics will be written.
+      share: of the time that passes, 1 / n when n runs are trained together.
+    """
+    self._training = os.path.join(self.folder, 'training.json')
+    spent = files.read_json(self._training, 'policy') if step else {}
+    self._spent = spent.get('seconds', 0.0)
+    self._start, self._share = time.monotonic(), share
+    self._writer = metrics_lib.MetricWriter(
+        self.folder, start=step, where=self.folder
+    )
+    self.write = self._writer.write
+
+  def _write_time(self, num_steps: int) -> None:
+    seconds = self._spent + self._share * (time.monotonic() - self._start)
+    files.write_json(
+        self._training, {'seconds': round(seconds, 3), 'num_steps': num_steps}
+    )
+
+  def save(self, step: int, state: train_state.PolicyState) -> None:
+    """Writes a checkpoint, and all metrics before it."""
+    self._writer.flush()
+    self._write_time(step)
+    checkpoint.save(self._mngr, step, state)
+
+  def finish(self, s: Setup, state: train_state.PolicyState) -> None:
+    """Writes the results of the run, after its last step."""
+    c = s.config.policy
+    self._writer.close()
+    self._write_time(c.num_steps)
+    files.write_json(
+        os.path.join(self.folder, 'weights.json'),
+        metrics_lib.to_floats(state.weights),
+    )
+    checkpoint.save_params(self.folder, state.params['policy'])
+    if c.export:
+      params = trainable.merge(state.params['policy'], s.base, c.train)
+      export.export(os.path.join(self.folder, 'huggingface'), params, s.config)

@@ -14,11 +14,11 @@ from jaxtyping import Array, Key
 import ml_collections
 import numpy as np
 
+from rlhf_jax import files, optim, processes, sharding
 from rlhf_jax import metrics as metrics_lib
-from rlhf_jax import optim, processes, sharding
 from rlhf_jax.models import probe
-from rlhf_jax.study import common, inputs, reward_functions
-from rlhf_jax.types import Params, PreferenceBatch
+from rlhf_jax.study import parameters, reward_functions
+from rlhf_jax.types import Params, PreferenceBatch, Progress
 
 _WIDTH = 64  # columns of a batch are a multiple of it
 
@@ -36,7 +36,7 @@ def pair_features(
     path: str,
     *,
     batch_size: int,
-    progress: common.Progress = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> dict[str, np.ndarray]:
   """Features [b d] of chosen and rejected responses, kept in the file `path`."""
   if processes.from_main(lambda: os.path.exists(path)):
@@ -54,7 +54,7 @@ def pair_features(
         batch_size=batch_size,
         progress=lambda done, i=i: progress(i * num + done, 2 * num),
     )
-  with common.atomic(path, 'wb') as f:
+  with files.atomic(path, 'wb') as f:
     np.savez(f, **found)
   return found
 
@@ -107,7 +107,7 @@ def train(
     out: str,
     key: Key[Array, ''],
     pairs: PreferenceBatch,
-    progress: common.Progress,
+    progress: Progress,
 ):
   """Fits the probe; writes metrics.jsonl, a line an epoch.
 
@@ -117,7 +117,7 @@ def train(
   """
   c = config.reward_model
   reward_fn = reward_functions.of(config, c.role)
-  base = inputs.reward_base(config, workdir)
+  base = parameters.reward_base(config, workdir)
   features = functools.partial(
       pair_features, reward_fn, base, batch_size=c.batch_size
   )

@@ -16,37 +16,29 @@ from jaxtyping import Float
 import ml_collections
 import numpy as np
 
+from rlhf_jax import files, optim, sharding, train_state
 from rlhf_jax import metrics as metrics_lib
-from rlhf_jax import optim, sharding, train_state
 from rlhf_jax.data import batching
 from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.learners import quantile_regression
 from rlhf_jax.models import heads
 from rlhf_jax.rewards import references as references_lib
-from rlhf_jax.study import common, drawing, inputs, scorers
-from rlhf_jax.types import Rollout
-
-FIELDS = (
-    'seed',
-    'rewards',
-    'judges',  # as reward_model, which this follows from
-    'data',
-    'world',
-    'sft',
-    'sampling',
-    'reward_model',
-    'references',
-    'scorers',
-    'reward_scales',
-    'property_modules',
+from rlhf_jax.study import (
+    configs,
+    fields,
+    folders,
+    models,
+    parameters,
+    scorers,
+    tokenizers,
 )
-# Streams of samples: 1 for the references, 2 for best-of-k and the offline
-# frontier, 3 for prompts without a demonstration, and 4 for trained policies.
-_STREAM, _DATASET_STREAM = 1, 3
+from rlhf_jax.study import prompts as prompts_lib
+from rlhf_jax.study import samples as samples_lib
+from rlhf_jax.study.samples import Stream
+from rlhf_jax.types import Progress, Rollout
 
-
-def folder(config: ml_collections.ConfigDict) -> str:
-  return os.path.join(common.seed_folder(config), 'references')
+FIELDS = fields.FIELDS['references']
+folder = folders.references
 
 
 def response_rewards(
@@ -57,8 +49,8 @@ def response_rewards(
     responses: Sequence[str],
 ) -> Float[np.ndarray, ' b']:
   """The reward of one given response to each of the prompts `ids`."""
-  tokenizer = inputs.make_tokenizer(config)
-  prompts = inputs.load_prompts(config, workdir, tokenizer)
+  tokenizer = tokenizers.make_tokenizer(config)
+  prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
   tokens, mask = batching.encode_responses(
       responses, tokenizer, max_response_tokens=config.data.max_response_tokens
   )
@@ -90,7 +82,7 @@ class Prepared:
 
   config: ml_collections.ConfigDict
   workdir: str
-  prompts: inputs.Prompts
+  prompts: prompts_lib.Prompts
   samples: dict[str, Float[np.ndarray, 'x m']]
   record: dict = dataclasses.field(default_factory=dict)
 
@@ -134,8 +126,8 @@ class Prepared:
             config, workdir, reward, have, responses
         )
     if len(lack):
-      drawn = drawing.sample_sft(
-          config, workdir, lack, num_samples=1, stream=_DATASET_STREAM
+      drawn = samples_lib.sample_sft(
+          config, workdir, lack, num_samples=1, stream=Stream.DATASET
       )
       for ids, _, scores in drawn:
         for reward, values in scores.items():
@@ -157,10 +149,12 @@ class Prepared:
 
 def _first_demonstrations(config, workdir, name) -> dict[str, str]:
   """The first demonstration of each prompt that fits the response array."""
-  tokenizer = inputs.make_tokenizer(config)
-  path = os.path.join(inputs.data_folder(config, workdir), f'{name}.jsonl')
+  tokenizer = tokenizers.make_tokenizer(config)
+  path = os.path.join(
+      os.path.join(workdir, folders.data(config)), f'{name}.jsonl'
+  )
   found = {}
-  for row in inputs.read_rows(path, 'data'):
+  for row in files.read_rows(path, 'data'):
     if row['prompt'] not in found:
       try:
         ids = batching.response_ids(
@@ -191,7 +185,7 @@ def compiled_regression(lm_cfg, eos_id, optim_items, q):
 def fit_quantiles(
     config: ml_collections.ConfigDict,
     workdir: str,
-    prompts: inputs.Prompts,
+    prompts: prompts_lib.Prompts,
     samples: Float[np.ndarray, 'x m'],
     *,
     q: float,
@@ -203,8 +197,8 @@ def fit_quantiles(
   metrics of the fit as well.
   """
   c = config.references.regression
-  tokenizer = inputs.make_tokenizer(config)
-  lm_cfg = inputs.model_config(config, 'sft')
+  tokenizer = tokenizers.make_tokenizer(config)
+  lm_cfg = models.model_config(config, 'sft')
   ids = prompts.train_ids
   center, spread = samples[ids].mean(), max(samples[ids].std(), 1e-6)
   rows = quantile_regression.PromptRewards(
@@ -222,11 +216,11 @@ def fit_quantiles(
   )
   params = heads.from_trunk(
       jax.random.key(config.seed),
-      inputs.load_sft_params(config, workdir),
+      parameters.load_sft_params(config, workdir),
       lm_cfg,
       zero_head=True,
   )
-  state = inputs.committed(train_state.init_train_state(params, tx))
+  state = sharding.commit(train_state.init_train_state(params, tx))
   for step in range(c.num_steps):
     state, metrics = step_fn(state, batch_at(step))
   metrics = metrics_lib.to_floats(metrics)
@@ -247,10 +241,10 @@ def _curve(config, workdir, reward) -> dict[str, np.ndarray]:
     return {}
   path = os.path.join(
       workdir,
-      inputs.reward_folder(config, reward, 'reward_model'),
+      folders.reward_model(config, reward, 'reward_model'),
       'results.json',
   )
-  found = common.read_json(path, 'reward_model')['calibration']
+  found = files.read_json(path, 'reward_model')['calibration']
   scale = config.reward_scales.get(reward, 1.0)
   return {
       'knots': scale * np.array(found['knots'], np.float32),
@@ -259,7 +253,7 @@ def _curve(config, workdir, reward) -> dict[str, np.ndarray]:
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+    config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Writes REWARD.npz for every reward, and references.json.
 
@@ -270,18 +264,20 @@ def run(
   r_ref, on training and on held-out prompts.
   """
   out = os.path.join(workdir, folder(config))
-  prompts = inputs.load_prompts(config, workdir, inputs.make_tokenizer(config))
+  prompts = prompts_lib.load_prompts(
+      config, workdir, tokenizers.make_tokenizer(config)
+  )
   ids = np.arange(len(prompts.texts))
   num_samples = config.references.num_samples
   samples = {
       r: np.zeros((len(ids), num_samples), np.float32) for r in config.rewards
   }
-  batches = drawing.sample_sft(
+  batches = samples_lib.sample_sft(
       config,
       workdir,
       ids,
       num_samples=num_samples,
-      stream=_STREAM,
+      stream=Stream.REFERENCES,
       progress=progress,
       kept=_kept(config, out),
   )
@@ -307,9 +303,9 @@ def run(
               'held_out': float(below[prompts.eval_ids].mean()),
           },
       }
-    with common.atomic(os.path.join(out, f'{reward}.npz'), 'wb') as f:
+    with files.atomic(os.path.join(out, f'{reward}.npz'), 'wb') as f:
       np.savez(f, **arrays)
-  common.write_json(
+  files.write_json(
       os.path.join(out, 'references.json'),
       {
           'num_samples': num_samples,
@@ -329,7 +325,7 @@ def _estimate(
     prepared: Prepared, reward: str, how: dict
 ) -> Float[np.ndarray, ' x']:
   """r_ref of every prompt, under one specification of one reward."""
-  name = inputs.registered(how['estimator'])
+  name = configs.registered(how['estimator'])
   estimator = references_lib.get(name)
   options = {
       n: jnp.asarray(prepared.need(n, reward, how)) for n in estimator.needs

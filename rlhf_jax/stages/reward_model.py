@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from rlhf_jax import checkpoint, optim, preemption, sharding, train_state
+from rlhf_jax import checkpoint, files, optim, preemption, sharding, train_state
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.data import batching
 from rlhf_jax.data.text import preferences
@@ -25,83 +25,24 @@ from rlhf_jax.models import adapters, heads
 from rlhf_jax.rewards import bradley_terry, calibration, links
 from rlhf_jax.stages import probes
 from rlhf_jax.study import (
-    common,
-    inputs,
+    fields,
+    folders,
+    models,
+    origin,
+    parameters,
     reward_data,
     reward_functions,
+    trainable,
 )
-from rlhf_jax.study import (
-    models as language_models,
-)
-from rlhf_jax.types import PreferenceBatch
+from rlhf_jax.study.checks import rewards as checks
+from rlhf_jax.types import PreferenceBatch, Progress
 
-FIELDS = (
-    'seed',
-    'rewards',
-    'judges',  # roles share the comparisons of text between them
-    'property_modules',
-    'data',
-    'world',
-    'reward_model',
-    'sft',  # where reward_model.init says so
-)
-ROLES = ('reward_model', 'evaluator', 'second_evaluator')
-CALIBRATIONS = ('none', 'temperature', 'isotonic')
+FIELDS = fields.FIELDS['reward_model']
+folder = folders.reward_model
+narrowed = fields.reward_model
 _NUM_BINS = 10
 # Beyond these a fitted temperature has run off: see calibration.fit_temperature.
 _LEAST_T, _MOST_T = 2e-3, 5e2
-
-
-def folder(config: ml_collections.ConfigDict) -> str:
-  return inputs.reward_folder(
-      config, config.reward_model.reward, config.reward_model.role
-  )
-
-
-def narrowed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """`config` without the SFT policy, unless the models are made on it."""
-  if config.reward_model.init == 'sft':
-    return config
-  return ml_collections.ConfigDict(config.to_dict() | {'sft': {}}).lock()
-
-
-def link_of(config: ml_collections.ConfigDict) -> links.Link:
-  """The link of the config, which must be one that a reward is learned by."""
-  c = config.reward_model
-  if c.role not in ROLES:
-    raise common.ConfigError(
-        f'reward_model.role is {c.role!r}; it must be one of {ROLES}.'
-    )
-  if c.calibration not in CALIBRATIONS:
-    raise common.ConfigError(
-        f'reward_model.calibration is {c.calibration!r}; it must be one of'
-        f' {CALIBRATIONS}.'
-    )
-  try:
-    link = links.get(inputs.registered(c.link))
-  except (ValueError, ImportError) as e:
-    raise common.ConfigError(f'reward_model.link: {e}') from e
-  if link.data not in learner.DATA:
-    raise common.ConfigError(
-        f'reward_model.link={c.link} is not learned from data: it says what to'
-        ' make of a reward that is given.'
-    )
-  if c.calibration == 'temperature' and not _reads_margins(link):
-    raise common.ConfigError(
-        'reward_model.calibration=temperature fits T in sigma((r+ - r-) / T), but'
-        f' the probability of the link {c.link} is another: use none or isotonic.'
-    )
-  if (c.margin or c.center_coef) and link.name != 'bradley_terry':
-    raise common.ConfigError(
-        'reward_model.margin and center_coef are of link=bradley_terry, not of'
-        f' {c.link}.'
-    )
-  return link
-
-
-def _reads_margins(link: links.Link) -> bool:
-  """Whether P(y+ preferred) is sigma(r+ - r-), as calibration takes it to be."""
-  return link.utility == 'log_sigmoid_centered'
 
 
 def make_tx(
@@ -256,20 +197,20 @@ def _divided(params, temperature: float, where: str):
 def initial(config: ml_collections.ConfigDict, workdir: str, key):
   """(trained, frozen) parameters at step 0, less the link's."""
   c = config.reward_model
-  lm_cfg = inputs.model_config(config, 'reward_model')
+  lm_cfg = models.model_config(config, 'reward_model')
   if not c.init:
     params = heads.init_scalar(key, lm_cfg, zero_head=False)
   else:
     if c.init == 'sft':
-      found = inputs.load_sft_params(config, workdir)
+      found = parameters.load_sft_params(config, workdir)
     else:
-      found = inputs.load_lm(c)[0]
+      found = models.load_lm(c)[0]
     if 'trunk' in found:  # a reward model already
       params = found | {'head': jax.tree.map(jnp.float32, found['head'])}
     else:
       params = heads.from_trunk(key, found, lm_cfg, copy=False)
-  params = language_models.prepared(key, params, c.train)
-  return language_models.split(params, c.train)
+  params = trainable.prepare(key, params, c.train)
+  return trainable.split(params, c.train)
 
 
 def _train(config, workdir, out, key, rows, link, progress):
@@ -296,7 +237,7 @@ def _train(config, workdir, out, key, rows, link, progress):
   trained['link'] = jax.tree.map(jnp.float32, link.init())
   mngr = checkpoint.manager(out)
   state = train_state.init_train_state(trained, tx)
-  state = checkpoint.restore_or(mngr, inputs.committed(state))
+  state = checkpoint.restore_or(mngr, sharding.commit(state))
 
   start = int(state.step)
   writer = metrics_lib.MetricWriter(out, start=start, where=out)
@@ -318,7 +259,7 @@ def _train(config, workdir, out, key, rows, link, progress):
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+    config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Trains r(x, y); writes params/, metrics.jsonl and results.json.
 
@@ -331,8 +272,8 @@ def run(
   """
   c = config.reward_model
   out = os.path.join(workdir, folder(config))
-  link = link_of(config)
-  language_models.record_origin(config, workdir, out, 'reward_model')
+  link = checks.link_of(config)
+  origin.record(config, workdir, out, 'reward_model')
   load = (
       reward_data.load_ratings
       if link.data == 'ratings'
@@ -342,7 +283,7 @@ def run(
   # Every reward and role starts from weights of its own.
   key = jax.random.key(config.seed)
   key = jax.random.fold_in(key, config.rewards.index(c.reward))
-  key = jax.random.fold_in(key, ROLES.index(c.role))
+  key = jax.random.fold_in(key, checks.ROLES.index(c.role))
   if c.train.how == 'probe':
     params, margins_of = probes.train(config, workdir, out, key, rows, progress)
   else:
@@ -357,11 +298,11 @@ def run(
   found = calibrate(margins['calibration'], margins['test'])
   used = 'raw' if c.calibration == 'none' else c.calibration
   # Of other links, sigma(r+ - r-) is not the probability; a curve mends it.
-  known = _reads_margins(link) or used == 'isotonic'
+  known = checks.reads_margins(link) or used == 'isotonic'
   test = evaluate(margins['test'], pairs) | {
       'ece': found['kinds'][used]['ece'] if known else None
   }
-  common.write_json(
+  files.write_json(
       os.path.join(out, 'results.json'),
       {'data': counts, 'test': test, 'calibration': found},
   )

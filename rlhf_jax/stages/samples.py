@@ -4,46 +4,35 @@ Where responses cannot be listed, these are what policies are measured on: those
 of the SFT policy stand for all responses, and each trained policy has its own.
 """
 
-import functools
 import os
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from rlhf_jax import files, programs
 from rlhf_jax.models import lm
-from rlhf_jax.stages import policy as policy_stage
-from rlhf_jax.study import common, drawing, inputs, scorers
+from rlhf_jax.study import (
+    fields,
+    folders,
+    models,
+    parameters,
+    samples,
+    scorers,
+    tokenizers,
+)
+from rlhf_jax.study import prompts as prompts_lib
+from rlhf_jax.study.errors import ConfigError
+from rlhf_jax.study.samples import Stream
+from rlhf_jax.types import Progress
 
-FIELDS = (*policy_stage.FIELDS, 'samples')
-_SFT_STREAM, _POLICY_STREAM = 2, 4
-
-
-def folder(config: ml_collections.ConfigDict) -> str:
-  name = 'sft'
-  if config.samples.of == 'policy':
-    name = os.path.basename(policy_stage.folder(config))
-  return os.path.join(common.seed_folder(config), 'samples', name)
-
-
-def narrowed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """`config` with the one policy; of the SFT policy, without any."""
-  if config.samples.of == 'policy':
-    plain = policy_stage.narrowed(config).to_dict()
-    plain['samples'].pop('num_samples', None)  # may be narrowed already
-  else:
-    plain = config.to_dict()
-    for name in ('policy', 'methods', 'references', 'properties'):
-      plain[name] = {}
-    plain['references'] = {'batch_size': config.references.batch_size}
-    plain['samples'].pop('num_policy_samples', None)
-  return ml_collections.ConfigDict(plain).lock()
+FIELDS = fields.FIELDS['samples']
+folder = folders.samples
+narrowed = fields.samples
 
 
-@functools.lru_cache(maxsize=2)
-def compiled_kl(lm_cfg, sampling, chunk_size):
-  """Jitted KL [b] of each response: the sum of the exact KL at its tokens."""
+def make_kl(lm_cfg, sampling, chunk_size):
+  """Makes `kl(params, ref_params, rollout)` [b]: the sum of the KL at each token."""
 
   def kl(params, ref_params, rollout):
     _, per_token = lm.reference_logprobs_and_kl(
@@ -56,11 +45,11 @@ def compiled_kl(lm_cfg, sampling, chunk_size):
     )
     return per_token.sum(-1)
 
-  return jax.jit(kl)
+  return kl
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+    config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Writes samples.npz, of x held-out prompts and n responses to each.
 
@@ -71,28 +60,27 @@ def run(
   """
   c, trained = config.samples, config.samples.of == 'policy'
   if c.of not in ('sft', 'policy'):
-    raise common.ConfigError(
-        f'samples.of is {c.of!r}; it must be sft or policy.'
-    )
+    raise ConfigError(f'samples.of is {c.of!r}; it must be sft or policy.')
   if config.data.source == 'world':
-    raise common.ConfigError(
+    raise ConfigError(
         'The stage samples is of text: with data.source=world the stage tables has'
         ' all responses.'
     )
-  tokenizer = inputs.make_tokenizer(config)
-  prompts = inputs.load_prompts(config, workdir, tokenizer)
-  reference = inputs.load_sft_params(config, workdir)
+  tokenizer = tokenizers.make_tokenizer(config)
+  prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
+  reference = parameters.load_sft_params(config, workdir)
   params = reference
   if trained:
-    made = os.path.join(workdir, policy_stage.folder(config))
-    params = inputs.load_policy_params(config, workdir, made)
+    made = os.path.join(workdir, folders.policy(config))
+    params = parameters.load_policy_params(config, workdir, made)
   scores = {
       role: scorers.load_all(config, workdir, tuple(config.rewards), role)
       for role in ('reward_model', *config.judges)
   }
-  kl_of = compiled_kl(
-      inputs.model_config(config, 'sft'),
-      inputs.policy_sampling(config, tokenizer),
+  kl_of = programs.jit(
+      make_kl,
+      models.model_config(config, 'sft'),
+      prompts_lib.policy_sampling(config, tokenizer),
       config.sft.chunk_size or _CHUNK_SIZE,
   )
 
@@ -108,14 +96,14 @@ def run(
     )
     return found
 
-  batches = drawing.sample_policy(
+  batches = samples.sample_policy(
       config,
       workdir,
       params,
       prompts.eval_ids,
       score,
       num_samples=c.num_policy_samples if trained else c.num_samples,
-      stream=_POLICY_STREAM if trained else _SFT_STREAM,
+      stream=Stream.POLICY if trained else Stream.SFT,
       progress=progress,
       kept=os.path.join(workdir, folder(config), 'batches'),
   )
@@ -132,33 +120,7 @@ def run(
     )
   arrays = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
   path = os.path.join(workdir, folder(config), 'samples.npz')
-  with common.atomic(path, 'wb') as f:
-    np.savez(f, **arrays)
+  files.write_arrays(path, arrays)
 
 
 _CHUNK_SIZE = 512  # tokens whose scores exist at a time
-
-
-def texts(config: ml_collections.ConfigDict, workdir: str) -> np.ndarray:
-  """The texts [x n] of the responses of config.samples.of."""
-  return texts_of(load(config, workdir), inputs.make_tokenizer(config))
-
-
-def texts_of(arrays: dict[str, np.ndarray], tokenizer) -> np.ndarray:
-  """The texts [x n] of the arrays of samples.npz."""
-  tokens, mask = arrays['tokens'], arrays['mask']
-  found = np.empty(mask.shape[:2], object)
-  for at in np.ndindex(found.shape):
-    found[at] = tokenizer.decode(tokens[at][mask[at]]).strip()
-  return found
-
-
-def load(
-    config: ml_collections.ConfigDict, workdir: str
-) -> dict[str, np.ndarray]:
-  """The arrays of samples.npz of config.samples.of."""
-  path = os.path.join(workdir, folder(config), 'samples.npz')
-  if not os.path.exists(path):
-    raise FileNotFoundError(f'{path} is missing: run the stage samples first.')
-  with np.load(path) as arrays:
-    return dict(arrays)

@@ -4,66 +4,22 @@ Only spaces that can be enumerated have this stage. Its arrays are what exact
 optima are computed from, and what every trained policy is measured on.
 """
 
-import functools
 import os
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from rlhf_jax import enumeration
-from rlhf_jax.study import common, inputs, scorers
+from rlhf_jax import files
+from rlhf_jax.study import fields, folders, listed, parameters, tokenizers
+from rlhf_jax.study import prompts as prompts_lib
+from rlhf_jax.types import Progress
 
-FIELDS = (
-    'seed',
-    'rewards',
-    'policy_seeds',
-    'data',
-    'world',
-    'sft',
-    'sampling',
-    'reward_model',
-    'judges',
-    'scorers',
-    'reward_scales',
-    'property_modules',
-)
-
-
-def folder(config: ml_collections.ConfigDict) -> str:
-  return os.path.join(common.seed_folder(config), 'tables')
-
-
-@functools.lru_cache(maxsize=8)
-def compiled_logprobs(lm_cfg, sampling, moves):
-  """Jitted log-probabilities [x y] of every response."""
-
-  def logprobs(params, tokens, mask):
-    return enumeration.enumerate_logprobs(
-        params, tokens, mask, lm_cfg, sampling=sampling, moves=jnp.array(moves)
-    )
-
-  return jax.jit(logprobs)
-
-
-def policy_logprobs(config, params, tokens, mask, *, chunk: int = 32):
-  """Log-probability of every response under a policy, [x y] float32.
-
-  `chunk` prompts at a time, the last chunk filled up, so that one program
-  serves training and held-out prompts.
-  """
-  tokenizer = inputs.make_tokenizer(config)
-  fn = compiled_logprobs(
-      inputs.model_config(config, 'sft'),
-      inputs.policy_sampling(config, tokenizer),
-      inputs.move_ids(tokenizer),
-  )
-  return scorers.in_chunks(functools.partial(fn, params), tokens, mask, chunk)
+FIELDS = fields.FIELDS['tables']
+folder = folders.tables
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: common.Progress
+    config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
   """Writes tables.npz.
 
@@ -71,8 +27,8 @@ def run(
   policy is trained for this seed; JUDGE/NAME the same, on held-out prompts.
   """
   out = os.path.join(workdir, folder(config))
-  tokenizer = inputs.make_tokenizer(config)
-  prompts = inputs.load_prompts(config, workdir, tokenizer)
+  tokenizer = tokenizers.make_tokenizer(config)
+  prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
   trained = config.seed in config.policy_seeds
   wanted = np.arange(len(prompts.texts)) if trained else prompts.eval_ids
   jobs = [('sft', wanted)]
@@ -83,24 +39,14 @@ def run(
   arrays = {}
   for done, (name, ids) in enumerate(jobs):
     if name == 'sft':
-      params = inputs.load_sft_params(config, workdir)
+      params = parameters.load_sft_params(config, workdir)
       tokens, mask = prompts.tokens[ids], prompts.mask[ids]
-      values = policy_logprobs(config, params, tokens, mask)
+      values = listed.policy_logprobs(config, params, tokens, mask)
     else:
       role, reward = name.split('/')
-      values = scorers.table(config, workdir, reward, role, prompts, ids)
+      values = listed.reward_table(config, workdir, reward, role, prompts, ids)
     full = np.full((len(prompts.texts), values.shape[1]), np.nan, np.float32)
     full[ids] = values
     arrays[name] = full
     progress(done + 1, len(jobs))
-  with common.atomic(os.path.join(out, 'tables.npz'), 'wb') as f:
-    np.savez(f, **arrays)
-
-
-def load(config: ml_collections.ConfigDict, workdir: str):
-  """The arrays of tables.npz, [all prompts, y], NaN where not computed."""
-  path = os.path.join(workdir, folder(config), 'tables.npz')
-  if not os.path.exists(path):
-    raise FileNotFoundError(f'{path} is missing: run the stage tables first.')
-  with np.load(path) as arrays:
-    return dict(arrays)
+  files.write_arrays(os.path.join(out, 'tables.npz'), arrays)

@@ -103,6 +103,11 @@ def own_config(
   return stage.narrowed(own) if hasattr(stage, 'narrowed') else own
 
 
+def responses_are_listed(config: ml_collections.ConfigDict) -> bool:
+  """Tells whether all responses to a prompt are known, and can be enumerated."""
+  return config.data.source == 'world'
+
+
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """`config` as JSON would give it back."""
   return json.loads(json.dumps(config.to_dict(), sort_keys=True))
@@ -150,6 +155,25 @@ def with_overrides(
   copy.lock()  # an unlocked one would accept a misspelt name
   copy.update_from_flattened_dict(overrides)
   return copy
+
+
+def policies(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
+  """The policies that `policy.sweep` lists, of every seed in `policy_seeds`.
+
+  Returns:
+    One dict a policy of its property, method, learner and kl_coef: fields of
+    config.policy, in this order.
+  """
+  return [
+      {
+          'property': name,
+          'method': method,
+          'learner': learner,
+          'kl_coef': float(kl_coef),
+      }
+      for name, method, learner, kl_coefs in config.policy.sweep
+      for kl_coef in kl_coefs
+  ]
 
 
 def differences(

@@ -6,11 +6,9 @@ import shutil
 import ml_collections
 
 from rlhf_jax import processes
-from rlhf_jax.data.text import gguf
 from rlhf_jax.models.hf import checkpoint
 from rlhf_jax.models.hf import config as hf_config
-from rlhf_jax.study import common, inputs
-from rlhf_jax.study import tokenizer as texts
+from rlhf_jax.study import models
 from rlhf_jax.types import Params
 
 # Of a model's folder, what decides how texts become tokens and when they end.
@@ -37,38 +35,13 @@ def export(
     params: whole, adapters merged.
     config: the study's.
   """
-  cfg = inputs.model_config(config, 'sft')
-  if config.sft.init == texts.SMOLLM2:  # whose file has no config.json
-    tokenizer = inputs.make_tokenizer(config)
-    base = {'eos_token_id': tokenizer.eos_id, 'bos_token_id': tokenizer.bos_id}
-  else:
-    base = hf_config.read_config(config.sft.init)
-  checkpoint.export(folder, params, cfg, config=base)
+  cfg = models.model_config(config, 'sft')
+  checkpoint.export(
+      folder, params, cfg, config=hf_config.read_config(config.sft.init)
+  )
   if not processes.is_main():
-    return
-  if config.data.pretrained == texts.SMOLLM2:
-    _write_gguf_tokenizer(folder)
     return
   for name in _FILES:
     path = os.path.join(config.data.pretrained, name)
     if os.path.exists(path):
       shutil.copyfile(path, os.path.join(folder, name))
-
-
-def _write_gguf_tokenizer(folder: str) -> None:
-  """The tokenizer in SmolLM2's file, in the files of a folder."""
-  found = gguf.read(gguf.smollm2_path())
-  common.write_json(os.path.join(folder, 'tokenizer.json'), found['content'])
-  common.write_json(
-      os.path.join(folder, 'tokenizer_config.json'),
-      found['special_tokens']
-      | {
-          'add_bos_token': found['add_bos'],
-          'chat_template': found['chat_template'],
-          'tokenizer_class': 'PreTrainedTokenizerFast',
-      },
-  )
-  common.write_json(
-      os.path.join(folder, 'generation_config.json'),
-      {'eos_token_id': list(found['eos_ids'])},
-  )

@@ -75,11 +75,16 @@ def data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(plain).lock()
 
 
+def starts_from_sft(config: ml_collections.ConfigDict) -> bool:
+  """Whether reward models are made on the SFT policy."""
+  return config.reward_model.init == 'sft'
+
+
 def reward_model(
     config: ml_collections.ConfigDict,
 ) -> ml_collections.ConfigDict:
   """`config` without the SFT policy, unless the models are made on it."""
-  if config.reward_model.init == 'sft':
+  if starts_from_sft(config):
     return config
   return ml_collections.ConfigDict(config.to_dict() | {'sft': {}}).lock()
 

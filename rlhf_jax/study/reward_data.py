@@ -7,7 +7,7 @@ import ml_collections
 from rlhf_jax.data import batching
 from rlhf_jax.data.text import preferences
 from rlhf_jax.data.text import ratings as ratings_lib
-from rlhf_jax.study import inputs
+from rlhf_jax.study import folders, tokenizers
 from rlhf_jax.types import PreferenceBatch, RatingBatch
 
 
@@ -15,7 +15,7 @@ def _load(config, workdir, split, *, what, read, encode):
   """The encoded rows of this reward, role and split in the folder `what`."""
   c = config.reward_model
   path = os.path.join(
-      inputs.data_folder(config, workdir),
+      os.path.join(workdir, folders.data(config)),
       what,
       f'{c.reward}.{c.role}.{split}.jsonl',
   )
@@ -24,7 +24,7 @@ def _load(config, workdir, split, *, what, read, encode):
   rows, _ = read(path, max_bad_fraction=config.data.max_bad_fraction)
   arrays, counts = encode(
       rows,
-      inputs.make_tokenizer(config),
+      tokenizers.make_tokenizer(config),
       max_prompt_tokens=config.data.max_prompt_tokens,
       max_response_tokens=config.data.max_response_tokens,
       max_truncated_fraction=config.data.max_dropped_fraction,

@@ -7,7 +7,8 @@ import ml_collections
 
 from rlhf_jax.models import heads, probe
 from rlhf_jax.models.config import LMConfig
-from rlhf_jax.study import common, inputs
+from rlhf_jax.study import models
+from rlhf_jax.study.errors import ConfigError
 from rlhf_jax.types import Params
 
 
@@ -51,17 +52,23 @@ def probe_of(params: Params) -> probe.Probe:
 def of(config: ml_collections.ConfigDict, role: str) -> RewardFunction:
   """How the reward models of a role score."""
   train = config.reward_model.train
-  lm_cfg = inputs.model_config(config, 'reward_model')
+  lm_cfg = models.model_config(config, 'reward_model')
   if train.how == 'probe':
     name = 'layer'
     if role != 'reward_model' and train.evaluator_layer:
       name = 'evaluator_layer'
     if train[name] > lm_cfg.num_layers:
-      raise common.ConfigError(
+      raise ConfigError(
           f'reward_model.train.{name} is {train[name]}; the model has'
           f' {lm_cfg.num_layers} layers.'
       )
     return RewardFunction(
         lm_cfg=lm_cfg, readout='', layer=train[name], pooling=train.pooling
     )
-  return RewardFunction(lm_cfg=lm_cfg, readout=inputs.readout(config, role))
+  return RewardFunction(lm_cfg=lm_cfg, readout=_readout(config, role))
+
+
+def _readout(config: ml_collections.ConfigDict, role: str) -> str:
+  """How a reward model of this role reads its states out."""
+  c = config.reward_model
+  return c.second_readout if role == 'second_evaluator' else c.readout

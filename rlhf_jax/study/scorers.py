@@ -10,16 +10,18 @@ import importlib
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 import ml_collections
 import numpy as np
 
-from rlhf_jax import enumeration, sharding
+from rlhf_jax import sharding
 from rlhf_jax.data.world import rules
 from rlhf_jax.data.world import world as world_lib
 from rlhf_jax.models import probe
 from rlhf_jax.stages import data as data_stage
-from rlhf_jax.study import common, inputs, reward_functions
+from rlhf_jax.study import parameters, reward_functions, tokenizers
+from rlhf_jax.study import prompts as prompts_lib
+from rlhf_jax.study.errors import ConfigError
 from rlhf_jax.types import Rollout
 
 # (prompt rows [b], rollout) -> [b]; a row is a prompt's place in prompts.json.
@@ -36,41 +38,23 @@ def compiled_reward(reward_fn):
   return jax.jit(reward)
 
 
-@functools.lru_cache(maxsize=8)
-def _compiled_table(reward_fn, sampling, moves):
-  """Jitted rewards [x y] of every response, by a learned model."""
-
-  def rewards(params, scale, tokens, mask):
-    return scale * enumeration.enumerate_rewards(
-        params,
-        tokens,
-        mask,
-        reward_fn.lm_cfg,
-        readout=reward_fn.readout,
-        sampling=sampling,
-        moves=jnp.array(moves),
-    )
-
-  return jax.jit(rewards)
-
-
 @functools.lru_cache(maxsize=32)
-def _rule(name: str):
+def rule_of(name: str):
   """The jitted function that MODULE:NAME names."""
   module, _, function = name.rpartition(':')
   if not module:
-    raise common.ConfigError(
+    raise ConfigError(
         f'Unknown scorer {name!r}; it is learned, gold, or MODULE:NAME.'
     )
   found = getattr(importlib.import_module(module), function, None)
   if found is None:
-    raise common.ConfigError(f'{module} has no function {function!r}.')
+    raise ConfigError(f'{module} has no function {function!r}.')
   return jax.jit(
       lambda scale, *tokens: scale * found(*tokens).astype(jnp.float32)
   )
 
 
-def _how(
+def how_scored(
     config: ml_collections.ConfigDict, reward: str, role: str
 ) -> tuple[str, np.float32]:
   """What scores a reward, and a factor on it; evaluators are always learned."""
@@ -80,9 +64,10 @@ def _how(
   return how, np.float32(config.reward_scales.get(reward, 1.0))
 
 
-def _gold_table(config, reward) -> np.ndarray:
+def gold_table(config: ml_collections.ConfigDict, reward: str) -> np.ndarray:
+  """The known reward [x y] of every response of the world."""
   if config.data.source != 'world':
-    raise common.ConfigError(
+    raise ConfigError(
         f'scorers.{reward}=gold needs data.source=world, where gold is known.'
     )
   return world_lib.oracle_reward(data_stage.make_world(config), reward)
@@ -90,7 +75,7 @@ def _gold_table(config, reward) -> np.ndarray:
 
 def response_indices(tokens, mask, tokenizer) -> np.ndarray:
   """Where each response [b t] stands among all responses of the world."""
-  first = inputs.move_ids(tokenizer)[0]
+  first = prompts_lib.move_ids(tokenizer)[0]
   moves = np.where(mask & (tokens != tokenizer.eos_id), tokens - first, -1)
   return rules.response_index(moves)
 
@@ -102,14 +87,14 @@ def load(
     role: str = 'reward_model',
 ) -> Scorer:
   """The scorer of a reward, with its weights read; or an evaluator of it."""
-  how, scale = _how(config, reward, role)
-  tokenizer = inputs.make_tokenizer(config)
+  how, scale = how_scored(config, reward, role)
+  tokenizer = tokenizers.make_tokenizer(config)
   if how == 'learned':
     fn = compiled_reward(reward_functions.of(config, role))
-    params = inputs.load_reward_params(config, workdir, reward, role)
+    params = parameters.load_reward_params(config, workdir, reward, role)
     return lambda rows, rollout: fn(params, scale, *tokens_of(rollout))
   if how == 'gold':
-    table = scale * _gold_table(config, reward)
+    table = scale * gold_table(config, reward)
 
     def known(rows, rollout):
       index = response_indices(
@@ -120,7 +105,7 @@ def load(
       return jnp.asarray(table[sharding.to_host(rows), index])
 
     return known
-  rule = _rule(how)
+  rule = rule_of(how)
   return lambda rows, rollout: rule(scale, *tokens_of(rollout))
 
 
@@ -137,11 +122,11 @@ def load_all(
   reward_fn = reward_functions.of(config, role)
   others, probes, scales, trunk = {}, {}, {}, None
   for name in rewards:
-    how, scale = _how(config, name, role)
+    how, scale = how_scored(config, name, role)
     if how != 'learned' or not reward_fn.pooling:
       others[name] = load(config, workdir, name, role)
       continue
-    params = inputs.load_reward_params(config, workdir, name, role)
+    params = parameters.load_reward_params(config, workdir, name, role)
     probes[name] = reward_functions.probe_of(params)
     trunk, scales[name] = {'trunk': params['trunk']}, scale
   fn = _compiled_probes(reward_fn)
@@ -174,54 +159,3 @@ def tokens_of(rollout: Rollout):
       rollout.response_tokens,
       rollout.response_mask,
   )
-
-
-def table(
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    reward: str,
-    role: str,
-    prompts: inputs.Prompts,
-    ids: np.ndarray,
-) -> Float[np.ndarray, 'x y']:
-  """The reward of every response to the prompts `ids`.
-
-  Evaluators are always learned; only the reward models may be something else.
-  """
-  how, scale = _how(config, reward, role)
-  tokenizer = inputs.make_tokenizer(config)
-  sampling = inputs.sampling_config(config, tokenizer, temperature=1.0)
-  moves = inputs.move_ids(tokenizer)
-  tokens, mask = prompts.tokens[ids], prompts.mask[ids]
-  if how == 'gold':
-    return scale * _gold_table(config, reward)[ids]
-  if how == 'learned':
-    fn = _compiled_table(reward_functions.of(config, role), sampling, moves)
-    params = inputs.load_reward_params(config, workdir, reward, role)
-    return in_chunks(
-        functools.partial(fn, params, np.float32(scale)), tokens, mask, 32
-    )
-  responses, valid = enumeration.all_responses(
-      jnp.array(moves), sampling=sampling
-  )
-
-  def one(tokens, mask):
-    spread = lambda a: jnp.broadcast_to(a, (len(responses), a.shape[-1]))
-    return _rule(how)(scale, spread(tokens), spread(mask), responses, valid)
-
-  return np.stack(
-      [sharding.to_host(one(tokens[i], mask[i])) for i in range(len(ids))]
-  )
-
-
-def in_chunks(fn, tokens, mask, chunk):
-  """fn over prompts, `chunk` at a time, as one numpy array.
-
-  The last chunk is filled up, so that one program serves them all.
-  """
-  num = tokens.shape[0]
-  parts = []
-  for start in range(0, num, chunk):
-    rows = np.minimum(np.arange(start, start + chunk), num - 1)
-    parts.append(sharding.to_host(fn(tokens[rows], mask[rows])))
-  return np.concatenate(parts)[:num]

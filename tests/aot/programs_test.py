@@ -16,7 +16,8 @@ from rlhf_jax.aot import costs, hlo, programs, scaling
 from rlhf_jax.models import lm
 from rlhf_jax.models.config import LMConfig
 from rlhf_jax.models.hf import config as hf_config
-from rlhf_jax.study import common
+from rlhf_jax.study.errors import ConfigError
+from tests import configs_test
 from tests.stages import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -37,11 +38,7 @@ SHAPE = LMConfig(
 
 
 def _config(name, variant='tiny'):
-  sys.path.insert(0, str(PAPER))
-  try:
-    return importlib.import_module(name).get_config(variant)
-  finally:
-    sys.path.remove(str(PAPER))
+  return configs_test.load(PAPER / f'{name}.py').get_config(variant)
 
 
 def _shape(name):
@@ -86,10 +83,12 @@ def compiled():
   }
 
 
+@pytest.mark.slow
 def test_every_program_is_there(compiled):
   assert tuple(compiled) == programs.NAMES
 
 
+@pytest.mark.slow
 def test_devices_share_the_work(compiled):
   """All needed operations are done, and not many more than once."""
   for name, (program, cost) in compiled.items():
@@ -97,6 +96,7 @@ def test_devices_share_the_work(compiled):
     assert 0.85 < cost.flops / needed < 1.2, name
 
 
+@pytest.mark.slow
 def test_more_devices_have_less_to_do(tmp_path):
   config = _config('hh_llama3_8b')
   config.policy.train.rank = 1
@@ -115,15 +115,17 @@ def test_more_devices_have_less_to_do(tmp_path):
   assert [ax.get_title('left') for ax in figure.axes] == list(
       scaling.PANELS.values()
   )
-  with pytest.raises(common.ConfigError, match='training is none of'):
+  with pytest.raises(ConfigError, match='training is none of'):
     costs.on_devices(config, SHAPE, 'training', 1)
 
 
+@pytest.mark.slow
 def test_only_decoding_has_an_end_of_its_own(compiled):
   loops = {name: cost.unknown_loops for name, (_, cost) in compiled.items()}
   assert loops == dict.fromkeys(programs.NAMES, 0) | {'rollout': 1}
 
 
+@pytest.mark.slow
 def test_decoding_sends_no_weights(compiled):
   """They are gathered once, not for every token."""
   program, cost = compiled['rollout']
@@ -134,6 +136,7 @@ def test_decoding_sends_no_weights(compiled):
   assert gathered < 4 * weights
 
 
+@pytest.mark.slow
 def test_adapters_and_moments_are_cut_as_the_table_says(compiled):
   state = compiled['update'][0].args[0]
   specs = {
@@ -147,7 +150,7 @@ def test_adapters_and_moments_are_cut_as_the_table_says(compiled):
 
 def test_random_models_are_refused():
   mesh = sharding.make_mesh(8, 1, 1)
-  with pytest.raises(common.ConfigError, match='sft is a random model'):
+  with pytest.raises(ConfigError, match='sft is a random model'):
     programs.build(tiny.get_config(), SHAPE, mesh, num_prompts=8)
 
 
@@ -169,6 +172,7 @@ _needs_libtpu = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @_needs_libtpu
 def test_the_script_compiles_for_a_tpu(tmp_path):
   out = tmp_path / 'aot.json'
@@ -182,6 +186,7 @@ def test_the_script_compiles_for_a_tpu(tmp_path):
   assert row['name'] == 'score' and 3.5 < row['arguments'] < 4.5
 
 
+@pytest.mark.slow
 @_needs_libtpu
 def test_a_layout_of_no_chips_is_refused_in_one_line():
   done = _aot('--topology=v5e:7x7')

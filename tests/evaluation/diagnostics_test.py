@@ -44,27 +44,34 @@ class SlopesTest(parameterized.TestCase):
     reference = references.expand(
         references.make_reference(reward, estimator='mean')
     )
-    fn = lambda r: transforms.get(name)(r['a'], reference)
+    fn = jax.jit(lambda r: transforms.get(name)(r['a'], reference))
     got = diagnostics.slopes(fn, {'a': reward})['a']
     step = 1e-2
     want = (fn({'a': reward + step}) - fn({'a': reward - step})) / (2 * step)
     np.testing.assert_allclose(got, want, atol=2e-3)
 
 
-class GradientShareTest(parameterized.TestCase):
+def _share(*args):
+  """The mass of each decile over their sum."""
+  mass = np.asarray(diagnostics.gradient_mass(*args))
+  with np.errstate(invalid='ignore'):
+    return mass / mass.sum()
+
+
+class GradientMassTest(parameterized.TestCase):
 
   def test_value_by_hand(self):
     # Ten responses in order, a decile each; slopes 1 .. 10 of sum 55.
     probs = np.full((1, 10), 0.1)
     reward = jnp.arange(10.0)[None]
-    got = diagnostics.gradient_share(_log(probs), reward, -(reward + 1))
+    got = _share(_log(probs), reward, -(reward + 1))
     np.testing.assert_allclose(got, np.arange(1, 11) / 55, rtol=1e-4)
 
   @parameterized.parameters(range(3))
   def test_matches_loops(self, seed):
     probs, reward = _world(seed)
     slope = np.random.default_rng(seed).normal(size=reward.shape)
-    got = diagnostics.gradient_share(
+    got = _share(
         _log(probs), jnp.asarray(reward, jnp.float32), jnp.asarray(slope)
     )
     want = twin.gradient_share(probs, reward, slope)
@@ -73,9 +80,7 @@ class GradientShareTest(parameterized.TestCase):
   def test_a_constant_slope_is_spread_evenly_whatever_the_ties(self):
     probs, reward = _world()
     reward = jnp.asarray(np.round(reward), jnp.float32)
-    got = diagnostics.gradient_share(
-        _log(probs), reward, jnp.full_like(reward, 0.7)
-    )
+    got = _share(_log(probs), reward, jnp.full_like(reward, 0.7))
     np.testing.assert_allclose(got, np.full(10, 0.1), atol=1e-5)
 
   def test_lsc_pushes_on_the_bad_half(self):
@@ -84,14 +89,14 @@ class GradientShareTest(parameterized.TestCase):
     slope = diagnostics.slopes(
         lambda r: jax.nn.log_sigmoid(r['a']), {'a': reward}
     )['a']
-    got = np.asarray(diagnostics.gradient_share(_log(probs), reward, slope))
+    got = np.asarray(_share(_log(probs), reward, slope))
     self.assertTrue((np.diff(got) < 1e-6).all())
     self.assertGreater(got[0], 2 * got[-1])
 
   def test_steep_prompts_weigh_more_and_masses_add_up(self):
-    probs, reward = _world(prompts=2)
+    probs, reward = _world(prompts=3)
     reward = jnp.asarray(reward, jnp.float32)
-    slope = jnp.ones_like(reward) * jnp.array([[1.0], [5.0]])
+    slope = jnp.ones_like(reward) * jnp.array([[1.0], [2.0], [6.0]])
     mass = diagnostics.gradient_mass(_log(probs), reward, slope)
     np.testing.assert_allclose(mass.sum(), 3.0, rtol=1e-5)
 
@@ -99,11 +104,9 @@ class GradientShareTest(parameterized.TestCase):
     probs = np.array([[0.5, 0.5, 0.0]])
     reward = jnp.array([[0.0, 1.0, 2.0]])
     slope = jnp.array([[1.0, 1.0, jnp.nan]])
-    got = diagnostics.gradient_share(_log(probs), reward, slope)
+    got = _share(_log(probs), reward, slope)
     np.testing.assert_allclose(got, np.full(10, 0.1), atol=1e-6)
-    flat = diagnostics.gradient_share(
-        _log(probs), reward, jnp.zeros_like(reward)
-    )
+    flat = _share(_log(probs), reward, jnp.zeros_like(reward))
     self.assertTrue(np.isnan(flat).all())
 
 

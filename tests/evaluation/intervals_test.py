@@ -49,23 +49,6 @@ class MeanIntervalTest(parameterized.TestCase):
       intervals.mean_interval(np.asarray(values))
 
 
-class PairedDifferenceTest(absltest.TestCase):
-
-  def test_what_seeds_share_cancels(self):
-    rng = np.random.default_rng(0)
-    seeds = rng.normal(size=5) * 100
-    gain = np.array([0.1, 0.2, 0.3, 0.2, 0.2])
-    got = intervals.paired_difference(seeds + gain, seeds)
-    want = intervals.mean_interval(gain)
-    np.testing.assert_allclose(got[:3], want[:3], rtol=1e-9)
-    swapped = intervals.paired_difference(seeds, seeds + gain)
-    np.testing.assert_allclose(swapped.mean, -want.mean, rtol=1e-9)
-
-  def test_different_seeds_are_refused(self):
-    with self.assertRaisesRegex(ValueError, 'same seeds'):
-      intervals.paired_difference([1.0, 2.0], [1.0, 2.0, 3.0])
-
-
 class BootstrapTest(absltest.TestCase):
 
   def test_agrees_with_the_normal_interval(self):

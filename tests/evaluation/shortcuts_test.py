@@ -1,7 +1,6 @@
 """Surface features of text, and their rates."""
 
 from absl.testing import absltest, parameterized
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.evaluation import shortcuts
@@ -79,25 +78,6 @@ class RegistryTest(absltest.TestCase):
   def test_duplicate_is_refused(self):
     with self.assertRaisesRegex(ValueError, 'already registered'):
       shortcuts.register(shortcuts.num_words)
-
-  def test_rates_are_means(self):
-    got = shortcuts.text_rates(['- one two', 'see a doctor'])
-    self.assertEqual(set(got), set(shortcuts.names()))
-    self.assertEqual(got['num_list_items'], 0.5)
-    self.assertEqual(got['num_words'], 3.0)
-    self.assertEqual(got['defers_to_professional'], 0.5)
-    with self.assertRaisesRegex(ValueError, 'at least one'):
-      shortcuts.text_rates([])
-
-
-class RateTest(absltest.TestCase):
-
-  def test_rate_by_hand(self):
-    got = shortcuts.feature_rate(
-        jnp.log(jnp.array([[0.25, 0.75], [1.0, 0.0]])),
-        jnp.array([[2.0, 0.0], [1.0, 5.0]]),
-    )
-    np.testing.assert_allclose(got, [0.5, 1.0], rtol=1e-6)
 
 
 if __name__ == '__main__':

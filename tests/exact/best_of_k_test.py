@@ -79,7 +79,7 @@ class SampleTest(parameterized.TestCase):
 
   def test_large_sets_sum_to_one(self):
     utility = jax.random.normal(jax.random.key(0), (2, 1024))
-    got = best_of_k.sample_logweights(utility, ks=(1, 4, 128, 1024))
+    got = best_of_k.sample_logweights(utility, ks=(1, 4, 1024))
     np.testing.assert_allclose(jnp.exp(got).sum(-1), 1.0, rtol=1e-5)
 
   def test_nan_is_not_the_best(self):
@@ -105,8 +105,8 @@ class DistributionTest(parameterized.TestCase):
       )
 
   def test_kl_without_ties_is_the_bound(self):
-    ks = (1, 2, 4, 8, 16, 64, 128)
-    num = 200_000
+    ks = (1, 2, 8, 64)
+    num = 100_000
     ref = jnp.full((1, num), -np.log(num), jnp.float32)
     utility = jax.random.permutation(
         jax.random.key(0), jnp.arange(num, dtype=jnp.float32)
@@ -130,7 +130,7 @@ class DistributionTest(parameterized.TestCase):
     # One property: raw and log-sigmoid-centered have the same best of k.
     ref = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (3, 500)))
     reward = jax.random.normal(jax.random.key(1), (3, 500)) * 3
-    ks = (2, 16, 128)
+    ks = (2, 128)
     raw = best_of_k.best_of_k_logprobs(ref, reward, ks=ks)
     lsc = best_of_k.best_of_k_logprobs(
         ref, jax.nn.log_sigmoid(reward - 2.0), ks=ks
@@ -142,7 +142,7 @@ class DistributionTest(parameterized.TestCase):
         3 * jax.random.normal(jax.random.key(0), (4, 7380))
     )
     utility = jax.random.normal(jax.random.key(1), (4, 7380))
-    got = best_of_k.best_of_k_logprobs(ref, utility, ks=(1, 2, 16, 128, 1024))
+    got = best_of_k.best_of_k_logprobs(ref, utility, ks=(1, 16, 1024))
     np.testing.assert_allclose(jnp.exp(got).sum(-1), 1.0, rtol=1e-4)
 
   def test_improves_with_k(self):

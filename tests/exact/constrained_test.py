@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.exact import tilted
-from rlhf_jax.rewards import aggregate
+from rlhf_jax.rewards import aggregate, lagrangian
 from tests.reference import constrained
 from tests.reference import exact_numpy as twin
 
@@ -171,7 +171,7 @@ class ConstrainedTest(parameterized.TestCase):
           utilities, weights, primary='main', threshold=threshold
       )
       policy = tilted.tilted_logprobs(ref, u, kl_coef=1.0)
-      weights = aggregate.dual_step(
+      weights = lagrangian.dual_step(
           weights,
           _means(policy, utilities),
           primary='main',

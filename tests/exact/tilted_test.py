@@ -166,7 +166,7 @@ class FrontierTest(parameterized.TestCase):
 
   def test_kl_coefs_match_numpy(self):
     ref, utility = _world()
-    targets = [0.05, 0.5, 1.5, 2.5]
+    targets = [0.05, 0.5, 1.0, 1.5, 2.5]
     got = tilted.kl_coef_for_kl(
         _log(ref), jnp.asarray(utility), jnp.array(targets)
     )
@@ -203,23 +203,24 @@ class FrontierTest(parameterized.TestCase):
     # Most responses are far above the reference: all are alike.
     ref, utility = _world()
     u = jax.nn.log_sigmoid(jnp.asarray(utility) + 8.0)
-    targets = jnp.array([0.001, 6.0, jnp.nan])
+    targets = jnp.array([0.001, 6.0, jnp.nan, jnp.nan, jnp.nan])
     found = tilted.frontier(_log(ref), u, targets)
-    np.testing.assert_array_equal(np.isnan(found.kl_coefs), [False, True, True])
-    np.testing.assert_array_equal(np.isnan(found.kls), [False, True, True])
+    missing = np.arange(5) > 0
+    np.testing.assert_array_equal(np.isnan(found.kl_coefs), missing)
+    np.testing.assert_array_equal(np.isnan(found.kls), missing)
     self.assertTrue(np.isnan(found.logprobs[1:]).all())
     self.assertTrue(np.isfinite(found.logprobs[0]).all())
 
   def test_flat_utility_reaches_nothing(self):
     ref, utility = _world()
     found = tilted.kl_coef_for_kl(
-        _log(ref), jnp.zeros(utility.shape), jnp.array([0.1])
+        _log(ref), jnp.zeros(utility.shape), jnp.full(5, 0.1)
     )
-    self.assertTrue(np.isnan(found[0]))
+    self.assertTrue(np.isnan(found).all())
 
   def test_inside_a_larger_jit_and_from_numpy(self):
     ref, utility = _world()
-    targets = np.array([0.2, 1.0])
+    targets = np.array([0.2, 0.4, 0.6, 0.8, 1.0])
 
     @jax.jit
     def mean_utility(ref_logprobs, utility, targets):
@@ -233,18 +234,18 @@ class FrontierTest(parameterized.TestCase):
 
   def test_zero_is_the_reference(self):
     ref, utility = _world()
-    found = tilted.frontier(_log(ref), jnp.asarray(utility), jnp.zeros(1))
+    found = tilted.frontier(_log(ref), jnp.asarray(utility), jnp.zeros(5))
     self.assertEqual(float(found.kl_coefs[0]), np.inf)
     np.testing.assert_allclose(found.logprobs[0], _log(ref), atol=1e-5)
 
   def test_no_policy_of_equal_kl_has_more_utility(self):
     ref, utility = _world(seed=5)
     ref, utility = _log(ref), jnp.asarray(utility)
-    rivals = jax.random.normal(jax.random.key(0), (20, *ref.shape))
+    rivals = jax.random.normal(jax.random.key(0), (10, *ref.shape))
     for rival in rivals:
       rival = jax.nn.log_softmax(ref + 0.5 * utility + rival)
       kl = tilted.sequence_kl(rival, ref).mean()
-      found = tilted.frontier(ref, utility, kl[None])
+      found = tilted.frontier(ref, utility, jnp.tile(kl, 5))
       best = enumerated.expectation(found.logprobs[0], utility).mean()
       got = enumerated.expectation(rival, utility).mean()
       self.assertGreater(best, got)

@@ -8,8 +8,7 @@ import time
 import jax
 import pytest
 
-from rlhf_jax.launch import graph
-from rlhf_jax.study import common
+from rlhf_jax.launch import execute, graph
 from tests.stages import study, tiny
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
@@ -97,6 +96,7 @@ def test_workdir_of_another_config_is_refused(zygote, finished):
   assert _files(finished) == before
 
 
+@pytest.mark.slow
 def test_overwrite_remakes_what_differs_alone(zygote, finished_study, tmp_path):
   workdir = str(tmp_path / 'study')
   study.copy(finished_study, workdir, without='figures')
@@ -207,6 +207,7 @@ def test_workdir_that_is_a_file(zygote, tmp_path):
   assert workdir.read_text() == 'mine'
 
 
+@pytest.mark.slow
 def test_nan_in_a_worker_names_metric_step_and_stage(
     zygote, finished_study, tmp_path
 ):
@@ -238,19 +239,30 @@ OF_TEXT = ('samples', 'judge')
 
 @pytest.mark.parametrize('stage', OF_TEXT)
 def test_script_of_text_refuses_the_world(zygote, finished, stage):
-  code, program = _run(zygote, stage, finished)
+  code, program = _run(zygote, 'stage', finished, stage)
   assert code == 1
   assert f'The stage {stage} ' in program.err.splitlines()[-1]
   assert 'Traceback' not in program.err
 
 
-@pytest.mark.parametrize('script', ['launch', 'policy'])
+@pytest.mark.parametrize('script', ['launch', 'stage'])
 def test_help_lists_the_flags(zygote, script):
   path = os.path.join(ROOT, 'experiments', f'{script}.py')
   program = zygote.start('script', path, '--help')
   program.wait()
   for flag in ('config', 'workdir', 'compilation_cache', 'coordinator'):
     assert f'--{flag}:' in program.out
+  if script == 'stage':
+    assert f'Stages: {", ".join(graph.STAGES)}.' in program.out
+
+
+@pytest.mark.parametrize('names', [(), ('polcy',), ('sft', 'policy')])
+def test_stages_that_do_not_exist_are_refused(zygote, tmp_path, names):
+  code, program = _run(zygote, 'stage', tmp_path / 'w', *names)
+  assert code == 1
+  line = _one_line(program.err)
+  assert f'known: {", ".join(graph.STAGES)}.' in line
+  assert not (tmp_path / 'w').exists()
 
 
 @pytest.mark.parametrize('stage', [s for s in graph.STAGES if s not in OF_TEXT])
@@ -261,7 +273,7 @@ def test_script_of_one_stage(zygote, finished, stage):
           '--config.policy.kl_coef=1.05',
       )
   }.get(stage, ())
-  code, program = _run(zygote, stage, finished, *args)
+  code, program = _run(zygote, 'stage', finished, stage, *args)
   assert code == 0, program.err
   assert program.out == f'{stage}: was done already\n'
 
@@ -269,7 +281,7 @@ def test_script_of_one_stage(zygote, finished, stage):
 def test_script_runs_its_stage(zygote, finished_study, tmp_path):
   workdir = str(tmp_path / 'study')
   study.copy(finished_study, workdir, without='seed_0/sft')
-  code, program = _run(zygote, 'sft', workdir)
+  code, program = _run(zygote, 'stage', workdir, 'sft')
   assert code == 0, program.err
   assert program.out == 'sft: done\n'
   study.assert_same(
@@ -279,7 +291,9 @@ def test_script_runs_its_stage(zygote, finished_study, tmp_path):
 
 
 def test_script_refuses_output_of_another_config(zygote, finished):
-  code, program = _run(zygote, 'sft', finished, '--config.sft.num_epochs=5')
+  code, program = _run(
+      zygote, 'stage', finished, 'sft', '--config.sft.num_epochs=5'
+  )
   assert code == 1
   last = program.err.splitlines()[-1]
   assert 'sft.num_epochs was 2 and is 5' in last
@@ -317,6 +331,7 @@ def _wait_for(condition, seconds=120):
     time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir('/proc'), reason='needs /proc')
 def test_killed_worker_and_killed_launcher_resume(
     zygote, finished_study, tmp_path
@@ -354,7 +369,7 @@ def test_killed_worker_and_killed_launcher_resume(
   # The same command goes on, and ends with the same bits.
   program = _start(zygote, 'launch', workdir, *args)
   assert program.wait() == 0, program.err
-  assert common.is_done(graph.STAGES['sft'], tiny.get_config(), str(workdir))
+  assert execute.is_done(graph.STAGES['sft'], tiny.get_config(), str(workdir))
   study.assert_same(
       study.results(os.path.join(finished_study, 'seed_0/sft')),
       study.results(str(sft)),

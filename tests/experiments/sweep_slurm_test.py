@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from rlhf_jax.study import common
+from rlhf_jax.study import configs
 from tests.experiments import cluster, sweep_test
 from tests.stages import study, tiny
 
@@ -25,7 +25,7 @@ _NAMES = [f'seed_0/policy/{name}' for name in sweep_test._POLICIES]
 def undisturbed(tmp_path_factory):
   """The same study, made by one process."""
   workdir = str(tmp_path_factory.mktemp('undisturbed'))
-  config = common.with_overrides(tiny.get_config(), _CHANGED)
+  config = configs.with_overrides(tiny.get_config(), _CHANGED)
   study.run(config, workdir)
   return workdir
 
@@ -46,6 +46,7 @@ def _flags(tmp_path):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     bool(cluster.missing()), reason=f'needs {cluster.missing()}'
 )

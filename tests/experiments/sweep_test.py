@@ -13,11 +13,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 _POLICIES = ('both_raw_ppo_1.05', 'both_lsc_ppo_0.6', 'both_lsc_rloo_0.6')
 _CONFIG = '''
 """The tiny study, and what its sweep lists."""
-import sys
-
-sys.path[:0] = [{stages!r}, {configs!r}]
 import base
-import tiny
+from tests.stages import tiny
 
 get_config = tiny.get_config
 
@@ -29,11 +26,7 @@ def sweep():
 
 def config_file(path, more=()):
   """Writes the config of a sweep over the tiny study's policies and `more`."""
-  folders = {
-      'stages': os.path.join(ROOT, 'tests', 'stages'),
-      'configs': os.path.join(ROOT, 'configs'),
-  }
-  path.write_text(_CONFIG.format(more=list(more), **folders))
+  path.write_text(_CONFIG.format(more=list(more)))
   return str(path)
 
 
@@ -85,6 +78,7 @@ def _assert_policies_are_those_of(finished_study, workdir):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir('/proc'), reason='needs /proc')
 def test_killed_failing_and_resumed(zygote, finished_study, tmp_path):
   config = config_file(tmp_path / 'c.py', [{'sft.optim.peak_lr': 1e38}])
@@ -182,6 +176,7 @@ def test_config_without_a_sweep(zygote, tmp_path):
   assert 'has no function sweep(variant)' in program.err
 
 
+@pytest.mark.slow
 def test_a_signal_to_all_processes(zygote, finished_study, tmp_path):
   workdir = tmp_path / 'study'
   study.copy(finished_study, str(workdir), without='seed_0/policy')

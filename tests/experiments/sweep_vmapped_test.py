@@ -4,6 +4,7 @@ import os
 
 import jax
 import numpy as np
+import pytest
 
 from rlhf_jax import metrics as metrics_lib
 from tests.experiments import sweep_test
@@ -11,17 +12,14 @@ from tests.stages import study
 
 _CONFIG = '''
 """Two policies that one program trains, and one of its own."""
-import sys
-
-sys.path[:0] = [{stages!r}, {configs!r}]
 import base
-import tiny
+from tests.stages import tiny
 
 
 def get_config():
   c = tiny.get_config()
   c.stages = ('data', 'sft', 'reward_model', 'references', 'policy')
-  c.regimes = {{}}
+  c.regimes = {}
   c.policy.sweep = (
       ('both', 'lsc', 'rloo', (0.3, 0.6)),
       ('both', 'raw', 'ppo', (1.05,)),
@@ -38,28 +36,30 @@ _TOGETHER = [f'seed_0/policy/both_lsc_rloo_{k}' for k in (0.3, 0.6)]
 _ALONE = 'seed_0/policy/both_raw_ppo_1.05'
 
 
-def test_told_to_leave_and_resumed(zygote, finished_study, tmp_path):
+@pytest.fixture
+def args(finished_study, tmp_path):
+  """Arguments of the sweep, in a study that has no policy yet."""
   config, workdir = tmp_path / 'c.py', tmp_path / 'study'
-  folders = {n: os.path.join(sweep_test.ROOT, n) for n in ('configs', 'tests')}
-  config.write_text(
-      _CONFIG.format(
-          configs=folders['configs'],
-          stages=os.path.join(folders['tests'], 'stages'),
-      )
-  )
+  config.write_text(_CONFIG)
   study.copy(finished_study, str(workdir), without='seed_0/policy')
   os.remove(workdir / 'config.json')  # of a study with other policies
-  args = (
+  return (
       f'--config={config}',
       f'--workdir={workdir}',
       f'--compilation_cache={jax.config.jax_compilation_cache_dir}',
       '--where=vmapped',
   )
 
+
+def test_dry_run_says_what_is_one_program(zygote, args):
   program = zygote.start('script', _SCRIPT, *args, '--dry_run')
   assert program.wait() == 0, program.err
   assert f'one program: {", ".join(_TOGETHER)}\n' in program.out
 
+
+@pytest.mark.slow
+def test_told_to_leave_and_resumed(zygote, args, finished_study, tmp_path):
+  workdir = tmp_path / 'study'
   program = zygote.start('script', _KILLED, 'SIGTERM', '3', _SCRIPT, *args)
   assert program.wait() == 75, program.err
   assert 'has a checkpoint of step 4; the same command goes on' in program.err

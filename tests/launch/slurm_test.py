@@ -1,33 +1,33 @@
 """What is made of the words of SLURM, of which there is none here."""
 
+import functools
 import signal
 import subprocess
 
 import pytest
 
-from rlhf_jax import preemption
-from rlhf_jax.launch import sweep_board, sweep_slurm, sweeps
-from rlhf_jax.study import common
+from rlhf_jax import files, preemption, programs
+from rlhf_jax.launch import slurm, sweep
 
 
 def _job(name, *needs):
-  return sweeps.Job(name, {'seed': 0}, '', (), needs)
+  return sweep.Job(name, {'seed': 0}, '', (), needs)
 
 
 @pytest.fixture
 def board(tmp_path, monkeypatch):
   """Of four jobs that have been submitted."""
-  monkeypatch.setattr(sweeps.Job, 'is_done', lambda self: False)
-  monkeypatch.setattr(sweep_slurm, '_LOOK', -1.0)
-  monkeypatch.setattr(sweep_slurm.time, 'sleep', lambda seconds: None)
+  monkeypatch.setattr(sweep.Job, 'is_done', lambda self: False)
+  monkeypatch.setattr(slurm, '_LOOK', -1.0)
+  monkeypatch.setattr(slurm.time, 'sleep', lambda seconds: None)
   jobs = [_job('a'), _job('b', 'a'), _job('c'), _job('d')]
   ids = {job.name: f'7_{i}' for i, job in enumerate(jobs)}
-  common.write_json(str(tmp_path / 'sweep' / 'slurm.json'), ids)
-  return sweep_board.Board(str(tmp_path), jobs)
+  files.write_json(str(tmp_path / 'sweep' / 'slurm.json'), ids)
+  return sweep.make_board(jobs)
 
 
 def test_what_leaves_the_queue(board, tmp_path, monkeypatch, capsys):
-  root, jobs = str(tmp_path), board.jobs
+  root, jobs = str(tmp_path), board.units
   looks = []
 
   def queue():
@@ -37,16 +37,16 @@ def test_what_leaves_the_queue(board, tmp_path, monkeypatch, capsys):
     if len(looks) == 2:
       return None  # SLURM is busy
     if len(looks) == 3:
-      sweeps.write_status(root, jobs['a'], state='failed', error='NaN')
-      sweeps.write_status(root, jobs['c'], state='stopped', task='t')
+      slurm.write_status(root, jobs['a'], state='failed', error='NaN')
+      slurm.write_status(root, jobs['c'], state='stopped', task='t')
       return {'7_1'}  # SLURM sets it aside later
     if len(looks) == 4:  # after it was missed
-      sweeps.write_status(root, jobs['d'], state='done')
+      slurm.write_status(root, jobs['d'], state='done')
     return set()
 
-  monkeypatch.setattr(sweep_slurm, '_queue', queue)
-  sweep_slurm.wait(root, board)
-  assert board.finish() == 1
+  monkeypatch.setattr(slurm, '_queue', queue)
+  slurm.wait(root, board)
+  assert board.finish(functools.partial(sweep.log_path, str(tmp_path))) == 1
   said, table, _ = capsys.readouterr().out.split('\n\n')
   assert said.count('/4]') == 4  # each once
   a, b, c, d = table.splitlines()
@@ -58,9 +58,9 @@ def test_what_leaves_the_queue(board, tmp_path, monkeypatch, capsys):
 
 
 def test_killed_without_a_word(board, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(sweep_slurm, '_queue', set)
-  sweep_slurm.wait(str(tmp_path), board)
-  assert board.finish() == 1
+  monkeypatch.setattr(slurm, '_queue', set)
+  slurm.wait(str(tmp_path), board)
+  assert board.finish(functools.partial(sweep.log_path, str(tmp_path))) == 1
   said = capsys.readouterr().out
   assert f'{tmp_path}/sweep/slurm/7_2_0_log.err' in said
 
@@ -82,12 +82,12 @@ def test_asks_for_another_allocation(
   def leave(*args, **kwargs):
     raise preemption.Preempted
 
-  monkeypatch.setattr(sweeps, 'run', leave)
+  monkeypatch.setattr(slurm, 'run', leave)
   monkeypatch.setattr(preemption, 'install', lambda **kwargs: None)
   monkeypatch.setattr(preemption, 'received', lambda: signum)
   slept = []
-  monkeypatch.setattr(sweep_slurm.time, 'sleep', slept.append)
-  monkeypatch.setattr(sweep_slurm.scheduler, 'use_cache', lambda cache: None)
+  monkeypatch.setattr(slurm.time, 'sleep', slept.append)
+  monkeypatch.setattr(programs, 'use_cache', lambda cache: None)
   monkeypatch.setattr(
       subprocess, 'run', lambda command, check: commands.append(command)
   )
@@ -101,14 +101,14 @@ def test_asks_for_another_allocation(
   }.items():
     monkeypatch.setenv(f'SLURM_{name}', str(value))
   job = _job('a')
-  attempt = sweep_slurm.Attempt(
+  attempt = slurm.Attempt(
       str(tmp_path), job, requeues=3, cache='', overwrite=False
   )
   with pytest.raises(SystemExit) as e:
     attempt()
   assert e.value.code == preemption.EXIT_CODE
   assert commands == ([['scontrol', 'requeue', asked]] if asked else [])
-  failed = sweeps.read_status(str(tmp_path), job).get('state') == 'failed'
+  failed = slurm.read_status(str(tmp_path), job).get('state') == 'failed'
   assert failed == (restarts == 3)
   # What SLURM itself ends is there when it does.
   assert bool(slept) == (signum == signal.SIGTERM)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from rlhf_jax.launch import graph, sweeps
-from rlhf_jax.study import common
+from rlhf_jax.launch import graph, sweep
+from rlhf_jax.study.errors import ConfigError
 from tests import configs_test
 from tests.stages import tiny
 
@@ -17,11 +17,11 @@ _PPO = {
 
 
 def _studies(*runs):
-  return sweeps.studies(tiny.get_config().lock(), list(runs))
+  return sweep.studies(tiny.get_config().lock(), list(runs))
 
 
 def _refused(*runs):
-  with pytest.raises(common.ConfigError) as e:
+  with pytest.raises(ConfigError) as e:
     _studies(*runs)
   assert '\n' not in str(e.value)
   return str(e.value)
@@ -92,7 +92,7 @@ def test_what_is_refused_names_the_field_and_the_fix():
 
 def test_a_study_is_cut_where_its_policies_are():
   (study,) = _studies(_PPO)
-  jobs = {job.name: job for job in sweeps.jobs(study, '/w')}
+  jobs = {job.name: job for job in sweep.jobs(study, '/w')}
   policies = [f'seed_0/policy/both_{n}' for n in (
       'raw_ppo_1.05', 'lsc_ppo_0.6', 'lsc_rloo_0.6'
   )]  # fmt: skip
@@ -114,7 +114,7 @@ def test_a_study_is_cut_where_its_policies_are():
 
 def test_a_study_of_its_own_has_its_folder_and_jobs():
   (study,) = _studies({'sft.num_epochs': 3})
-  jobs = sweeps.jobs(study, '/w')
+  jobs = sweep.jobs(study, '/w')
   assert all(job.name.startswith('sft.num_epochs=3/') for job in jobs)
   assert {job.workdir for job in jobs} == {'/w/sft.num_epochs=3'}
 
@@ -135,8 +135,8 @@ def test_jobs_of_a_config_are_its_tasks_in_an_order_that_works(path, variant):
   module = configs_test.load(path)
   args = [variant] if variant else []
   config = module.get_config(*args).lock()
-  (study,) = sweeps.studies(config, module.sweep(*args))
-  jobs = sweeps.jobs(study, '/w')
+  (study,) = sweep.studies(config, module.sweep(*args))
+  jobs = sweep.jobs(study, '/w')
   names = [task.name for job in jobs for task in job.tasks]
   assert sorted(names) == sorted(task.name for task in graph.tasks(config))
   done, ran = set(), set()

@@ -5,11 +5,13 @@ import os
 import numpy as np
 import pytest
 
-from rlhf_jax import checkpoint
+from rlhf_jax import checkpoint, files
 from rlhf_jax import metrics as metrics_lib
-from rlhf_jax.launch import policy_group
-from rlhf_jax.stages import policy, policy_setup
-from rlhf_jax.study import common, inputs
+from rlhf_jax import programs as programs_lib
+from rlhf_jax.launch import execute, vmapped
+from rlhf_jax.stages import policy
+from rlhf_jax.study import configs, parameters
+from rlhf_jax.study.errors import ConfigError
 from tests.stages import multipliers_test, study, tiny
 
 _PPO = {'policy.method': 'lsc', 'policy.learner': 'ppo'}
@@ -28,7 +30,7 @@ _CLOSE = dict(rtol=1e-4, atol=1e-5)
 
 def _configs(overrides, kl_coefs=_KL_COEFS):
   return [
-      common.with_overrides(
+      configs.with_overrides(
           tiny.get_config(), overrides | {'policy.kl_coef': kl_coef}
       )
       for kl_coef in kl_coefs
@@ -43,7 +45,7 @@ def _copy(finished_study, path):
 
 def _alone(configs, workdir):
   for config in configs:
-    common.execute(policy, config, workdir)
+    execute.execute(policy, config, workdir)
 
 
 def _folder(config, workdir):
@@ -67,7 +69,7 @@ def _assert_close(configs, got, want):
       assert a[0] == b[0]
       np.testing.assert_allclose(a[1], b[1], err_msg=a[0], **_CLOSE)
     a, b = (
-        common.read_json(os.path.join(f, 'weights.json'), '') for f in (g, w)
+        files.read_json(os.path.join(f, 'weights.json'), '') for f in (g, w)
     )
     assert a.keys() == b.keys()
     for name in b:
@@ -76,8 +78,14 @@ def _assert_close(configs, got, want):
 
 @pytest.mark.parametrize(
     'overrides',
-    (_PPO, _RLOO, _DPO, _GOLD, _LORA, multipliers_test._LAGRANGIAN),
-    ids=('ppo', 'rloo', 'dpo', 'gold', 'lora', 'lagrangian'),
+    (
+        pytest.param(_RLOO, id='rloo'),
+        pytest.param(multipliers_test._LAGRANGIAN, id='lagrangian'),
+        pytest.param(_PPO, id='ppo', marks=pytest.mark.slow),
+        pytest.param(_DPO, id='dpo', marks=pytest.mark.slow),
+        pytest.param(_GOLD, id='gold', marks=pytest.mark.slow),
+        pytest.param(_LORA, id='lora', marks=pytest.mark.slow),
+    ),
 )
 def test_each_is_the_run_alone(overrides, finished_study, tmp_path):
   configs = _configs(overrides)
@@ -85,7 +93,7 @@ def test_each_is_the_run_alone(overrides, finished_study, tmp_path):
   _alone(configs, want)
   got = _copy(finished_study, tmp_path / 'group')
   seen = []
-  assert policy_group.execute(configs, got, lambda *at: seen.append(at))
+  assert vmapped.execute_group(configs, got, lambda *at: seen.append(at))
   assert seen == [(step, 6) for step in range(1, 7)]
   _assert_close(configs, got, want)
   ends = [
@@ -97,23 +105,23 @@ def test_each_is_the_run_alone(overrides, finished_study, tmp_path):
   for a, b in zip(ends, ends[1:], strict=False):
     assert not np.allclose(a, b, **_CLOSE)  # they could be told apart
   for config in configs:  # what is done alone is done in a group, and back
-    assert common.is_done(policy, config, got)
+    assert execute.is_done(policy, config, got)
     made = [set(os.listdir(_folder(config, w))) for w in (got, want)]
     assert made[0] == made[1]
-  assert not policy_group.execute(configs, got)
+  assert not vmapped.execute_group(configs, got)
 
 
 def test_samples_of_different_policies_are_those_of_each(finished_study):
   (config,) = _configs(_PPO, (0.6,))
-  s = policy_setup.set_up(config, finished_study)
-  first = s.state(0.6)
-  last = inputs.load_policy_params(
+  s = policy.set_up(config, finished_study)
+  first = s.initial_state(0.6)
+  last = parameters.load_policy_params(
       config, finished_study, _folder(config, finished_study)
   )
   policies = [first.params['policy'], last]
   shared = (s.frozen['policy'], *s.prompts, np.uint32(0), np.int32(0))
-  together = policy_group._grouped(s, 2).rollout_fn
-  got, rows = together(policy_group._stack(policies), *shared)
+  together = vmapped._grouped(s, 2).rollout_fn
+  got, rows = together(vmapped._stack(policies), *shared)
   tokens = []
   for i, params in enumerate(policies):
     want, want_rows = s.rollout_fn(params, *shared)
@@ -128,14 +136,14 @@ def test_samples_of_different_policies_are_those_of_each(finished_study):
 @pytest.fixture
 def programs(monkeypatch):
   """The programs of groups that a test asks for, none compiled before it."""
-  vmapped, found = policy_group._vmapped, []
-  vmapped.cache_clear()
+  make, found = vmapped._vmapped, []
+  programs_lib.jit.cache_clear()
 
   def keep(*args, **kwargs):
-    found.append(vmapped(*args, **kwargs))
+    found.append(make(*args, **kwargs))
     return found[-1]
 
-  monkeypatch.setattr(policy_group, '_vmapped', keep)
+  monkeypatch.setattr(vmapped, '_vmapped', keep)
   return found
 
 
@@ -144,7 +152,7 @@ def test_one_program_for_all_groups_of_a_size(
 ):
   workdir = _copy(finished_study, tmp_path / 'study')
   for kl_coefs in ((0.3, 0.6), (0.9, 1.2)):
-    policy_group.execute(_configs(_RLOO, kl_coefs), workdir)
+    vmapped.execute_group(_configs(_RLOO, kl_coefs), workdir)
   assert len(programs) == 6  # rollout, utility and update, asked for twice
   assert programs[3:] == programs[:3]
   assert [fn._cache_size() for fn in programs[:3]] == [1, 1, 1]
@@ -162,8 +170,8 @@ def _stopped(monkeypatch, configs, workdir, number):
 
     m.setattr(policy.Output, 'save', failing)
     with pytest.raises(KeyboardInterrupt):
-      policy_group.execute(configs, workdir)
-  assert not any(common.is_done(policy, c, workdir) for c in configs)
+      vmapped.execute_group(configs, workdir)
+  assert not any(execute.is_done(policy, c, workdir) for c in configs)
 
 
 def _again(execute):
@@ -176,7 +184,7 @@ def _again(execute):
 def whole(finished_study, tmp_path_factory):
   """A group of RLOO that was not interrupted."""
   workdir = _copy(finished_study, tmp_path_factory.mktemp('whole') / 'study')
-  policy_group.execute(_configs(_RLOO), workdir)
+  vmapped.execute_group(_configs(_RLOO), workdir)
   return workdir
 
 
@@ -192,7 +200,7 @@ def test_stopped_and_resumed(
   configs = _configs(_RLOO)
   workdir = _copy(finished_study, tmp_path / 'study')
   _stopped(monkeypatch, configs, workdir, number)
-  run = lambda p: policy_group.execute(configs, workdir, p)
+  run = lambda p: vmapped.execute_group(configs, workdir, p)
   assert _again(run) == steps
   _assert_close(configs, workdir, whole)
   if number == 7:  # by the same programs
@@ -209,11 +217,11 @@ def test_a_run_of_a_group_goes_on_alone_and_back(
   configs = _configs(_RLOO)
   workdir = _copy(finished_study, tmp_path / 'study')
   _stopped(monkeypatch, configs, workdir, 7)
-  one = lambda p: common.execute(policy, configs[1], workdir, p)
+  one = lambda p: execute.execute(policy, configs[1], workdir, p)
   assert _again(one) == [5, 6]
   done = os.path.join(_folder(configs[1], workdir), 'done.json')
   before = os.stat(done).st_mtime_ns
-  rest = lambda p: policy_group.execute(configs, workdir, p)
+  rest = lambda p: vmapped.execute_group(configs, workdir, p)
   assert _again(rest) == [5, 6]
   assert os.stat(done).st_mtime_ns == before  # what was done is left out
   _assert_close(configs, workdir, whole)
@@ -222,11 +230,11 @@ def test_a_run_of_a_group_goes_on_alone_and_back(
 def test_seconds_are_shared_out(whole):
   folders = [_folder(config, whole) for config in _configs(_RLOO)]
   seconds = [
-      common.read_json(os.path.join(f, 'training.json'), '')['seconds']
+      files.read_json(os.path.join(f, 'training.json'), '')['seconds']
       for f in folders
   ]
   done = [
-      common.read_json(os.path.join(f, 'done.json'), '')['seconds']
+      files.read_json(os.path.join(f, 'done.json'), '')['seconds']
       for f in folders
   ]
   assert len(set(done)) == 1
@@ -238,32 +246,33 @@ def test_what_is_not_finite_names_its_run(
 ):
   configs = _configs(_RLOO)
   workdir = _copy(finished_study, tmp_path / 'study')
-  init = policy_setup.Setup.state
+  init = policy.Setup.initial_state
   monkeypatch.setattr(
-      policy_setup.Setup,
-      'state',
+      policy.Setup,
+      'initial_state',
       lambda s, kl_coef: init(s, np.nan if kl_coef == 0.6 else kl_coef),
   )
   with pytest.raises(
       metrics_lib.NonFiniteError, match=r'both_lsc_rloo_0\.6: metric \S+ is nan'
   ):
-    policy_group.execute(configs, workdir)
-  assert not any(common.is_done(policy, c, workdir) for c in configs)
+    vmapped.execute_group(configs, workdir)
+  assert not any(execute.is_done(policy, c, workdir) for c in configs)
 
 
 def test_runs_that_differ_otherwise_are_refused(finished_study, tmp_path):
   first, second = _configs(_RLOO, (0.3, 0.6))
-  other = common.with_overrides(second, {'policy.method': 'raw'})
-  with pytest.raises(common.ConfigError, match='kl_coef alone: .*lsc'):
-    policy_group.execute([first, other], finished_study)
-  with pytest.raises(common.ConfigError, match='the same kl_coef'):
-    policy_group.execute([first, first], finished_study)
+  other = configs.with_overrides(second, {'policy.method': 'raw'})
+  with pytest.raises(ConfigError, match='kl_coef alone: .*lsc'):
+    vmapped.execute_group([first, other], finished_study)
+  with pytest.raises(ConfigError, match='the same kl_coef'):
+    vmapped.execute_group([first, first], finished_study)
 
 
+@pytest.mark.slow
 def test_on_a_mesh(programs, whole, finished_study, tmp_path):
   mesh = {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}
   configs = _configs(_RLOO | mesh)
   workdir = _copy(finished_study, tmp_path / 'study')
-  policy_group.execute(configs, workdir)
+  vmapped.execute_group(configs, workdir)
   _assert_close(configs, workdir, whole)
   assert [fn._cache_size() for fn in programs] == [1, 1, 1]

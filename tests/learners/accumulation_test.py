@@ -76,7 +76,7 @@ def _parts(loss_fn, params, batch, num_microbatches):
 LOSSES = [(_tokens_loss, _tokens_batch), (_pairs_loss, _pairs_batch)]
 
 
-@pytest.mark.parametrize('num_microbatches', [2, 3, 4, 6, 12])
+@pytest.mark.parametrize('num_microbatches', [2, 3, 12])
 @pytest.mark.parametrize('loss_fn, make_batch', LOSSES)
 def test_parts_give_the_whole(loss_fn, make_batch, num_microbatches):
   params, batch = _params(), make_batch()

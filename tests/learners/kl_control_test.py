@@ -19,7 +19,7 @@ _reference = jax.jit(
     lm.reference_logprobs_and_kl,
     static_argnames=('cfg', 'sampling', 'chunk_size'),
 )
-_adapted = functools.partial(kl_control.adapted, kl_horizon=10_000.0)
+_next_kl_coef = functools.partial(kl_control.next_kl_coef, kl_horizon=10_000.0)
 
 
 def _metrics(params, ref_params, rollout, sampling, ref_sampling=None):
@@ -98,8 +98,8 @@ def test_kl_metrics_by_hand():
         (-3.0, -0.2),  # k1 of a batch may be negative
     ],
 )
-def test_adapted_by_hand(kl, error):
-  got = _adapted(
+def test_next_kl_coef_by_hand(kl, error):
+  got = _next_kl_coef(
       jnp.asarray(0.2), jnp.asarray(kl), kl_target=6.0, num_responses=500
   )
   np.testing.assert_allclose(got, 0.2 * (1 + error * 500 / 10_000), rtol=1e-6)
@@ -107,7 +107,9 @@ def test_adapted_by_hand(kl, error):
 
 def test_without_a_target_the_price_is_fixed():
   kl_coef = jnp.asarray(0.2)
-  got = _adapted(kl_coef, jnp.asarray(50.0), kl_target=None, num_responses=500)
+  got = _next_kl_coef(
+      kl_coef, jnp.asarray(50.0), kl_target=None, num_responses=500
+  )
   assert got is kl_coef
 
 
@@ -115,7 +117,7 @@ def test_the_controller_settles_at_its_target():
   """On KL = c / kl_coef, which is how a tilted policy behaves."""
   kl_coef = jnp.asarray(1.0)
   step = jax.jit(
-      lambda k: _adapted(k, 3.0 / k, kl_target=6.0, num_responses=1_000)
+      lambda k: _next_kl_coef(k, 3.0 / k, kl_target=6.0, num_responses=1_000)
   )
   for _ in range(200):
     kl_coef = step(kl_coef)

@@ -1,5 +1,7 @@
 """GRPO, REINFORCE and REBEL against the exact gradient of a tabular problem."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,14 +14,18 @@ _SGD = optax.sgd(1.0)
 _exact_gradient = jax.jit(jax.grad(tabular.objective))
 
 
+@functools.cache
+def _update(name, **overrides):
+  return jax.jit(all_test.make(name, _SGD, **overrides))
+
+
 def _moved(name, utility, kl_coef, rows, **overrides):
   """What one step of sgd(1) adds to policy_params, and the rollout's size."""
   ref_params, policy = tabular.random_params(1), tabular.policy_params()
   prompts, responses = rows
   rollout = tabular.rollout_of(policy, prompts, responses)
   state = all_test.init(name, _SGD, policy, kl_coef=kl_coef)
-  update = jax.jit(all_test.make(name, _SGD, **overrides))
-  state, metrics = update(
+  state, metrics = _update(name, **overrides)(
       state, ref_params, rollout, utility[prompts, responses]
   )
   moved = state.params['policy']['table'] - policy['table']

@@ -1,5 +1,7 @@
 """Learners of reference samples against exact gradients and optima."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,11 +16,15 @@ REF_PARAMS = tabular.policy_params()  # of which expectation_* are exact draws
 _REF = tabular.sequence_logprobs(REF_PARAMS)
 
 
+@functools.cache
+def _update(name, **overrides):
+  return jax.jit(all_test.make(name, _SGD, **overrides))
+
+
 def _step(name, policy, utility, rows, *, kl_coef, **overrides):
   prompts, responses = rows
   rollout = tabular.rollout_of(REF_PARAMS, prompts, responses)
-  update = jax.jit(all_test.make(name, _SGD, **overrides))
-  state, metrics = update(
+  state, metrics = _update(name, **overrides)(
       all_test.init(name, _SGD, policy, kl_coef=kl_coef),
       REF_PARAMS,
       rollout,
@@ -47,6 +53,12 @@ def _points_loss(policy, utility, kl_coef, log_z):
   return (jnp.exp(_REF) * error**2).sum(-1).mean()
 
 
+_pairs_loss_and_grad = jax.jit(
+    jax.value_and_grad(_pairs_loss, argnums=1), static_argnums=0
+)
+_points_loss_and_grad = jax.jit(jax.value_and_grad(_points_loss))
+
+
 @pytest.mark.parametrize('kl_coef', [0.3, 2.0])
 @pytest.mark.parametrize('name', ['dpo', 'ipo'])
 def test_expected_step_is_the_exact_gradient_of_the_loss(name, kl_coef):
@@ -59,9 +71,7 @@ def test_expected_step_is_the_exact_gradient_of_the_loss(name, kl_coef):
       kl_coef=kl_coef,
       samples_per_prompt=2,
   )
-  loss, grad = jax.value_and_grad(
-      lambda policy: _pairs_loss(name, policy, utility, kl_coef)
-  )(policy)
+  loss, grad = _pairs_loss_and_grad(name, policy, utility, kl_coef)
   np.testing.assert_allclose(metrics['policy_loss'], loss, rtol=1e-5)
   np.testing.assert_allclose(got, -grad['table'], atol=5e-6)
   assert np.abs(got).max() > 1e-2
@@ -80,9 +90,7 @@ def test_qrpo_step_is_the_exact_gradient_of_the_loss(name, kl_coef):
   got, metrics = _step(
       name, policy, utility, tabular.expectation_rows(), kl_coef=kl_coef
   )
-  loss, grad = jax.value_and_grad(
-      lambda policy: _points_loss(policy, utility, kl_coef, log_z)
-  )(policy)
+  loss, grad = _points_loss_and_grad(policy, utility, kl_coef, log_z)
   np.testing.assert_allclose(metrics['policy_loss'], loss, rtol=1e-5)
   np.testing.assert_allclose(got, -grad['table'], atol=5e-6)
 

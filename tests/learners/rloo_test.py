@@ -10,10 +10,10 @@ import pytest
 
 from rlhf_jax import train_state
 from rlhf_jax.exact import tilted
-from rlhf_jax.learners import rloo
+from rlhf_jax.learners import groups, rloo
 from tests.learners import tabular
 
-CONFIG = rloo.RLOOConfig(
+CONFIG = groups.GroupConfig(
     samples_per_prompt=2,
     clip_eps=0.2,
     entropy_coef=0.0,
@@ -201,30 +201,3 @@ def test_one_sample_has_no_baseline(samples_per_prompt):
     _update(optax.sgd(0.1), samples_per_prompt=samples_per_prompt)
   assert 'policy.samples_per_prompt >= 2' in str(error.value)
   assert f'got {samples_per_prompt}' in str(error.value)
-
-
-def test_vmap_over_runs_equals_each_run():
-  update = _update(_SGD, **FULL)
-  ref_params = tabular.random_params(1)
-  prompts = np.repeat([0, 1], 512)
-  runs = []
-  for seed, kl_coef in enumerate((0.1, 2.0)):
-    policy = tabular.random_params(seed)
-    rollout, responses = tabular.sample(policy, jax.random.key(seed), prompts)
-    utility = tabular.random_utility(seed)[prompts, responses]
-    state = dataclasses.replace(
-        _state(_SGD, policy, kl_coef=kl_coef), seed=jnp.uint32(seed)
-    )
-    runs.append((state, rollout, utility))
-  state, rollout, utility = jax.tree.map(lambda *x: jnp.stack(x), *runs)
-  together = jax.jit(jax.vmap(update, in_axes=(0, None, 0, 0)))(
-      state, ref_params, rollout, utility
-  )
-  for i, (state, rollout, utility) in enumerate(runs):
-    jax.tree.map(
-        lambda g, w, i=i: np.testing.assert_allclose(
-            g[i], w, rtol=1e-5, atol=1e-6
-        ),
-        together,
-        _full(state, ref_params, rollout, utility),
-    )

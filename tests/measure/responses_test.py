@@ -9,9 +9,9 @@ import pytest
 from rlhf_jax.data.world import rules
 from rlhf_jax.evaluation import schema
 from rlhf_jax.exact import tilted
-from rlhf_jax.measure import features, responses
-from rlhf_jax.measure import spaces as study_lib
-from rlhf_jax.rewards import references
+from rlhf_jax.measure import features, responses, spaces
+from rlhf_jax.measure.space import Policy
+from rlhf_jax.ops import quantiles
 
 _RESPONSES = ('FACT', 'FACT FACT', 'REFUSE', 'LIST')
 
@@ -34,7 +34,7 @@ def _study(rewards=('helpful', 'harmless'), judges=('evaluator',)):
       judge: {r: (i + 1) * (j + 1) * score for j, r in enumerate(rewards)}
       for i, judge in enumerate(names)
   }
-  study = study_lib.Study.__new__(study_lib.Study)  # it would read a run
+  study = spaces.Listed.__new__(spaces.Listed)  # it would read a run
   study.__dict__.update(
       property='both',
       rewards=rewards,
@@ -49,7 +49,7 @@ def _study(rewards=('helpful', 'harmless'), judges=('evaluator',)):
           [rules.render(_RESPONSES[y]) for y in drawn.ravel()],
       ),
       ref_logprobs=_SFT,
-      judgements=features.make(_SFT, scores, {}),
+      features=features.make(_SFT, scores, {}),
   )
   return study
 
@@ -58,10 +58,22 @@ def _kl(logprobs):
   return float(tilted.sequence_kl(logprobs, _SFT).mean())
 
 
+def _at(method, learner, logprobs, kl):
+  """A policy as the tables keep it, of which nothing was measured."""
+  return Policy(
+      method=method,
+      learner=learner,
+      kl=kl,
+      mean_kl=kl,
+      logprobs=logprobs,
+      numbers={},
+  )
+
+
 _EXACT = {
-    'sft': ('sft', _SFT, 0.0),
-    'raw': ('exact', _FIRST, _kl(_FIRST)),
-    'lsc': ('exact', _LAST, _kl(_LAST)),
+    'sft': _at('sft', 'sft', _SFT, 0.0),
+    'raw': _at('raw', 'exact', _FIRST, _kl(_FIRST)),
+    'lsc': _at('lsc', 'exact', _LAST, _kl(_LAST)),
 }
 
 
@@ -83,7 +95,7 @@ class TestRows:
     raw = frame[frame['method'] == 'raw'].set_index(['prompt', 'draw'])
     score = np.array([[0.0, 1.0, 2.0, 3.0], [3.0, 2.0, 1.0, 0.0]])
     for x, prompt in enumerate(('one', 'two')):
-      quantile = references.weighted_quantile(
+      quantile = quantiles.weighted_quantile(
           jnp.asarray(2 * score), _SFT, 0.85
       )[x]
       want = 2 * score[x, 0] - float(quantile)
@@ -111,10 +123,10 @@ class TestRows:
 
   def test_one_learner_for_both_methods(self):
     matched = _EXACT | {
-        ('raw', 'rloo'): ('rloo', _THIRD, 0.1),
-        ('raw', 'ppo'): ('ppo', _LAST, 0.2),
-        ('lsc', 'ppo'): ('ppo', _FIRST, 0.2),
-        ('min', 'dpo'): ('dpo', _THIRD, 0.0),
+        ('raw', 'rloo'): _at('raw', 'rloo', _THIRD, 0.1),
+        ('raw', 'ppo'): _at('raw', 'ppo', _LAST, 0.2),
+        ('lsc', 'ppo'): _at('lsc', 'ppo', _FIRST, 0.2),
+        ('min', 'dpo'): _at('min', 'dpo', _THIRD, 0.0),
     }
     frame = responses.rows(_study(), matched)
     learner = frame.groupby('method')['learner'].first()

@@ -6,10 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rlhf_jax.launch import graph
-from rlhf_jax.measure import sampled
-from rlhf_jax.stages import judge, samples
-from rlhf_jax.study import common, drawing, inputs, validate
+from rlhf_jax import programs
+from rlhf_jax.launch import execute, graph
+from rlhf_jax.measure import responses
+from rlhf_jax.study import checks, configs, objectives, tokenizers
+from rlhf_jax.study import prompts as prompts_lib
+from rlhf_jax.study import samples as samples_lib
+from rlhf_jax.study.errors import ConfigError
 from tests.stages import study, tiny, toy
 
 N, M = 6, 3
@@ -60,8 +63,8 @@ def made(tmp_path_factory):
   toy.write_pairs(root / 'helpful.jsonl', 300)
   rows = (root / 'helpful.jsonl').read_text().replace('"hi ', '"no ')
   (root / 'harmless.jsonl').write_text(rows)
-  config = common.with_overrides(_config(root), {})
-  validate.validate(config)
+  config = configs.with_overrides(_config(root), {})
+  checks.validate(config)
   workdir = str(root / 'study')
   study.run(config, workdir)
   return config, workdir
@@ -69,7 +72,7 @@ def made(tmp_path_factory):
 
 def _samples(made, **overrides):
   config, workdir = made
-  return samples.load(common.with_overrides(config, overrides), workdir)
+  return samples_lib.load(configs.with_overrides(config, overrides), workdir)
 
 
 def _policy(made, method):
@@ -99,7 +102,9 @@ def _rank(values, among):
 
 def test_prompts_know_which_comparisons_they_are_of(made):
   config, workdir = made
-  prompts = inputs.load_prompts(config, workdir, inputs.make_tokenizer(config))
+  prompts = prompts_lib.load_prompts(
+      config, workdir, tokenizers.make_tokenizer(config)
+  )
   first = {'hi': 'helpful', 'no': 'harmless'}
   assert [first[t[:2]] for t in prompts.texts] == prompts.kinds.tolist()
   assert set(prompts.kinds[prompts.eval_ids]) == {'helpful', 'harmless'}
@@ -168,8 +173,10 @@ def test_the_frontier_reweights_the_sft_samples(made):
       & (results['method'] == 'lsc')
       & (results['kl'] == 0.3)
   ]
-  prompts = inputs.load_prompts(config, workdir, inputs.make_tokenizer(config))
-  reference = inputs.load_references(config, workdir, 'lsc')['helpful']
+  prompts = prompts_lib.load_prompts(
+      config, workdir, tokenizers.make_tokenizer(config)
+  )
+  reference = objectives.load_references(config, workdir, 'lsc')['helpful']
   r = sft['reward_model/helpful'].astype(float)
   centered = r - np.asarray(reference.ref_reward)[prompts.eval_ids][:, None]
   u = -np.log1p(np.exp(-centered))
@@ -209,7 +216,9 @@ def test_the_judge_is_asked_in_both_orders_and_reported(made):
       'policy.method': 'raw',
       'policy.kl_coef': 0.05,
   }
-  verdicts = judge.load(common.with_overrides(config, at), workdir)
+  verdicts = samples_lib.load_verdicts(
+      configs.with_overrides(config, at), workdir
+  )
   assert set(verdicts['reward']) == {'helpful', 'harmless'}
   num = len(_samples(made)['kl'])
   assert len(verdicts) == 2 * 2 * num  # rewards, pairs a prompt
@@ -223,7 +232,7 @@ def test_the_judge_is_asked_in_both_orders_and_reported(made):
 
 
 def test_a_text_is_one_cell_of_a_table():
-  assert sampled.printable('a\r\nb\0\tc') == 'a\ufffd\nb\ufffd\tc'
+  assert responses.printable('a\r\nb\0\tc') == 'a\ufffd\nb\ufffd\tc'
 
 
 def test_responses_are_the_samples_themselves(made):
@@ -232,9 +241,9 @@ def test_responses_are_the_samples_themselves(made):
   config, workdir = made
   at = {'samples.of': 'policy', 'policy.property': 'both',
         'policy.method': 'lsc', 'policy.kl_coef': 0.05}  # fmt: skip
-  texts = samples.texts(common.with_overrides(config, at), workdir)
+  texts = samples_lib.load_texts(configs.with_overrides(config, at), workdir)
   drawn = rows[rows['method'] == 'lsc']['text'].fillna('')
-  assert set(drawn) <= {sampled.printable(t) for t in texts.ravel()}
+  assert set(drawn) <= {responses.printable(t) for t in texts.ravel()}
 
 
 def test_samples_go_on_where_they_were_stopped(made, monkeypatch):
@@ -246,13 +255,16 @@ def test_samples_go_on_where_they_were_stopped(made, monkeypatch):
   os.remove(os.path.join(folder, 'batches', names[-1]))
   for name in ('samples.npz', 'done.json'):
     os.remove(os.path.join(folder, name))
-  calls, compiled = [], drawing.compiled_sample
+  calls, jit = [], programs.jit
 
-  def counted(*static):
-    return lambda *args: calls.append(args[3]) or compiled(*static)(*args)
+  def counted(make, *static, **options):
+    compiled = jit(make, *static, **options)
+    if make is not samples_lib.make_sample:
+      return compiled
+    return lambda *args: calls.append(args[3]) or compiled(*args)
 
-  monkeypatch.setattr(drawing, 'compiled_sample', counted)
-  common.execute(graph.STAGES['samples'], config, workdir)
+  monkeypatch.setattr(programs, 'jit', counted)
+  execute.execute(graph.STAGES['samples'], config, workdir)
   after = _samples(made)
   assert len(calls) == 1  # the one batch that was lost
   for name, values in before.items():
@@ -263,10 +275,10 @@ def test_an_evaluation_made_again_is_the_same(made):
   config, workdir = made
   path = os.path.join(workdir, 'seed_0/evaluate/both')
   before = _table(made, 'results')
-  again = common.with_overrides(config, {'evaluate.property': 'both'})
+  again = configs.with_overrides(config, {'evaluate.property': 'both'})
   for name in os.listdir(path):
     os.remove(os.path.join(path, name))
-  common.execute(graph.STAGES['evaluate'], again, workdir)
+  execute.execute(graph.STAGES['evaluate'], again, workdir)
   pd.testing.assert_frame_equal(before, _table(made, 'results'))
 
 
@@ -282,12 +294,12 @@ def test_an_evaluation_made_again_is_the_same(made):
 )
 def test_what_text_cannot_be_measured_by_is_refused(made, overrides, words):
   config, _ = made
-  with pytest.raises(common.ConfigError, match=words):
-    validate.validate(common.with_overrides(config, overrides))
+  with pytest.raises(ConfigError, match=words):
+    checks.validate(configs.with_overrides(config, overrides))
 
 
 def test_the_world_has_no_samples_of_text():
   config = tiny.get_config()
   config.stages += ('samples',)
-  with pytest.raises(common.ConfigError, match="'samples'.*need text"):
-    validate.validate(config.lock())
+  with pytest.raises(ConfigError, match="'samples'.*need text"):
+    checks.validate(config.lock())

@@ -11,6 +11,7 @@ import pytest
 from rlhf_jax.models import adapters, heads, lm, transformer
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.types import SamplingConfig
+from tests.models import random_params
 from tests.reference import adapters_numpy
 
 # No two of d, n h, m h and f agree.
@@ -56,26 +57,23 @@ FANS = {
     'layers/mlp/down': (20, 12),
 }
 
-_init = jax.jit(lm.init, static_argnums=1)
 _logprobs = jax.jit(
     lm.response_logprobs, static_argnames=('cfg', 'sampling', 'chunk_size')
 )
 
 
 def _params(cfg=CFG, seed=0):
-  return _init(jax.random.key(seed), cfg)
+  return random_params.init(cfg, seed)
 
 
 def _trained(params, seed=1, rank=2, targets=ALL):
   """Adapters as training would leave them: no B is 0."""
   new = adapters.init(jax.random.key(seed), params, rank=rank, targets=targets)
   leaves, treedef = jax.tree.flatten(new)
-  keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+  rng = np.random.default_rng(seed + 1)
+  noise = [0.3 * rng.normal(size=a.shape) for a in leaves]
   return treedef.unflatten(
-      [
-          a + 0.3 * jax.random.normal(key, a.shape)
-          for a, key in zip(leaves, keys, strict=True)
-      ]
+      [a + n.astype(np.float32) for a, n in zip(leaves, noise, strict=True)]
   )
 
 
@@ -156,8 +154,9 @@ def test_an_adapter_depends_on_its_own_path_and_key():
   assert not np.allclose(alone[k], draw('attn/k', seed=1)[k])
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('mode', [dict(), dict(scan_layers=True)])
+@pytest.mark.parametrize(
+    'mode,dtype', [(dict(), 'float32'), (dict(scan_layers=True), 'bfloat16')]
+)
 def test_reference_is_the_policy_without_adapters_and_no_copy(mode, dtype):
   """At the start pi == pi_0 to the bit, from one set of base weights."""
   cfg = dataclasses.replace(CFG, dtype=dtype, **mode)
@@ -314,7 +313,7 @@ def test_detach_is_the_inverse_of_attach():
 
 
 def test_adapters_of_a_scalar_model():
-  params = heads.init_scalar(jax.random.key(0), CFG, zero_head=False)
+  params = random_params.init_scalar(CFG)
   new = _trained(params, targets='mlp/down')
   assert set(_paths(new)) == {f'trunk/layers/mlp/down/lora_{x}' for x in 'ab'}
   reward = jax.jit(heads.reward, static_argnames=('cfg', 'readout'))

@@ -7,6 +7,7 @@ import pytest
 
 from rlhf_jax.models import heads, lm
 from rlhf_jax.models.transformer import LMConfig
+from tests.models import random_params
 
 CFG = LMConfig(
     vocab_size=13,
@@ -34,10 +35,10 @@ def _batch():
 
 
 def _params(seed=0, zero_head=False):
-  params = heads.init_scalar(jax.random.key(seed), CFG, zero_head=zero_head)
-  if not zero_head:
-    params['head']['bias'] = jnp.asarray(0.3)
-  return params
+  if zero_head:
+    trunk = random_params.init(CFG, seed)
+    return heads.from_trunk(jax.random.key(0), trunk, CFG, zero_head=True)
+  return random_params.init_scalar(CFG, seed, bias=0.3)
 
 
 @pytest.mark.parametrize('readout', READOUTS)
@@ -155,7 +156,7 @@ def test_head_scale():
 
 def test_trunk_is_a_copy_without_unembedding():
   cfg = dataclasses.replace(CFG, tied_embeddings=False)
-  params = lm.init(jax.random.key(0), cfg)
+  params = random_params.init(cfg)
   scalar = heads.from_trunk(jax.random.key(1), params, cfg)
   assert set(scalar['trunk']) == {'embed', 'layers', 'final_norm'}
   ours = params['embed']['embedding']

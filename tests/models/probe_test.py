@@ -13,6 +13,7 @@ from rlhf_jax import optim
 from rlhf_jax.models import adapters, lm, probe
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.rewards import bradley_terry
+from tests.models import random_params
 from tests.reference import probe_numpy
 
 CFG = LMConfig(
@@ -31,11 +32,12 @@ _fit = jax.jit(
     static_argnames=('tx', 'hidden_width', 'num_epochs', 'batch_size'),
 )
 _score = jax.jit(probe.score)
+_hidden = jax.jit(lm.hidden_states, static_argnums=3)
 
 
 @functools.lru_cache(maxsize=1)
 def _params():
-  return jax.jit(lm.init, static_argnums=1)(jax.random.key(0), CFG)
+  return random_params.init(CFG)
 
 
 def _batch():
@@ -57,12 +59,13 @@ def _states(row, layer):
   for i in range(layer):
     layers = jax.tree.map(lambda a, i=i: a[i : i + 1], _params()['layers'])
     trunk = {'embed': {'embedding': x[0]}, 'layers': layers}
-    x = lm.hidden_states(trunk, own, jnp.ones_like(own, bool), one)
+    x = _hidden(trunk, own, jnp.ones_like(own, bool), one)
   return np.asarray(x[0, int(prompt_mask.sum()) :])
 
 
-@pytest.mark.parametrize('scan_layers', [False, True])
-@pytest.mark.parametrize('layer', [1, 2, 3])
+@pytest.mark.parametrize(
+    'layer,scan_layers', [(1, False), (2, True), (3, False), (3, True)]
+)
 def test_features_row_by_row(layer, scan_layers):
   cfg = dataclasses.replace(CFG, scan_layers=scan_layers)
   mean, last = (
@@ -186,7 +189,7 @@ def test_standardisation_by_hand():
 
 
 def _adamw(peak_lr, num_steps, weight_decay=0.0):
-  return optim.make_tx(
+  cfg = optim.OptimConfig(
       peak_lr=peak_lr,
       num_steps=num_steps,
       warmup_steps=0,
@@ -197,6 +200,7 @@ def _adamw(peak_lr, num_steps, weight_decay=0.0):
       b2=0.999,
       eps=1e-8,
   )
+  return optim.make_tx(cfg)
 
 
 def _linear(chosen, rejected, tx, num_epochs, batch_size=None, seed=0):

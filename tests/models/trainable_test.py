@@ -11,6 +11,7 @@ import pytest
 from rlhf_jax.models import adapters, cache, heads, lm
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.types import SamplingConfig
+from tests.models import random_params
 
 CFG = LMConfig(
     vocab_size=13,
@@ -29,11 +30,9 @@ MODES = [dict(), dict(scan_layers=True)]
 # Cut after one layer and after three, stacks are of one kind and of both.
 LOCAL = dict(local_layers=(True, False, True, False), window=3)
 
-_init = jax.jit(lm.init, static_argnums=1)
-
 
 def _params(cfg=CFG, seed=0):
-  return _init(jax.random.key(seed), cfg)
+  return random_params.init(cfg, seed)
 
 
 def _batch():
@@ -103,7 +102,7 @@ def test_split_and_combine_are_jittable(how):
 
 
 def test_heads_and_links_are_always_trained():
-  params = heads.init_scalar(jax.random.key(0), CFG, zero_head=False)
+  params = random_params.init_scalar(CFG)
   params = _adapted(params, 'attn/q') | {'link': {'log_tie': jnp.zeros(())}}
   trained, frozen = adapters.split(
       params, adapters.trainable(params, how='lora')
@@ -127,7 +126,7 @@ def test_heads_and_links_are_always_trained():
 
 
 def test_a_link_without_parameters_is_kept():
-  params = heads.init_scalar(jax.random.key(0), CFG, zero_head=False)
+  params = random_params.init_scalar(CFG)
   params = _adapted(params, 'attn/q') | {'link': {}}
   mask = adapters.trainable(params, how='lora')
   assert jax.tree.structure(mask) == jax.tree.structure(params)
@@ -161,8 +160,17 @@ def test_uncut_is_the_inverse_of_cut(scalar, last_n):
   jax.tree.map(np.testing.assert_array_equal, got, params)
 
 
-@pytest.mark.parametrize('last_n', [1, 3, 4])
-@pytest.mark.parametrize('mode', [*MODES, LOCAL, LOCAL | MODES[1]])
+@pytest.mark.parametrize(
+    'mode,last_n',
+    [
+        (MODES[0], 1),
+        (MODES[0], 4),
+        (MODES[1], 3),
+        (LOCAL, 3),
+        (LOCAL | MODES[1], 1),
+        (LOCAL | MODES[1], 3),
+    ],
+)
 def test_a_cut_model_computes_the_same(mode, last_n):
   """Over whole sequences, and token by token through a cache."""
   cfg = dataclasses.replace(CFG, **mode)
@@ -187,8 +195,9 @@ def test_a_cut_model_computes_the_same(mode, last_n):
   )
 
 
-@pytest.mark.parametrize('mode', MODES)
-@pytest.mark.parametrize('how', ['last_n', 'lora'])
+@pytest.mark.parametrize(
+    'how,mode', [('last_n', MODES[0]), ('last_n', MODES[1]), ('lora', MODES[1])]
+)
 def test_gradient_is_the_part_of_the_full_one(how, mode):
   cfg = dataclasses.replace(CFG, **mode)
   params, (trained, frozen) = _prepared(how, cfg, last_n=2)

@@ -101,13 +101,20 @@ class ActionLogitsTest(parameterized.TestCase):
     np.testing.assert_allclose(grad, np.zeros_like(grad), atol=1e-6)
 
 
+def _token_logprobs(logits, tokens, t, *, sampling):
+  """log pi(token_t) under the distribution of `action_logits`."""
+  logits = logprobs_lib.action_logits(logits, t, sampling=sampling)
+  drawn = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+  return drawn - jax.nn.logsumexp(logits, axis=-1)
+
+
 class TokenLogprobsTest(parameterized.TestCase):
 
   @parameterized.parameters(*_CONFIGS)
   def test_matches_numpy(self, name):
     sampling, logits = _CONFIGS[name], _logits()
     tokens = np.random.default_rng(1).integers(0, 7, (3, 4))
-    got = logprobs_lib.token_logprobs(
+    got = _token_logprobs(
         jnp.array(logits), jnp.array(tokens), jnp.array(_t()), sampling=sampling
     )
     p = ops_numpy.action_probabilities(logits, _t(), sampling)
@@ -122,7 +129,7 @@ class TokenLogprobsTest(parameterized.TestCase):
     p = ops_numpy.action_probabilities(logits, _t(), sampling)
     tokens = p.argmax(-1)
     grad = jax.grad(
-        lambda x: logprobs_lib.token_logprobs(
+        lambda x: _token_logprobs(
             x, jnp.array(tokens), jnp.array(_t()), sampling=sampling
         ).sum()
     )(jnp.array(logits))
@@ -134,7 +141,7 @@ class TokenLogprobsTest(parameterized.TestCase):
     mask = jnp.array([[True, True, False, False]] * 3)
 
     def total(logits):
-      logprobs = logprobs_lib.token_logprobs(
+      logprobs = _token_logprobs(
           logits, tokens, jnp.arange(4)[None], sampling=_FREE
       )
       return logprobs_lib.sequence_logprob(logprobs, mask).sum()
@@ -147,11 +154,11 @@ class TokenLogprobsTest(parameterized.TestCase):
 
   def test_extreme_logits(self):
     logits = jnp.array([[0.0, 1e4, -1e4, 0.0, 0.0, 0.0, 0.0]])
-    got = logprobs_lib.token_logprobs(
+    got = _token_logprobs(
         logits, jnp.array([1]), jnp.array([0]), sampling=_FREE
     )
     np.testing.assert_array_equal(got, [0.0])
-    got = logprobs_lib.token_logprobs(
+    got = _token_logprobs(
         logits, jnp.array([2]), jnp.array([0]), sampling=_FREE
     )
     np.testing.assert_allclose(got, [-2e4 / 0.7], rtol=1e-6)
@@ -176,7 +183,7 @@ class SequenceLogprobTest(parameterized.TestCase):
     sequences += [(a, b, 2) for a in (1, 3) for b in (1, 3)]
     tokens = jnp.array(sequences)
     mask = tokens > 0
-    logprobs = logprobs_lib.token_logprobs(
+    logprobs = _token_logprobs(
         jnp.broadcast_to(logits, (6, 3, 4)),
         tokens,
         jnp.arange(3)[None],

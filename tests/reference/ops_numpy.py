@@ -70,17 +70,6 @@ def ppo_clip(logprobs, old_logprobs, advantages, mask, clip_eps):
   return -np.mean(terms), np.mean(outside), np.mean(kls)
 
 
-def sequence_clip(logprobs, old_logprobs, advantages, mask, clip_eps):
-  terms, outside = [], []
-  for b in range(mask.shape[0]):
-    if mask[b].any():
-      ratio = np.exp((logprobs[b] - old_logprobs[b])[mask[b]].sum())
-      clipped = min(max(ratio, 1 - clip_eps), 1 + clip_eps)
-      terms.append(min(ratio * advantages[b], clipped * advantages[b]))
-      outside.append(abs(ratio - 1) > clip_eps)
-  return -np.mean(terms), np.mean(outside)
-
-
 def value(values, old_values, returns, mask, value_clip_eps):
   terms = []
   for index in zip(*np.nonzero(mask), strict=True):

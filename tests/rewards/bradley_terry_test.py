@@ -123,13 +123,3 @@ class BradleyTerryLossTest(chex.TestCase):
     )
     self.assertEqual(got.dtype, jnp.float32)
     self.assertEqual(got, want)
-
-
-class PreferenceProbabilityTest(parameterized.TestCase):
-
-  def test_values_and_complement(self):
-    a, b = jnp.array([0.0, np.log(3.0), 1e4]), jnp.zeros(3)
-    p = bradley_terry.preference_probability(a, b)
-    np.testing.assert_allclose(p, [0.5, 0.75, 1.0], rtol=1e-6)
-    q = bradley_terry.preference_probability(b, a)
-    np.testing.assert_allclose(p + q, np.ones(3), rtol=1e-6)

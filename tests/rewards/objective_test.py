@@ -1,6 +1,7 @@
 """Objectives refuse what means nothing, and compute the paper's utility."""
 
 import dataclasses
+import functools
 
 from absl.testing import parameterized
 import jax
@@ -130,24 +131,17 @@ class ObjectiveTest(parameterized.TestCase):
   @parameterized.parameters(*transforms.names())
   def test_declarations_hold_of_every_combination(self, t):
     rewards, refs = _case()
-    for a in aggregate.names():
-      if aggregate.get(a).requires_log_probability:
-        if transforms.get(t).range[1] > 0:
-          continue
-      objective = Objective(
-          components=_component(t), aggregate=a, options=_REQUIRED.get(a, ())
-      )
-      f = lambda r, o=objective: utility(
-          r, refs, _ONES, objective=o, group_size=4
-      )
-      u, metrics = f(rewards)
+    better = {**rewards, 'helpful': rewards['helpful'].at[0].add(0.7)}
+    before = _of_every_aggregate(t)(rewards, refs)
+    after = _of_every_aggregate(t)(better, refs)
+    for a, objective in _objectives(t).items():
+      u, metrics = before[a]
       self.assertTrue(np.all(np.isfinite(u)), a)
       self.assertTrue(all(np.isfinite(m) for m in metrics.values()), a)
       declared = objective.declarations()
       low, high = declared.range
       self.assertTrue(np.all((u >= low) & (u <= high)), a)
-      better = {**rewards, 'helpful': rewards['helpful'].at[0].add(0.7)}
-      v = f(better)[0]
+      v, _ = after[a]
       if declared.increasing:
         self.assertGreaterEqual(v[0], u[0] - 1e-6, a)
       if not declared.whole_batch:
@@ -164,18 +158,12 @@ class ObjectiveTest(parameterized.TestCase):
     scaled = jax.tree.map(lambda x: scale * x, (rewards, refs))
     for name, ref in refs.items():  # log-odds have no scale to change
       scaled[1][name] = dataclasses.replace(scaled[1][name], levels=ref.levels)
-    for a in aggregate.names():
-      if aggregate.get(a).requires_log_probability:
-        if transforms.get(t).range[1] > 0:
-          continue
-      objective = Objective(
-          components=_component(t), aggregate=a, options=_REQUIRED.get(a, ())
-      )
+    before = _of_every_aggregate(t)(rewards, refs)
+    after = _of_every_aggregate(t)(*scaled)
+    for a, objective in _objectives(t).items():
       if objective.declarations().scale_dependent:
         continue
-      kwargs = {'objective': objective, 'group_size': 4}
-      u = utility(rewards, refs, _ONES, **kwargs)[0]
-      v = utility(*scaled, _ONES, **kwargs)[0]
+      (u, _), (v, _) = before[a], after[a]
       changes = [np.ptp(v - s * u) for s in (1.0, scale)]
       self.assertLess(min(changes), 1e-3 * max(1.0, np.ptp(u)), a)
 
@@ -197,6 +185,32 @@ class ObjectiveTest(parameterized.TestCase):
 
 def _component(transform):
   return tuple(Component(reward=n, transform=transform) for n in _NAMES)
+
+
+def _objectives(transform):
+  """The objective of a transform and of each aggregator that may follow it."""
+  return {
+      a: Objective(
+          components=_component(transform),
+          aggregate=a,
+          options=_REQUIRED.get(a, ()),
+      )
+      for a in aggregate.names()
+      if not aggregate.get(a).requires_log_probability
+      or transforms.get(transform).range[1] <= 0
+  }
+
+
+@functools.cache
+def _of_every_aggregate(transform):
+  """Compiled: utility and metrics under each of `_objectives`, by its name."""
+  objectives = _objectives(transform)
+  return jax.jit(
+      lambda rewards, refs: {
+          a: utility(rewards, refs, _ONES, objective=o, group_size=4)
+          for a, o in objectives.items()
+      }
+  )
 
 
 class UtilityTest(parameterized.TestCase):

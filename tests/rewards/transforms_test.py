@@ -1,6 +1,7 @@
 """Every registered transform is held to its declarations, and LSC to the paper."""
 
 import dataclasses
+import functools
 
 from absl.testing import parameterized
 import chex
@@ -59,10 +60,31 @@ def _reference(rows=4, m=6, seed=0, shift=0.0, scale=1.0):
   )
 
 
-def _around(reference, n=31, width=6.0):
+def _around(reference, n=32, width=6.0):
   """Rewards [rows n] that bracket each prompt's reference, without ties."""
   grid = jnp.linspace(-width, width, n)[None] + 0.0123
   return reference.ref_reward[:, None] + grid
+
+
+# Compiled once for each case, at the shapes that nearly all tests have.
+
+
+@functools.cache
+def _compiled(name, options):
+  def utility(rewards, reference):
+    u = transforms.get(name)(rewards, reference, **dict(options))
+    return u.sum(), u
+
+  return jax.jit(jax.value_and_grad(utility, has_aux=True))
+
+
+def _run(name, rewards, reference, **options):
+  """The utility of rewards [x] or [x y], and its slope."""
+  if rewards.ndim > 1:
+    reference = references.expand(reference)
+  fn = _compiled(name, tuple(sorted(options.items())))
+  (_, u), slope = fn(rewards, reference)
+  return np.asarray(u), np.asarray(slope)
 
 
 class RegistryTest(parameterized.TestCase):
@@ -75,6 +97,22 @@ class RegistryTest(parameterized.TestCase):
       self.assertNotEmpty(transform.source)
       self.assertStartsWith(transform.fn.__doc__, 'u = ')
       self.assertLess(*transform.range)
+
+  def test_an_alias_is_another_name_of_one_function(self):
+    aliases = [n for n in _ALL if transforms.get(n).alias_of]
+    self.assertEqual(set(aliases), {'preference_model', 'judge', 'gaussian'})
+    for name in aliases:
+      alias, other = (
+          transforms.get(n) for n in (name, transforms.get(name).alias_of)
+      )
+      self.assertEqual(other.alias_of, '')
+      for field in ('range', 'increasing', 'needs_reference', 'whole_batch'):
+        self.assertEqual(getattr(alias, field), getattr(other, field))
+      reference = _reference()
+      rewards = reference.ref_reward + 0.3
+      np.testing.assert_array_equal(
+          alias(rewards, reference), other(rewards, reference)
+      )
 
   def test_unknown_name_lists_the_known(self):
     with self.assertRaisesRegex(ValueError, "'lsc'; known: .*'identity'"):
@@ -140,8 +178,8 @@ class LawsTest(parameterized.TestCase):
   @parameterized.parameters(*_CASES)
   def test_matches_numpy(self, name, options):
     reference = _reference()
-    rewards = _around(reference)
-    got = transforms.get(name)(rewards, references.expand(reference), **options)
+    rewards = np.asarray(_around(reference), np.float64)
+    got, _ = _run(name, _around(reference), reference, **options)
     for row in range(4):
       ref = {
           'ref_reward': np.float64(reference.ref_reward[row]),
@@ -150,7 +188,7 @@ class LawsTest(parameterized.TestCase):
           'levels': np.asarray(reference.levels[row], np.float64),
       }
       want = [
-          rewards_numpy.TRANSFORMS[name](np.float64(r), ref, **options)
+          rewards_numpy.TRANSFORMS[name](r, ref, **options)
           for r in rewards[row]
       ]
       np.testing.assert_allclose(got[row], want, rtol=3e-5, atol=1e-6)
@@ -161,14 +199,12 @@ class LawsTest(parameterized.TestCase):
     offsets = jnp.concatenate(
         [
             jnp.array([-1e4, -300.0, -90.0]),
-            jnp.linspace(-20.0, 20.0, 201),
+            jnp.linspace(-20.0, 20.0, 26),
             jnp.array([90.0, 300.0, 1e4]),
         ]
     )
     rewards = reference.ref_reward[:, None] + offsets[None]
-    f = lambda r: transform(r, references.expand(reference), **options)
-    u = np.asarray(f(rewards))
-    slope = np.asarray(jax.grad(lambda r: f(r).sum())(rewards))
+    u, slope = _run(name, rewards, reference, **options)
     chex.assert_tree_all_finite((u, slope))
     low, high = transform.range
     self.assertTrue(np.all((u >= low) & (u <= high)))
@@ -179,38 +215,36 @@ class LawsTest(parameterized.TestCase):
 
   @parameterized.parameters(*_ALL)
   def test_declared_range_is_the_smallest(self, name):
-    transform, reference = transforms.get(name), _reference(m=4)
-    extremes = jnp.array([-1e4, 1e4])[None] + reference.ref_reward[:, None]
+    transform, reference = transforms.get(name), _reference()
+    extremes = jnp.linspace(-1e4, 1e4, 32)[None]
+    extremes = extremes + reference.ref_reward[:, None]
     # Declared over all options, and over all curves.
     options = {'clip': {'low': -2e4, 'high': 2e4}, 'crra': {'gamma': 0}}
     levels = jnp.broadcast_to(jnp.linspace(-1e4, 1e4, 5), (4, 5))
     reference = dataclasses.replace(reference, levels=levels)
-    u = transform(
-        extremes, references.expand(reference), **options.get(name, {})
-    )
+    u, _ = _run(name, extremes, reference, **options.get(name, {}))
     if name == 'log_quantile':  # -inf is reached as m grows
       samples = jnp.broadcast_to(reference.ref_reward[:, None], (4, 4000))
       many = references.make_reference(samples, estimator='mean')
       low = transform(extremes[:, 0], many)
       np.testing.assert_array_less(low, np.full(4, -8.0))
-      want = np.full(4, np.log(4.5 / 5))
-      np.testing.assert_allclose(u[:, 1], want, rtol=1e-6)
+      want = np.full(4, np.log(6.5 / 7))
+      np.testing.assert_allclose(u[:, -1], want, rtol=1e-6)
       return
-    for end, reached in zip(transform.range, (u[:, 0], u[:, 1]), strict=True):
+    for end, reached in zip(transform.range, (u[:, 0], u[:, -1]), strict=True):
       if np.isfinite(end):
         np.testing.assert_allclose(reached, np.full(4, end), atol=1e-6)
       else:
-        self.assertTrue(np.all(np.sign(end) * np.asarray(reached) > 1e3))
+        self.assertTrue(np.all(np.sign(end) * reached > 1e3))
 
   @parameterized.parameters(*_CASES)
   def test_prompt_constant_cancels(self, name, options):
     # Fact: BT leaves c(x) free; a reference on the same prompt cancels it.
-    transform = transforms.get(name)
     base, moved = _reference(), _reference(shift=64.0)
     rewards = _around(base)
-    u = transform(rewards, references.expand(base), **options)
-    v = transform(rewards + 64.0, references.expand(moved), **options)
-    if transform.needs_reference:
+    u, _ = _run(name, rewards, base, **options)
+    v, _ = _run(name, rewards + 64.0, moved, **options)
+    if transforms.get(name).needs_reference:
       np.testing.assert_allclose(v, u, atol=1e-4)
     else:
       self.assertGreater(np.abs(v - u).max(), 1.0)
@@ -219,13 +253,12 @@ class LawsTest(parameterized.TestCase):
       'centered', 'clip', 'sigmoid', 'log_sigmoid_centered'
   )
   def test_global_constant_reference_does_not_cancel_it(self, name):
-    transform = transforms.get(name)
     rewards = _around(_reference())
     constant = references.make_reference(
         jnp.zeros((4, 6)), estimator='constant', constant=0.0
     )
-    u = transform(rewards, references.expand(constant))
-    v = transform(rewards + 3.0, references.expand(constant))
+    u, _ = _run(name, rewards, constant)
+    v, _ = _run(name, rewards + 3.0, constant)
     self.assertGreater(np.abs(v - u).max(), 0.1)
 
   @parameterized.parameters(*_ALL)
@@ -234,70 +267,77 @@ class LawsTest(parameterized.TestCase):
 
   @parameterized.parameters(*_ALL)
   def test_scale_dependence_is_declared(self, name):
-    transform, a = transforms.get(name), 4.0
+    a = 4.0
     base, scaled = _reference(), _reference(scale=a)
     rewards = _around(base, width=2.0)
-    u = np.asarray(transform(rewards, references.expand(base)))
-    v = np.asarray(transform(a * rewards, references.expand(scaled)))
+    u, _ = _run(name, rewards, base)
+    v, _ = _run(name, a * rewards, scaled)
     invariant = np.allclose(v, u, rtol=1e-4, atol=1e-4)
     proportional = np.allclose(v, a * u, rtol=1e-4, atol=1e-4)
-    self.assertEqual(transform.scale_dependent, not (invariant or proportional))
+    self.assertEqual(
+        transforms.get(name).scale_dependent, not (invariant or proportional)
+    )
 
   @parameterized.parameters(*_ALL)
   def test_whole_batch_is_declared(self, name):
-    transform, reference = transforms.get(name), _reference(rows=6)
-    rewards = reference.ref_reward + jnp.linspace(-1.0, 1.0, 6)
-    u = transform(rewards, reference)
-    alone = [
-        transform(
-            rewards[i : i + 1],
-            jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], reference),
-        )[0]
-        for i in range(6)
-    ]
-    independent = np.allclose(u, alone, rtol=1e-6, atol=1e-6)
-    self.assertEqual(transform.whole_batch, not independent)
+    reference, other = _reference(), _reference(seed=1)
+    rewards = _around(reference)
+    u, _ = _run(name, rewards, reference)
+    # All other rows change: does the first?
+    first = jnp.arange(4) == 0
+    choose = lambda a, b: jnp.where(
+        first.reshape(-1, *(1,) * (a.ndim - 1)), a, b
+    )
+    v, _ = _run(
+        name,
+        choose(rewards, _around(other) + 1.7),
+        jax.tree.map(choose, reference, other),
+    )
+    independent = np.allclose(u[0], v[0], rtol=1e-6, atol=1e-6)
+    self.assertEqual(transforms.get(name).whole_batch, not independent)
+    self.assertFalse(np.allclose(u[1], v[1]))
 
   @parameterized.parameters(*_CASES)
   def test_broadcasts_over_the_responses_of_a_prompt(self, name, options):
-    transform, reference = transforms.get(name), _reference()
-    rewards = _around(reference, n=5)
-    got = transform(rewards, references.expand(reference), **options)
-    for j in range(5):
-      want = transform(rewards[:, j], reference, **options)
+    reference = _reference()
+    rewards = _around(reference)
+    got, _ = _run(name, rewards, reference, **options)
+    for j in range(0, 32, 8):
+      want, _ = _run(name, rewards[:, j], reference, **options)
       np.testing.assert_allclose(got[:, j], want, rtol=1e-5, atol=1e-6)
 
   @parameterized.parameters(*_ALL)
   def test_computes_in_float32(self, name):
-    transform, reference = transforms.get(name), _reference()
-    half = _around(reference, n=7).astype(jnp.bfloat16)
-    reference = references.expand(reference)
-    halves = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), reference)
-    got = transform(half, halves)
-    want = transform(
-        half.astype(jnp.float32),
-        jax.tree.map(lambda leaf: leaf.astype(jnp.float32), halves),
+    half, reference = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.bfloat16),
+        (_around(_reference()), _reference()),
     )
+    got, _ = _run(name, half, reference)
+    full, reference = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.float32), (half, reference)
+    )
+    want, _ = _run(name, full, reference)
     self.assertEqual(got.dtype, jnp.float32)
     np.testing.assert_array_equal(got, want)
 
   @parameterized.parameters(*_CASES)
   def test_jit_and_slope_by_differences(self, name, options):
-    transform, reference = transforms.get(name), _reference()
-    f = lambda r, ref: transform(r, ref, **options)
+    reference = _reference()
     rewards = reference.ref_reward + 0.3
+    u, slope = _run(name, rewards, reference, **options)
     np.testing.assert_allclose(
-        jax.jit(f)(rewards, reference),
-        f(rewards, reference),
+        u,
+        transforms.get(name)(rewards, reference, **options),
         rtol=1e-6,
         atol=1e-6,
     )
     # Slope against central differences, away from the kinks of clip and ranks.
-    slope = jax.grad(lambda r: f(r, reference).sum())(rewards)
     h = 1e-2
-    numeric = (f(rewards + h, reference) - f(rewards - h, reference)) / (2 * h)
+    up, down = (
+        _run(name, rewards + s * h, reference, **options)[0] for s in (1, -1)
+    )
     if 'quantile' not in name:
-      np.testing.assert_allclose(slope, numeric, atol=2e-3)
+      np.testing.assert_allclose(slope, (up - down) / (2 * h), atol=2e-3)
     else:  # a step function
       np.testing.assert_array_equal(slope, np.zeros(4))
 
@@ -306,12 +346,12 @@ def _reads(name):
   """Leaves of the reference that change a transform's result."""
   reference, read = _reference(), set()
   rewards = reference.ref_reward + 0.3
-  base = transforms.get(name)(rewards, reference)
+  base, _ = _run(name, rewards, reference)
   for leaf in (field.name for field in dataclasses.fields(reference)):
     other = dataclasses.replace(
         reference, **{leaf: getattr(reference, leaf) + 5.0}
     )
-    if not np.allclose(transforms.get(name)(rewards, other), base):
+    if not np.allclose(_run(name, rewards, other)[0], base):
       read.add(leaf)
   return read
 

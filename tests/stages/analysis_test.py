@@ -9,11 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rlhf_jax import files
 from rlhf_jax.evaluation import independence
 from rlhf_jax.exact import enumerated, tilted
-from rlhf_jax.measure import spaces as study_lib
+from rlhf_jax.launch import execute
+from rlhf_jax.measure import spaces
 from rlhf_jax.stages import analysis
-from rlhf_jax.study import common, inputs
+from rlhf_jax.study import folders
+from rlhf_jax.study.errors import ConfigError
 from tests.stages import tiny
 
 _RHOS = (-0.8, 0.0, 0.8)
@@ -37,13 +40,13 @@ def _workdir(finished_study, tmp_path_factory):
   """A copy of the study with its analysis."""
   path = str(tmp_path_factory.mktemp('analysis') / 'study')
   shutil.copytree(finished_study, path)
-  common.execute(analysis, _config(), path, overwrite=True)
+  execute.execute(analysis, _config(), path, overwrite=True)
   return path
 
 
 @pytest.fixture(scope='module', name='both')
 def _both(workdir):
-  return study_lib.Study(_config(), workdir, 'both')
+  return spaces.Listed(_config(), workdir, 'both')
 
 
 def _read(workdir, name):
@@ -117,8 +120,8 @@ def test_calibration_is_that_of_every_learned_model(workdir):
       for role in ('reward_model', *config.judges)
       for kind in ('raw', 'temperature', 'isotonic')
   }
-  path = inputs.reward_folder(config, 'helpful', 'evaluator')
-  stored = common.read_json(os.path.join(workdir, path, 'results.json'), '')
+  path = folders.reward_model(config, 'helpful', 'evaluator')
+  stored = files.read_json(os.path.join(workdir, path, 'results.json'), '')
   row = summary[
       (summary.reward == 'helpful')
       & (summary.role == 'evaluator')
@@ -171,7 +174,7 @@ def _pair(workdir, method):
   config.methods.warm.per_reward = config_dict.ConfigDict(
       {'harmless': {'negated': True}}
   )
-  study = study_lib.Study(config, workdir, 'both')
+  study = spaces.Listed(config, workdir, 'both')
   ids = study.prompts.eval_ids
   references = study.references(method)
   centered = {
@@ -206,7 +209,7 @@ def test_judgements_are_read_as_the_method_reads_them(workdir):
 
 def test_saturation_is_of_what_is_declared_a_log_probability(workdir):
   """Not of a utility that happens to be <= 0 everywhere."""
-  study = study_lib.Study(_config(), workdir, 'both')
+  study = spaces.Listed(_config(), workdir, 'both')
   for reward in study.rewards:
     study.tables[f'reward_model/{reward}'] -= 100.0
   assert (study.utility('raw', study.prompts.eval_ids) < 0).all()
@@ -254,14 +257,14 @@ def test_the_same_seed_gives_the_same_tables(workdir, tmp_path):
   shutil.copytree(workdir, path, ignore=lambda base, names: [
       n for n in names if os.path.join(base, n) == where
   ])  # fmt: skip
-  common.execute(analysis, _config(), path)
+  execute.execute(analysis, _config(), path)
   for name in analysis.TABLES:
     pd.testing.assert_frame_equal(_read(workdir, name), _read(path, name))
 
 
 def test_one_judgement_has_no_dependence(both, workdir):
-  single = study_lib.Study(_config(property='helpful'), workdir, 'helpful')
-  with pytest.raises(common.ConfigError, match='measured for two'):
+  single = spaces.Listed(_config(property='helpful'), workdir, 'helpful')
+  with pytest.raises(ConfigError, match='measured for two'):
     analysis.Pair(single)
 
 

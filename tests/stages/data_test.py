@@ -12,7 +12,8 @@ from rlhf_jax.data.text import preferences
 from rlhf_jax.data.text import ratings as ratings_lib
 from rlhf_jax.data.world import properties
 from rlhf_jax.stages import data as data_stage
-from rlhf_jax.study import common
+from rlhf_jax.study import configs
+from rlhf_jax.study.errors import ConfigError
 from tests.stages import tiny
 
 _REWARDS = ('helpful', 'harmless')
@@ -22,7 +23,7 @@ _ALL = ('reward_model', 'evaluator', 'second_evaluator')
 def _config(**overrides):
   config = tiny.get_config()
   config.judges = _ALL[1:]
-  return common.with_overrides(config, overrides)
+  return configs.with_overrides(config, overrides)
 
 
 class StageTest(parameterized.TestCase):
@@ -147,7 +148,7 @@ class StageTest(parameterized.TestCase):
     out = self._run(_config(rewards=('brevity', 'warm')))
     rows = self._comparisons(out, 'brevity', 'reward_model', 'train')
     self.assertEqual({row.property for row in rows}, {'brevity'})
-    with self.assertRaisesRegex(common.ConfigError, 'honest.*known: brevity'):
+    with self.assertRaisesRegex(ConfigError, 'honest.*known: brevity'):
       data_stage.make_world(_config(rewards=('honest',)))
 
   def test_knobs_reach_the_world(self):
@@ -164,7 +165,7 @@ class StageTest(parameterized.TestCase):
   def test_modules_of_properties_are_imported_first(self):
     with open(os.path.join(self.dir, 'stage_property.py'), 'w') as f:
       f.write(
-          'from rlhf_jax.data import properties as p\n'
+          'from rlhf_jax.data.world import properties as p\n'
           "p.register(p.Property(name='staged',"
           ' quality=lambda f, moves, counts: 1.0 * (counts[:, 0] > 0),'
           ' scale=p.by_feature(0, (1.0, 1.0, 2.0, 2.0)),'
@@ -174,14 +175,14 @@ class StageTest(parameterized.TestCase):
     config = _config(rewards=('staged',), property_modules=('stage_property',))
     with mock.patch('sys.path', [self.dir]):
       world = data_stage.make_world(config)
-    properties._PROPERTIES.pop('staged')
+    properties._PROPERTIES.entries.pop('staged')
     self.assertEqual(set(np.unique(world.gold['staged'])), {0.0, 1.0})
 
   def test_only_the_link_of_the_reward_models_matters(self):
-    own = common.own_config(data_stage, _config())
+    own = configs.own_config(data_stage, _config())
     self.assertEqual(own.reward_model.to_dict(), {'link': 'bradley_terry'})
-    again = common.own_config(data_stage, own)
-    self.assertEqual(common.fingerprint(own), common.fingerprint(again))
+    again = configs.own_config(data_stage, own)
+    self.assertEqual(configs.fingerprint(own), configs.fingerprint(again))
 
   def _text_rows(self, num=300):
     return [
@@ -257,9 +258,7 @@ class StageTest(parameterized.TestCase):
 
   def test_ratings_of_text(self):
     config = self._text_config()
-    with self.assertRaisesRegex(
-        common.ConfigError, 'data.rating_files.helpful'
-    ):
+    with self.assertRaisesRegex(ConfigError, 'data.rating_files.helpful'):
       self._run(config, 'ratings')
     name = self._source(
         [

@@ -9,11 +9,14 @@ import jax
 import numpy as np
 import pytest
 
+from rlhf_jax import files
 from rlhf_jax.stages import policy
-from rlhf_jax.study import common, inputs
+from rlhf_jax.study import configs, folders, parameters, tokenizers
+from rlhf_jax.study import prompts as prompts_lib
 from tests import configs_test
 from tests.stages import study
 
+pytestmark = pytest.mark.slow  # a whole study of text
 REAL = pathlib.Path(__file__).parents[3] / 'shared' / 'data' / 'hh'
 _NUM_ROWS = 300
 
@@ -31,7 +34,7 @@ def made(tmp_path_factory):
     with gzip.open(root / 'hh' / subset / 'test.jsonl.gz', 'wt') as f:
       f.writelines(rows)
   module = configs_test.load(configs_test.ROOT / 'configs' / 'hh_smollm2.py')
-  config = common.with_overrides(
+  config = configs.with_overrides(
       module.get_config('tiny'),
       {'data.path': str(root / 'hh')},
   )
@@ -41,7 +44,7 @@ def made(tmp_path_factory):
 
 
 def _metrics(config, workdir, method):
-  config = common.with_overrides(
+  config = configs.with_overrides(
       config, {'policy.method': method, 'policy.kl_coef': 0.05}
   )
   folder = os.path.join(workdir, policy.folder(config))
@@ -56,8 +59,8 @@ def test_policies_leave_the_reference_and_keep_its_base(made, method):
   assert len(metrics) == config.policy.num_steps
   np.testing.assert_allclose(metrics[0]['kl'], 0.0, atol=1e-6)
   assert metrics[-1]['kl'] > 1e-6
-  base = inputs.load_sft_params(config, workdir)
-  trained = inputs.load_policy_params(config, workdir, folder)
+  base = parameters.load_sft_params(config, workdir)
+  trained = parameters.load_policy_params(config, workdir, folder)
   same = jax.tree.map(lambda a, b: bool((a == b).all()), base, trained)
   attention = same['layers'].pop('attn')
   assert all(jax.tree.leaves(same))
@@ -68,26 +71,28 @@ def test_policies_leave_the_reference_and_keep_its_base(made, method):
 
 def test_prompts_of_the_study_have_a_form(made):
   config, workdir = made
-  tokenizer = inputs.make_tokenizer(config)
-  prompts = inputs.load_prompts(config, workdir, tokenizer)
+  tokenizer = tokenizers.make_tokenizer(config)
+  prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
   ends = ''.join(map(chr, prompts.tokens[0][-12:] - 3))
   assert ends == '\n\nAssistant:'
-  folder = inputs.data_folder(config, workdir)
-  report = common.read_json(os.path.join(folder, 'report.json'), 'data')
+  folder = os.path.join(workdir, folders.data(config))
+  report = files.read_json(os.path.join(folder, 'report.json'), 'data')
   assert 0 <= report['unusable_prompts'] < 0.02 * len(prompts.texts)
 
 
 def test_rewards_are_probes_measured_beside_length(made):
   config, workdir = made
   for reward in config.rewards:
-    folder = inputs.reward_folder(config, reward, 'reward_model')
+    folder = folders.reward_model(config, reward, 'reward_model')
     path = os.path.join(workdir, folder, 'results.json')
-    test = common.read_json(path, 'reward_model')['test']
+    test = files.read_json(path, 'reward_model')['test']
     assert test['pairs'] > 0 and 0 <= test['accuracy'] <= 1
     assert {'longer_wins', 'shorter_wins', 'accuracy_se'} <= set(test)
-    params = inputs.load_reward_params(config, workdir, reward, 'reward_model')
+    params = parameters.load_reward_params(
+        config, workdir, reward, 'reward_model'
+    )
     # The trunk is the SFT policy, embedding included.
     np.testing.assert_array_equal(
         params['trunk']['embed']['embedding'],
-        inputs.load_sft_params(config, workdir)['embed']['embedding'],
+        parameters.load_sft_params(config, workdir)['embed']['embedding'],
     )

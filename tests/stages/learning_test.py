@@ -5,8 +5,7 @@ import os
 import pandas as pd
 import pytest
 
-from rlhf_jax.launch import graph
-from rlhf_jax.study import common
+from rlhf_jax.launch import execute, graph
 from tests.stages import study, tiny
 
 # What a learner must attain of the optimum's gain on its training prompts.
@@ -44,12 +43,13 @@ def shares(session_dir):
     study.run(config, workdir)
   [task] = [t for t in graph.tasks(config) if t.stage == 'evaluate']
   path = os.path.join(workdir, task.name, 'optimality.csv')
-  assert common.is_done(
+  assert execute.is_done(
       graph.STAGES['evaluate'], graph.task_config(config, task), workdir
   )
   return pd.read_csv(path).set_index('learner')['objective_share']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('learner', AT_LEAST)
 def test_learner_comes_close_to_the_exact_optimum(shares, learner):
   assert AT_LEAST[learner] <= shares[learner] <= 1.0

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from rlhf_jax import checkpoint, sharding
-from rlhf_jax.launch import graph, provenance
-from rlhf_jax.study import common, models
+from rlhf_jax.launch import execute, graph, provenance
+from rlhf_jax.study import configs, models
+from rlhf_jax.study.errors import ConfigError
 from tests.stages import study, tiny
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'models' / 'golden'
@@ -21,10 +22,10 @@ _MESH = {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}
 
 def _run(stage, overrides, source, workdir):
   """The folder of a stage, run in a copy of the study."""
-  config = common.with_overrides(tiny.get_config(), overrides)
+  config = configs.with_overrides(tiny.get_config(), overrides)
   folder = graph.STAGES[stage].folder(config)
   study.copy(source, workdir, without=folder)
-  assert common.execute(graph.STAGES[stage], config, workdir)
+  assert execute.execute(graph.STAGES[stage], config, workdir)
   return folder
 
 
@@ -37,8 +38,10 @@ def _metrics(folder):
     ('stage', 'overrides'),
     [
         ('sft', {}),
-        ('reward_model', {}),
-        ('policy', _LSC | {'policy.learner': 'ppo'}),
+        pytest.param('reward_model', {}, marks=pytest.mark.slow),
+        pytest.param(
+            'policy', _LSC | {'policy.learner': 'ppo'}, marks=pytest.mark.slow
+        ),
         ('policy', _LSC | {'policy.learner': 'rloo'}),
     ],
 )
@@ -68,8 +71,8 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_another(finished_study, tmp_path):
   shutil.rmtree(os.path.join(out, 'checkpoints', str(steps[-1])))
 
   seen = []
-  config = common.with_overrides(tiny.get_config(), _MESH)
-  common.execute(
+  config = configs.with_overrides(tiny.get_config(), _MESH)
+  execute.execute(
       graph.STAGES['sft'], config, workdir, lambda n, _: seen.append(n)
   )
   assert seen[0] == steps[-2] + 1
@@ -85,13 +88,13 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_another(finished_study, tmp_path):
 def test_a_workdir_belongs_to_no_mesh(tmp_path):
   config = tiny.get_config()
   provenance.claim(config, str(tmp_path), overwrite=False)
-  other = common.with_overrides(config, _MESH)
+  other = configs.with_overrides(config, _MESH)
   provenance.claim(other, str(tmp_path), overwrite=False)
 
 
 def test_a_mesh_that_does_not_fit_names_its_field(finished_study, tmp_path):
   workdir = str(tmp_path / 'study')
-  with pytest.raises(common.ConfigError, match=r'config\.mesh .* 8 devices'):
+  with pytest.raises(ConfigError, match=r'config\.mesh .* 8 devices'):
     _run('sft', {'mesh.fsdp': 3}, finished_study, workdir)
 
 

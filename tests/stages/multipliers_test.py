@@ -6,11 +6,12 @@ import os
 import numpy as np
 import pytest
 
+from rlhf_jax import files
 from rlhf_jax import metrics as metrics_lib
-from rlhf_jax.measure import optimality
-from rlhf_jax.measure import spaces as study_lib
+from rlhf_jax.launch import execute
+from rlhf_jax.measure import optimality, spaces
 from rlhf_jax.stages import policy
-from rlhf_jax.study import common
+from rlhf_jax.study import configs
 from tests.stages import study, tiny
 
 _THRESHOLD, _STEP_SIZE = -0.5, 0.25
@@ -27,11 +28,11 @@ _LAGRANGIAN = {
 
 
 def _config(**overrides):
-  return common.with_overrides(tiny.get_config(), _LAGRANGIAN | overrides)
+  return configs.with_overrides(tiny.get_config(), _LAGRANGIAN | overrides)
 
 
 def _weights(folder):
-  return common.read_json(os.path.join(folder, 'weights.json'), 'policy')
+  return files.read_json(os.path.join(folder, 'weights.json'), 'policy')
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +40,7 @@ def whole(finished_study, tmp_path_factory):
   """A study whose one policy was trained without interruption."""
   workdir = str(tmp_path_factory.mktemp('multipliers') / 'study')
   study.copy(finished_study, workdir, without='seed_0/policy')
-  common.execute(policy, _config(), workdir)
+  execute.execute(policy, _config(), workdir)
   return workdir
 
 
@@ -71,7 +72,7 @@ def test_multipliers_survive_a_kill_to_the_bit(
   killed = zygote.start('killed', 'policy', _LAGRANGIAN, workdir, 'progress', 5)
   assert killed.wait() == -9, killed.err
   steps = []
-  common.execute(policy, _config(), workdir, lambda n, _: steps.append(n))
+  execute.execute(policy, _config(), workdir, lambda n, _: steps.append(n))
   assert steps == [5, 6]  # from the checkpoint of step 4
   folder = policy.folder(_config())
   study.assert_same(
@@ -81,9 +82,9 @@ def test_multipliers_survive_a_kill_to_the_bit(
 
 
 def test_optimality_is_under_the_weights_at_the_end(whole):
-  made = study_lib.Study(_config(), whole, 'both')
+  made = spaces.Listed(_config(), whole, 'both')
   what = dict(property='both', method='lsc', learner='rloo', kl_coef=0.6)
-  _, row = optimality.measured(made, what)
+  _, row = optimality.measure(made, what)
   ids = made.prompts.train_ids
   start = made.utility('lsc', ids)
   weights = _weights(os.path.join(whole, policy.folder(_config())))
@@ -108,6 +109,6 @@ def test_other_weights_never_move(whole, finished_study, tmp_path):
   config = _config(
       **{'policy.multiplier_lr': 0.0, 'methods.lsc.weights': given}
   )
-  common.execute(policy, config, workdir)
+  execute.execute(policy, config, workdir)
   got = _weights(os.path.join(workdir, policy.folder(config)))
   assert got == {k: float(np.float32(w)) for k, w in given.items()}

@@ -15,7 +15,7 @@ from rlhf_jax.models.config import RopeScaling
 from rlhf_jax.models.hf import checkpoint as pretrained
 from rlhf_jax.models.hf import config as hf_config
 from rlhf_jax.stages import policy
-from rlhf_jax.study import common, inputs
+from rlhf_jax.study import configs, parameters
 from tests import configs_test
 from tests.stages import study, toy
 
@@ -91,6 +91,7 @@ def write_rows(folder, subset, num=300):
       f.write(json.dumps(dict(chosen=pair[0], rejected=pair[1])) + '\n')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', FAMILIES)
 def test_every_stage(name, tmp_path):
   family, fields = FAMILIES[name]
@@ -107,7 +108,7 @@ def test_every_stage(name, tmp_path):
   study.run(config, workdir)
   assert os.path.exists(os.path.join(workdir, 'figures', 'F6.png'))
   for overrides in load(name).sweep('tiny'):
-    run = common.with_overrides(config, overrides)
+    run = configs.with_overrides(config, overrides)
     out = os.path.join(workdir, policy.folder(run))
     with open(os.path.join(out, 'metrics.jsonl')) as f:
       metrics = [json.loads(line) for line in f]
@@ -117,5 +118,5 @@ def test_every_stage(name, tmp_path):
     assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(trained))
     exported, shape = pretrained.load(os.path.join(out, 'huggingface'))
     assert shape == cfg
-    base = inputs.load_sft_params(run, workdir)
+    base = parameters.load_sft_params(run, workdir)
     assert jax.tree.structure(exported) == jax.tree.structure(base)

@@ -9,17 +9,17 @@ import pytest
 
 from rlhf_jax import checkpoint
 from rlhf_jax import metrics as metrics_lib
-from rlhf_jax.launch import graph
+from rlhf_jax.launch import execute, graph
 from rlhf_jax.stages import policy, policy_steps
-from rlhf_jax.study import common, inputs, scorers
+from rlhf_jax.study import configs, folders, scorers
 from tests.stages import study, tiny
 
 
 def _run(workdir, **what):
   overrides = {f'policy.{k}': v for k, v in what.items() if k != 'seed'}
   overrides['seed'] = what.get('seed', 0)
-  config = common.with_overrides(tiny.get_config(), overrides)
-  common.execute(policy, config, workdir)
+  config = configs.with_overrides(tiny.get_config(), overrides)
+  execute.execute(policy, config, workdir)
   return os.path.join(workdir, policy.folder(config))
 
 
@@ -81,7 +81,7 @@ def test_a_sweep_compiles_each_program_once(
 def _poisoned(finished_study, workdir, reward):
   """A study whose reward model of `reward` is NaN."""
   study.copy(finished_study, workdir, without='seed_0/policy')
-  folder = inputs.reward_folder(tiny.get_config(), reward, 'reward_model')
+  folder = folders.reward_model(tiny.get_config(), reward, 'reward_model')
   folder = os.path.join(workdir, folder)
   params = checkpoint.restore_params(folder)
   params['head']['bias'] = params['head']['bias'] * np.nan
@@ -100,7 +100,7 @@ def test_nan_rewards_stop_a_policy(finished_study, tmp_path):
       tiny.get_config(),
       next(t for t in graph.tasks(tiny.get_config()) if 'lsc_ppo' in t.name),
   )
-  assert not common.is_done(policy, config, workdir)
+  assert not execute.is_done(policy, config, workdir)
   out = os.path.join(workdir, policy.folder(config))
   assert not os.path.exists(os.path.join(out, 'params'))
   assert not os.listdir(os.path.join(out, 'checkpoints'))
@@ -117,7 +117,7 @@ def test_nan_in_supervised_learning_names_metric_step_and_stage(
   os.symlink(
       os.path.join(finished_study, 'seed_0', 'data'), tmp_path / 'seed_0/data'
   )
-  config = common.with_overrides(
+  config = configs.with_overrides(
       tiny.get_config(),
       {'reward_model.role': role, 'reward_model.optim.peak_lr': 1e38},
   )
@@ -125,4 +125,4 @@ def test_nan_in_supervised_learning_names_metric_step_and_stage(
       metrics_lib.NonFiniteError,
       match=rf'reward_model/helpful_{role}: metric \S+ is \S+ at step \d+\.',
   ):
-    common.execute(graph.STAGES['reward_model'], config, workdir)
+    execute.execute(graph.STAGES['reward_model'], config, workdir)

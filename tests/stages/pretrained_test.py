@@ -11,18 +11,28 @@ import pytest
 
 from rlhf_jax import checkpoint, train_state
 from rlhf_jax.data.text import pretrained_tokenizer
+from rlhf_jax.launch import execute
 from rlhf_jax.models import probe
 from rlhf_jax.models.hf import checkpoint as pretrained
 from rlhf_jax.stages import (
     data,
     policy,
-    policy_setup,
     references,
     reward_model,
     sft,
-    tables,
 )
-from rlhf_jax.study import common, inputs, reward_functions, scorers, validate
+from rlhf_jax.study import (
+    checks,
+    configs,
+    listed,
+    models,
+    parameters,
+    reward_functions,
+    scorers,
+    tokenizers,
+)
+from rlhf_jax.study import prompts as prompts_lib
+from rlhf_jax.study.errors import ConfigError, WorkdirError
 from tests.stages import study, tiny, toy
 
 LAST_N = {'how': 'last_n', 'last_n': 1}
@@ -46,8 +56,8 @@ def start(data_folder, workdir, **overrides):
   """The toy study's config, and a working directory that holds its data."""
   root = pathlib.Path(data_folder)
   config = toy.get_config(str(root / 'checkpoint'), root / 'pairs.jsonl')
-  config = common.with_overrides(config, overrides)
-  validate.validate(config)
+  config = configs.with_overrides(config, overrides)
+  checks.validate(config)
   os.makedirs(os.path.join(workdir, 'seed_0'), exist_ok=True)
   shared = os.path.join(workdir, 'seed_0/data')
   if not os.path.exists(shared):
@@ -57,7 +67,7 @@ def start(data_folder, workdir, **overrides):
 
 def run(stages, config, workdir):
   for stage in stages:
-    common.execute(stage, config, workdir)
+    execute.execute(stage, config, workdir)
 
 
 def sizes(folder):
@@ -80,8 +90,16 @@ def made(tmp_path_factory):
   toy.write_pairs(root / 'pairs.jsonl')
   toy.write(root / 'checkpoint')
   config = toy.get_config(str(root / 'checkpoint'), root / 'pairs.jsonl')
-  common.execute(data, config, str(root / 'study'))
+  execute.execute(data, config, str(root / 'study'))
   return root
+
+
+@pytest.fixture(scope='module')
+def probed(made):
+  """A working directory with all that a policy needs, its reward a probe."""
+  config, workdir = start(made, made / 'probed', **NONE, **PROBE)
+  run([sft, reward_model, references], config, workdir)
+  return workdir
 
 
 # The SFT policy.
@@ -95,7 +113,7 @@ def test_the_checkpoint_as_it_is(made, tmp_path):
   assert names == {
       'base.json', 'done.json', 'stage.json', 'text_format.json'
   }  # fmt: skip
-  assert all(equal(inputs.load_sft_params(config, workdir), toy.params()))
+  assert all(equal(parameters.load_sft_params(config, workdir), toy.params()))
 
 
 @pytest.mark.parametrize('how', (LAST_N, LORA), ids=lambda how: how['how'])
@@ -104,7 +122,7 @@ def test_only_what_is_trained_is_kept(made, tmp_path, how):
   run([sft], config, workdir)
   out = str(tmp_path / 'seed_0/sft')
   kept = sizes(out)
-  params = inputs.load_sft_params(config, workdir)
+  params = parameters.load_sft_params(config, workdir)
   start_params = toy.params()
   assert jax.tree.structure(params) == jax.tree.structure(start_params)
   layers = lambda p, i: jax.tree.map(lambda a: a[i], p['layers'])
@@ -156,7 +174,7 @@ def test_microbatches_and_chunks_change_nothing(made, tmp_path, how):
         made, tmp_path / name, **train('sft', how), **numbers
     )
     run([sft], config, workdir)
-    found.append(inputs.load_sft_params(config, workdir))
+    found.append(parameters.load_sft_params(config, workdir))
   close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4)
   jax.tree.map(close, *found)
 
@@ -187,7 +205,7 @@ def test_the_optimizer_holds_what_is_trained_alone(made, tmp_path):
   config, _ = start(made, tmp_path, **train('sft', LORA))
   trained, frozen, _ = sft.initial(config)
   tx = sft.compiled_step(
-      inputs.model_config(config, 'sft'), None, _items(config), 1, None
+      models.model_config(config, 'sft'), None, _items(config), 1, None
   )[1]
   state = train_state.init_train_state(trained, tx)
   count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
@@ -209,12 +227,12 @@ def test_a_base_that_was_changed_is_refused(made, tmp_path, fields):
       made, tmp_path / 'work', **{'sft.init': str(folder)}, **fields
   )
   run([sft], config, workdir)
-  inputs.load_sft_params(config, workdir)
+  parameters.load_sft_params(config, workdir)
   toy.write(folder, seed=1)
-  with pytest.raises(common.WorkdirError, match='base.json.*base was changed'):
-    inputs.load_sft_params(config, workdir)
+  with pytest.raises(WorkdirError, match='base.json.*base was changed'):
+    parameters.load_sft_params(config, workdir)
   os.remove(tmp_path / 'work/seed_0/sft/done.json')
-  with pytest.raises(common.WorkdirError, match='base was changed'):
+  with pytest.raises(WorkdirError, match='base was changed'):
     run([sft], config, workdir)
 
 
@@ -224,7 +242,9 @@ def test_a_base_that_was_changed_is_refused(made, tmp_path, fields):
 def rewards_of_pairs(config, workdir):
   """Rewards of chosen and rejected responses of the training pairs."""
   pairs, _ = reward_model.reward_data.load_pairs(config, workdir, 'train')
-  params = inputs.load_reward_params(config, workdir, 'helpful', 'reward_model')
+  params = parameters.load_reward_params(
+      config, workdir, 'helpful', 'reward_model'
+  )
   fn = reward_functions.of(config, 'reward_model')
   return [
       np.asarray(
@@ -243,17 +263,21 @@ def rewards_of_pairs(config, workdir):
 @pytest.mark.parametrize(
     'fields',
     (
-        {},
-        train('reward_model', LAST_N),
-        train('reward_model', LORA),
-        PROBE,
-        PROBE
-        | {
-            'reward_model.train.hidden_width': 4,
-            'reward_model.calibration': 'temperature',
-        },
+        pytest.param({}, id='full'),
+        pytest.param(
+            train('reward_model', LAST_N), id='last_n', marks=pytest.mark.slow
+        ),
+        pytest.param(train('reward_model', LORA), id='lora'),
+        pytest.param(PROBE, id='probe'),
+        pytest.param(
+            PROBE
+            | {
+                'reward_model.train.hidden_width': 4,
+                'reward_model.calibration': 'temperature',
+            },
+            id='hidden',
+        ),
     ),
-    ids=('full', 'last_n', 'lora', 'probe', 'hidden'),
 )
 def test_a_reward_is_learned_and_scores_as_it_was_tested(
     made, tmp_path, fields
@@ -282,9 +306,11 @@ def test_a_reward_made_on_the_sft_policy(made, tmp_path):
   )
   # Nothing is learned at this rate, so the trunk is that of the SFT policy.
   run([sft, reward_model], config, workdir)
-  base = inputs.load_sft_params(config, workdir)
+  base = parameters.load_sft_params(config, workdir)
   assert not all(equal(base, toy.params()))
-  params = inputs.load_reward_params(config, workdir, 'helpful', 'reward_model')
+  params = parameters.load_reward_params(
+      config, workdir, 'helpful', 'reward_model'
+  )
   for name in ('k', 'o'):
     np.testing.assert_array_equal(
         params['trunk']['layers']['attn'][name]['kernel'],
@@ -297,8 +323,8 @@ def test_a_reward_made_on_the_sft_policy(made, tmp_path):
   # Another SFT policy is another base.
   path = tmp_path / 'seed_0/sft/params.digest.json'
   path.write_text(json.dumps(json.loads(path.read_text()) | {'x': 'y'}))
-  with pytest.raises(common.WorkdirError, match='init=sft .*base was changed'):
-    inputs.load_reward_params(config, workdir, 'helpful', 'reward_model')
+  with pytest.raises(WorkdirError, match='init=sft .*base was changed'):
+    parameters.load_reward_params(config, workdir, 'helpful', 'reward_model')
 
 
 def test_a_reward_model_of_a_folder_with_its_head(made, tmp_path):
@@ -314,18 +340,20 @@ def test_a_reward_model_of_a_folder_with_its_head(made, tmp_path):
   }
   config, workdir = start(made, tmp_path / 'work', **fields)
   run([reward_model], config, workdir)
-  params = inputs.load_reward_params(config, workdir, 'helpful', 'reward_model')
+  params = parameters.load_reward_params(
+      config, workdir, 'helpful', 'reward_model'
+  )
   np.testing.assert_allclose(
       params['head']['kernel'], head['head']['kernel'], atol=1e-6
   )
-  with pytest.raises(common.ConfigError, match='set reward_model.readout=norm'):
+  with pytest.raises(ConfigError, match='set reward_model.readout=norm'):
     start(made, tmp_path / 'w', **(fields | {'reward_model.readout': 'last'}))
 
 
-def test_features_are_made_once(made, tmp_path, monkeypatch):
-  config, workdir = start(made, tmp_path, **PROBE)
-  run([reward_model], config, workdir)
-  out = tmp_path / 'seed_0/reward_model/helpful_reward_model'
+def test_features_are_made_once(made, probed, tmp_path, monkeypatch):
+  shutil.copytree(probed, tmp_path / 'study')
+  config, workdir = start(made, tmp_path / 'study', **PROBE)
+  out = tmp_path / 'study/seed_0/reward_model/helpful_reward_model'
   assert sorted(p.name for p in (out / 'features').iterdir()) == [
       'calibration.npz', 'test.npz', 'train.npz'
   ]  # fmt: skip
@@ -337,7 +365,7 @@ def test_features_are_made_once(made, tmp_path, monkeypatch):
             pairs.prompt_tokens, pairs.prompt_mask,
             pairs.rejected_tokens, pairs.rejected_mask,
         )),
-        inputs.model_config(config, 'reward_model'),
+        models.model_config(config, 'reward_model'),
         layer=1,
         pooling='mean',
     )  # fmt: skip
@@ -351,13 +379,12 @@ def test_features_are_made_once(made, tmp_path, monkeypatch):
   study.assert_same(before, study.results(str(out)))
 
 
-def test_texts_of_another_form_are_not_scored(made, tmp_path):
-  config, workdir = start(made, tmp_path, **PROBE)
-  run([reward_model], config, workdir)
+def test_texts_of_another_form_are_not_scored(made, probed):
+  config, workdir = start(made, probed, **PROBE)
   scorers.load(config, workdir, 'helpful')
-  changed = common.with_overrides(config, {'data.template': 'hh'})
+  changed = configs.with_overrides(config, {'data.template': 'hh'})
   with pytest.raises(
-      common.WorkdirError,
+      WorkdirError,
       match='text_format.json: Text formats differ in template',
   ) as e:
     scorers.load(changed, workdir, 'helpful')
@@ -367,28 +394,36 @@ def test_texts_of_another_form_are_not_scored(made, tmp_path):
 # Policies.
 
 
-@pytest.mark.parametrize('learner', ('rloo', 'ppo'))
 @pytest.mark.parametrize(
-    'how', ({}, LAST_N, LORA), ids=('full', 'last_n', 'lora')
+    ('learner', 'how'),
+    (
+        pytest.param('ppo', {}, id='ppo-full'),
+        pytest.param('ppo', LAST_N, id='ppo-last_n'),
+        pytest.param('ppo', LORA, id='ppo-lora'),
+        pytest.param('rloo', LORA, id='rloo-lora'),
+        pytest.param('rloo', {}, id='rloo-full', marks=pytest.mark.slow),
+        pytest.param('rloo', LAST_N, id='rloo-last_n', marks=pytest.mark.slow),
+    ),
 )
-def test_a_policy_of_a_checkpoint(made, tmp_path, learner, how):
+def test_a_policy_of_a_checkpoint(made, probed, tmp_path, learner, how):
+  shutil.copytree(probed, tmp_path / 'study')
   config, workdir = start(
       made,
-      tmp_path,
+      tmp_path / 'study',
       **NONE,
       **PROBE,
       **train('policy', how),
       **{'policy.learner': learner, 'policy.chunk_size': 20},
       **{'policy.export': True},
   )
-  run([sft, reward_model, references, policy], config, workdir)
+  run([policy], config, workdir)
   out = os.path.join(workdir, policy.folder(config))
   with open(os.path.join(out, 'metrics.jsonl')) as f:
     first, *_, last = [json.loads(line) for line in f]
   # At first the policy is the reference policy: adapters start at 0.
   np.testing.assert_allclose(first['kl'], 0.0, atol=1e-6)
   assert last['kl'] > 1e-6
-  params = inputs.load_policy_params(config, workdir, out)
+  params = parameters.load_policy_params(config, workdir, out)
   assert jax.tree.structure(params) == jax.tree.structure(toy.params())
   kept = sizes(out)
   if how is LORA:
@@ -400,7 +435,7 @@ def test_a_policy_of_a_checkpoint(made, tmp_path, learner, how):
   assert all(equal(exported, params))
   assert cfg == toy.CFG
   tokenizer = pretrained_tokenizer.load(folder)
-  mine = inputs.make_tokenizer(config).tokenizer
+  mine = tokenizers.make_tokenizer(config).tokenizer
   assert tokenizer.fingerprint == mine.fingerprint
 
 
@@ -408,7 +443,7 @@ def test_a_policy_of_a_checkpoint(made, tmp_path, learner, how):
 def test_the_reference_policy_and_the_value_share_the_base(made, tmp_path, how):
   config, _ = start(made, tmp_path, **train('policy', how))
   base = toy.params()
-  trained, frozen, reference = policy_setup.initial(config, base, value=True)
+  trained, frozen, reference = policy.initial(config, base, value=True)
   pointers = lambda tree: {
       leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)
   }
@@ -428,17 +463,17 @@ def test_adapters_on_a_policy_that_was_trained_whole(finished_study, tmp_path):
   """In the world, where the policy's whole distribution can be computed."""
   workdir = str(tmp_path / 'study')
   study.copy(finished_study, workdir, without='seed_0/policy')
-  config = common.with_overrides(
+  config = configs.with_overrides(
       tiny.get_config(), train('policy', LORA) | {'policy.num_steps': 3}
   )
   run([policy], config, workdir)
   folder = os.path.join(workdir, policy.folder(config))
-  params = inputs.load_policy_params(config, workdir, folder)
-  tokenizer = inputs.make_tokenizer(config)
-  prompts = inputs.load_prompts(config, workdir, tokenizer)
+  params = parameters.load_policy_params(config, workdir, folder)
+  tokenizer = tokenizers.make_tokenizer(config)
+  prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
   logprobs, start_logprobs = (
-      tables.policy_logprobs(config, p, prompts.tokens, prompts.mask)
-      for p in (params, inputs.load_sft_params(config, workdir))
+      listed.policy_logprobs(config, p, prompts.tokens, prompts.mask)
+      for p in (params, parameters.load_sft_params(config, workdir))
   )
   np.testing.assert_allclose(np.exp(logprobs).sum(-1), 1.0, atol=1e-4)
   assert np.abs(logprobs - start_logprobs).max() > 1e-3

@@ -6,10 +6,13 @@ import os
 import numpy as np
 import pytest
 
+from rlhf_jax import files
 from rlhf_jax.data.world import rules
+from rlhf_jax.launch import execute
 from rlhf_jax.rewards import references as references_lib
 from rlhf_jax.stages import references
-from rlhf_jax.study import common, inputs, scorers
+from rlhf_jax.study import folders, listed, tokenizers
+from rlhf_jax.study import prompts as prompts_lib
 from tests.stages import study, tiny
 
 _CANNED = rules.MOVES[0]
@@ -42,7 +45,7 @@ def made(finished_study, tmp_path_factory):
   workdir = str(tmp_path_factory.mktemp('references') / 'study')
   study.copy(finished_study, workdir, without='seed_0/references')
   config = _config()
-  common.execute(references, config, workdir)
+  execute.execute(references, config, workdir)
   arrays = {}
   for reward in config.rewards:
     path = os.path.join(workdir, references.folder(config), f'{reward}.npz')
@@ -59,7 +62,7 @@ def _spec(made, reward, name):
 
 def test_every_specification_is_finite_and_there_for_every_prompt(made):
   config, workdir, arrays = made
-  num = len(inputs.load_prompts(config, workdir, _tokenizer(config)).texts)
+  num = len(prompts_lib.load_prompts(config, workdir, _tokenizer(config)).texts)
   for reward in config.rewards:
     names = {k for k in arrays[reward] if k.startswith('ref/')}
     assert names == {f'ref/{name}' for name in config.references.specs}
@@ -69,7 +72,7 @@ def test_every_specification_is_finite_and_there_for_every_prompt(made):
 
 
 def _tokenizer(config):
-  return inputs.make_tokenizer(config)
+  return tokenizers.make_tokenizer(config)
 
 
 def test_quantiles_are_those_of_the_samples(made):
@@ -94,8 +97,8 @@ def test_canned_is_the_reward_of_that_response(made):
 
 def _table(config, workdir, reward):
   """Rewards [x y] of every response to every prompt."""
-  prompts = inputs.load_prompts(config, workdir, _tokenizer(config))
-  return scorers.table(
+  prompts = prompts_lib.load_prompts(config, workdir, _tokenizer(config))
+  return listed.reward_table(
       config,
       workdir,
       reward,
@@ -108,14 +111,14 @@ def _table(config, workdir, reward):
 def test_dataset_response_is_the_first_demonstration(made):
   config, workdir, _ = made
   tokenizer = _tokenizer(config)
-  prompts = inputs.load_prompts(config, workdir, tokenizer)
-  folder = inputs.data_folder(config, workdir)
+  prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
+  folder = os.path.join(workdir, folders.data(config))
   first, held_out = {}, {}
   for name, found in (
       ('demonstrations', first), ('held_out_demonstrations', held_out),
   ):  # fmt: skip
     path = os.path.join(folder, f'{name}.jsonl')
-    for row in inputs.read_rows(path, 'data'):
+    for row in files.read_rows(path, 'data'):
       found.setdefault(row['prompt'], row['response'])
   table = _table(config, workdir, 'helpful')
   got = _spec(made, 'helpful', 'data')

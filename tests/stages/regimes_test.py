@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from rlhf_jax.launch import graph
-from rlhf_jax.study import common, validate
+from rlhf_jax.study import checks, configs
+from rlhf_jax.study.errors import ConfigError
 from tests.stages import tiny
 
 
@@ -19,7 +20,7 @@ def _config(**regimes):
 
 def test_a_regime_changes_its_fields_and_trains_no_policy():
   c = _config(norm=tiny.regime(reward_model__readout='norm'))
-  changed = common.in_regime(c, 'norm')
+  changed = configs.in_regime(c, 'norm')
   assert c.reward_model.readout == 'sum'
   assert changed.reward_model.readout == 'norm'
   assert changed.regime == 'norm'
@@ -36,7 +37,7 @@ def test_it_may_replace_rewards_properties_and_methods():
           methods__lsc=tiny.method('sigmoid', 'weighted_sum'),
       )
   )
-  changed = common.in_regime(c, 'one')
+  changed = configs.in_regime(c, 'one')
   assert changed.rewards == ('harmless',)
   assert changed.properties.to_dict() == {'only': ('harmless',)}
   assert changed.methods.lsc.transform == 'sigmoid'
@@ -72,8 +73,8 @@ def test_prompts_come_first_even_where_no_reward_is_learned():
     ],
 )
 def test_what_cannot_be_a_regime_is_refused_by_name(fields, said):
-  with pytest.raises(common.ConfigError) as e:
-    validate.validate(_config(bad=tiny.regime(**fields)))
+  with pytest.raises(ConfigError) as e:
+    checks.validate(_config(bad=tiny.regime(**fields)))
   assert said in str(e.value)
 
 

@@ -10,8 +10,8 @@ import shutil
 
 import pytest
 
-from rlhf_jax.launch import graph
-from rlhf_jax.study import common
+from rlhf_jax.launch import execute, graph
+from rlhf_jax.study import configs
 from tests.stages import study, tiny
 
 _LSC = {'policy.method': 'lsc', 'policy.kl_coef': 0.6}
@@ -37,6 +37,7 @@ _CASES = (
     ('evaluate', {'evaluate.property': 'both'}, 'rename', 'prompts.csv', 1),
     ('figures', {}, 'rename', 'F6.png', 1),
 )
+_BY_DEFAULT = (2, 12)  # the others are slow
 
 
 def _without(config, stage, source, workdir):
@@ -63,7 +64,7 @@ def _made(stage, folder, workdir):
 def _again(stage, config, workdir):
   """Runs the task in this process; the progress it reports."""
   steps = []
-  ran = common.execute(
+  ran = execute.execute(
       graph.STAGES[stage], config, workdir, lambda n, _: steps.append(n)
   )
   assert ran
@@ -72,19 +73,25 @@ def _again(stage, config, workdir):
 
 @pytest.mark.parametrize(
     ('stage', 'overrides', 'at', 'what', 'first'),
-    _CASES,
-    ids=[f'{c[0]}-{i}' for i, c in enumerate(_CASES)],
+    [
+        pytest.param(
+            *case,
+            id=f'{case[0]}-{i}',
+            marks=() if i in _BY_DEFAULT else pytest.mark.slow,
+        )
+        for i, case in enumerate(_CASES)
+    ],
 )
 def test_killed_and_resumed(
     stage, overrides, at, what, first, finished_study, zygote, tmp_path
 ):
   workdir = str(tmp_path / 'study')
-  config = common.with_overrides(tiny.get_config(), overrides)
+  config = configs.with_overrides(tiny.get_config(), overrides)
   folder = _without(config, stage, finished_study, workdir)
 
   killed = zygote.start('killed', stage, overrides, workdir, at, what)
   assert killed.wait() == -9, killed.err
-  assert not common.is_done(graph.STAGES[stage], config, workdir)
+  assert not execute.is_done(graph.STAGES[stage], config, workdir)
 
   steps = _again(stage, config, workdir)
   assert (steps[0] if steps else None) == first
@@ -95,6 +102,7 @@ def test_killed_and_resumed(
   assert not glob.glob(partial, recursive=True)
 
 
+@pytest.mark.slow
 def test_corrupt_checkpoint_falls_back_to_the_one_before(
     finished_study, zygote, tmp_path
 ):

@@ -12,7 +12,15 @@ from rlhf_jax.learners import reward_model as learner
 from rlhf_jax.models import heads
 from rlhf_jax.rewards import calibration, links
 from rlhf_jax.stages import reward_model
-from rlhf_jax.study import common, inputs, validate
+from rlhf_jax.study import (
+    checks,
+    configs,
+    models,
+    objectives,
+    parameters,
+    tokenizers,
+)
+from rlhf_jax.study.errors import ConfigError
 from tests.stages import tiny
 
 
@@ -59,8 +67,8 @@ def test_pairs_are_needed_to_fit_and_to_measure():
 @pytest.mark.parametrize('readout', heads.READOUTS)
 def test_the_head_over_t_is_the_reward_over_t(readout):
   config = tiny.get_config()
-  lm_cfg = reward_model.inputs.lm_config(
-      config.reward_model.lm, reward_model.inputs.make_tokenizer(config)
+  lm_cfg = models.lm_config(
+      config.reward_model.lm, tokenizers.make_tokenizer(config)
   )
   params = heads.init_scalar(jax.random.key(0), lm_cfg, zero_head=False)
   params['head']['bias'] = jnp.asarray(0.3)
@@ -92,10 +100,10 @@ def test_the_head_over_t_is_the_reward_over_t(readout):
     ],
 )
 def test_refuses(overrides, message):
-  config = common.with_overrides(
+  config = configs.with_overrides(
       tiny.get_config(), {f'reward_model.{k}': v for k, v in overrides.items()}
   )
-  with pytest.raises(common.ConfigError, match=message):
+  with pytest.raises(ConfigError, match=message):
     reward_model.run(config, 'nowhere', lambda done, total: None)
 
 
@@ -117,9 +125,9 @@ def test_refuses(overrides, message):
     ],
 )
 def test_validation_refuses(overrides, message):
-  config = common.with_overrides(tiny.get_config(), overrides)
-  with pytest.raises(common.ConfigError, match=message) as e:
-    validate.validate(config)
+  config = configs.with_overrides(tiny.get_config(), overrides)
+  with pytest.raises(ConfigError, match=message) as e:
+    checks.validate(config)
   assert '\n' not in str(e.value)
 
 
@@ -131,22 +139,22 @@ def test_a_scale_is_fine_where_nothing_of_the_link_was_learned():
           'scorers.helpful': 'gold',
       },
   ):
-    validate.validate(
-        common.with_overrides(
+    checks.validate(
+        configs.with_overrides(
             tiny.get_config(), {'reward_scales.helpful': 2.0} | overrides
         )
     )
 
 
 def test_a_link_of_a_module_is_found_where_its_numbers_are_read(monkeypatch):
-  config = common.with_overrides(
+  config = configs.with_overrides(
       tiny.get_config(),
       {'reward_model.link': 'rlhf_jax.rewards.pair_links:ties'},
   )
   config.methods.lsc.transform = 'ties'
   params = {'link': {'raw_eta': jnp.float32(0.0)}}
-  monkeypatch.setattr(inputs, 'load_reward_params', lambda *args: params)
-  objective = inputs.make_objective(config, 'helpful', 'lsc', 'nowhere')
+  monkeypatch.setattr(parameters, 'load_reward_params', lambda *args: params)
+  objective = objectives.make_objective(config, 'helpful', 'lsc', 'nowhere')
   (options,) = [dict(c.options) for c in objective.components]
   np.testing.assert_allclose(options['eta'], np.log(2), rtol=1e-6)
 

@@ -8,9 +8,8 @@ import shutil
 import ml_collections
 import numpy as np
 
-from rlhf_jax import checkpoint
-from rlhf_jax.launch import graph, provenance, scheduler
-from rlhf_jax.study import common
+from rlhf_jax import checkpoint, files
+from rlhf_jax.launch import graph, provenance, workers
 from tests.stages import tiny
 
 # Records of when something was made, not of what was made.
@@ -38,13 +37,13 @@ def build(workdir: str) -> str:
     if not os.path.exists(os.path.join(workdir, 'complete')):
       provenance.claim(config, workdir, overwrite=False)
       run(config, workdir)
-      common.write_json(os.path.join(workdir, 'complete'), True)
+      files.write_json(os.path.join(workdir, 'complete'), True)
   return workdir
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Runs every stage of a study in this process."""
-  scheduler.run(
+  workers.run_study(
       config,
       graph.tasks(config),
       workdir,

@@ -10,13 +10,12 @@ import pytest
 
 from rlhf_jax.evaluation import schema
 from rlhf_jax.exact import best_of_k, tilted
-from rlhf_jax.launch import graph
-from rlhf_jax.measure import features as judgements_lib
-from rlhf_jax.measure import optimality
-from rlhf_jax.measure import spaces as study_lib
+from rlhf_jax.launch import execute, graph
+from rlhf_jax.measure import features as features_lib
+from rlhf_jax.measure import optimality, spaces
 from rlhf_jax.stages import best_of_k as best_of_k_stage
 from rlhf_jax.stages import figures
-from rlhf_jax.study import common
+from rlhf_jax.study import configs
 from tests.stages import study as shared
 from tests.stages import tiny
 
@@ -37,10 +36,10 @@ def results(finished_study):
 @pytest.fixture(scope='module')
 def both(finished_study):
   """The measures of property `both`, as the evaluate stage has them."""
-  config = common.with_overrides(
+  config = configs.with_overrides(
       tiny.get_config(), {'evaluate.property': 'both'}
   )
-  return study_lib.Study(config, finished_study, 'both')
+  return spaces.Listed(config, finished_study, 'both')
 
 
 def _values(rows):
@@ -52,7 +51,7 @@ def _values(rows):
 def test_every_task_is_done(finished_study):
   config = tiny.get_config()
   for task in graph.tasks(config):
-    assert common.is_done(
+    assert execute.is_done(
         graph.STAGES[task.stage],
         graph.task_config(config, task),
         finished_study,
@@ -175,7 +174,7 @@ def test_sampled_best_of_k_agrees_with_exact_best_of_k(results, both):
     exact = best_of_k.best_of_k_logprobs(
         both.ref_logprobs, both.utility(method, held_out), ks=ks
     )
-    kls, metrics = judgements_lib.measure(both.judgements, jnp.asarray(exact))
+    kls, metrics = features_lib.measure(both.features, jnp.asarray(exact))
     for k, kl, want in zip(ks, kls.mean(-1), metrics, strict=True):
       rows = results[
           (results.property == 'both')
@@ -228,15 +227,15 @@ def test_tables_of_another_study_are_not_joined(finished_study, tmp_path):
 
 
 def test_figures_wait_for_every_seed(finished_study, tmp_path):
-  config = common.with_overrides(tiny.get_config(), {'seeds': (0, 1)})
+  config = configs.with_overrides(tiny.get_config(), {'seeds': (0, 1)})
   os.symlink(os.path.join(finished_study, 'seed_0'), tmp_path / 'seed_0')
   with pytest.raises(FileNotFoundError, match='seed_1.*run the stage evaluate'):
     figures.joined(config, str(tmp_path), 'results')
 
 
 def _run_of(config, finished_study, learner='ppo'):
-  config = common.with_overrides(config, {'evaluate.property': 'both'})
-  study = study_lib.Study(config, finished_study, 'both')
+  config = configs.with_overrides(config, {'evaluate.property': 'both'})
+  study = spaces.Listed(config, finished_study, 'both')
   what = next(
       w
       for w in optimality.runs(config)
@@ -250,11 +249,11 @@ def test_shares_are_of_what_a_penalized_policy_was_trained_on(finished_study):
   plain, what = _run_of(tiny.get_config(), finished_study)
   train = plain.prompts.train_ids
   length = jnp.asarray(plain.world.lengths + 1.0)[None]  # and EOS
-  without = optimality.measured(plain, what)[1]
+  without = optimality.measure(plain, what)[1]
   assert without['objective'] == 'tilted'
   for how in ('raw', 'utility'):
     penalty = {'kind': 'length', 'how': how, 'coef': 0.5}
-    config = common.with_overrides(
+    config = configs.with_overrides(
         tiny.get_config(),
         {f'policy.penalty.{k}': v for k, v in penalty.items()},
     )
@@ -267,7 +266,7 @@ def test_shares_are_of_what_a_penalized_policy_was_trained_on(finished_study):
     np.testing.assert_allclose(
         study.penalized_utility('lsc', train), utility, rtol=1e-5, atol=1e-5
     )
-    row = optimality.measured(study, what)[1]
+    row = optimality.measure(study, what)[1]
     np.testing.assert_allclose(
         row['gap'], row['kl_coef'] * row['kl_to_optimum'], atol=5e-4
     )
@@ -287,9 +286,9 @@ def test_shares_are_of_what_a_penalized_policy_was_trained_on(finished_study):
 def test_no_shares_without_an_optimum(
     finished_study, field, value, learner, known
 ):
-  config = common.with_overrides(tiny.get_config(), {f'policy.{field}': value})
+  config = configs.with_overrides(tiny.get_config(), {f'policy.{field}': value})
   study, what = _run_of(config, finished_study, learner)
-  row = optimality.measured(study, what)[1]
+  row = optimality.measure(study, what)[1]
   for share in ('objective_share', 'held_out_share', 'frontier_share', 'gap'):
     assert np.isfinite(row[share]) == known
   assert np.isfinite(row['kl']) and row['seconds'] > 0
@@ -305,7 +304,7 @@ def test_utilities_are_computed_once(both):
 def test_best_of_k_of_some_methods(finished_study, tmp_path):
   workdir = str(tmp_path / 'study')
   shared.copy(finished_study, workdir, without='seed_0/best_of_k')
-  config = common.with_overrides(
+  config = configs.with_overrides(
       tiny.get_config(),
       {
           'best_of_k.methods': ('lsc', 'min'),
@@ -313,7 +312,7 @@ def test_best_of_k_of_some_methods(finished_study, tmp_path):
           'evaluate.property': 'both',
       },
   )
-  common.execute(best_of_k_stage, config, workdir)
+  execute.execute(best_of_k_stage, config, workdir)
   folder = os.path.join(workdir, best_of_k_stage.folder(config))
   frame = pd.read_csv(os.path.join(folder, 'results.csv'))
   assert set(frame.method) == {'lsc', 'min'}

@@ -6,16 +6,7 @@ python experiments/launch.py --config=tests/stages/tiny.py --workdir=/tmp/study
 numbers mean nothing.
 """
 
-import os
-import sys
-
-sys.path.insert(
-    0,
-    os.path.join(
-        os.path.dirname(os.path.dirname(os.path.dirname(__file__))), 'configs'
-    ),
-)
-import base  # pylint: disable=wrong-import-position
+import base
 import ml_collections
 import world
 

@@ -57,11 +57,9 @@ def test_both_orders_remove_the_bias_of_position(path, position):
   # Shorter three times, equal once, longer three times.
   np.testing.assert_array_equal(got.verdicts.score, [0, 0, 0, 0.5, 1, 1, 1])
   assert judge_lib.win_rate(got.verdicts) == 0.5
-  bias = judge_lib.position_bias(got.verdicts)
+  bias = got.verdicts.shown_first.mean() - 0.5
   assert np.sign(np.round(bias, 9)) == np.sign(position)
-  assert (judge_lib.flip_rate(got.verdicts) > 0) == (position != 0)
-  lengths = [len(p.first) for p in _pairs()], [len(p.second) for p in _pairs()]
-  assert judge_lib.longer_win_rate(got.verdicts, *lengths) == 1
+  assert got.verdicts.flipped.any() == (position != 0)
 
 
 def test_a_judge_of_positions_alone_ties_everything(path):

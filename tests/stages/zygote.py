@@ -15,6 +15,9 @@ import signal
 import subprocess
 import sys
 
+from rlhf_jax.launch import execute
+from rlhf_jax.study import configs
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 
 
@@ -24,7 +27,7 @@ def _die():
 
 def run_script(path, *args):
   """Runs an experiment script as the main program."""
-  sys.path[0] = os.path.dirname(path)
+  sys.path.insert(0, os.path.dirname(path))
   sys.argv = [path, *args]
   runpy.run_path(path, run_name='__main__')
 
@@ -41,7 +44,6 @@ def run_killed(stage, overrides, workdir, at, what):
     what: see `at`.
   """
   from rlhf_jax.launch import graph
-  from rlhf_jax.study import common
   from tests.stages import tiny
 
   def progress(done, total):
@@ -59,8 +61,8 @@ def run_killed(stage, overrides, workdir, at, what):
 
   if at == 'rename':
     os.rename, os.replace = dying(os.rename), dying(os.replace)
-  config = common.with_overrides(tiny.get_config(), overrides)
-  common.execute(graph.STAGES[stage], config, workdir, progress)
+  config = configs.with_overrides(tiny.get_config(), overrides)
+  execute.execute(graph.STAGES[stage], config, workdir, progress)
 
 
 def run_told(stage, overrides, workdir, at, signals):
@@ -75,7 +77,6 @@ def run_told(stage, overrides, workdir, at, signals):
   """
   from rlhf_jax import preemption
   from rlhf_jax.launch import graph
-  from rlhf_jax.study import common
   from tests.stages import tiny
 
   def progress(done, total):
@@ -84,8 +85,8 @@ def run_told(stage, overrides, workdir, at, signals):
       os.kill(os.getpid(), signum)
 
   preemption.install()
-  config = common.with_overrides(tiny.get_config(), overrides)
-  common.execute(graph.STAGES[stage], config, workdir, progress)
+  config = configs.with_overrides(tiny.get_config(), overrides)
+  execute.execute(graph.STAGES[stage], config, workdir, progress)
 
 
 def _child(request):
@@ -115,7 +116,7 @@ def _child(request):
 
 def _serve(cache):
   os.chdir(ROOT)
-  sys.path.insert(0, ROOT)
+  sys.path[:0] = [ROOT, os.path.join(ROOT, 'configs')]
   import jax
 
   # As in the tests' own process, so that numbers are the same to the bit.

@@ -2,8 +2,9 @@
 
 import pytest
 
+from rlhf_jax import files
 from rlhf_jax.stages import data, evaluate, policy, sft
-from rlhf_jax.study import common
+from rlhf_jax.study import configs
 from tests.stages import tiny
 
 
@@ -18,7 +19,7 @@ def _config(**changes):
 
 
 def _key(stage, config):
-  return common.fingerprint(common.own_config(stage, config))
+  return configs.fingerprint(configs.own_config(stage, config))
 
 
 @pytest.mark.parametrize(
@@ -40,8 +41,8 @@ def test_a_policy_depends_on_its_own_method_and_numbers():
 
 
 def test_an_own_config_is_its_own_own_config():
-  own = common.own_config(policy, _config())
-  assert common.plain(own) == common.plain(common.own_config(policy, own))
+  own = configs.own_config(policy, _config())
+  assert configs.plain(own) == configs.plain(configs.own_config(policy, own))
 
 
 def test_a_result_depends_on_the_modules_that_its_config_names(
@@ -52,34 +53,34 @@ def test_a_result_depends_on_the_modules_that_its_config_names(
   module.write_text('a = 1')
   config = _config()
   config.methods[config.policy.method].transform = 'my_edited_module:mine'
-  before = common.record(common.own_config(policy, config))
+  before = configs.record(configs.own_config(policy, config))
   other = _key(sft, config)
   module.write_text('a = 2')
-  after = common.record(common.own_config(policy, config))
-  assert common.differences(before, after)[0].startswith(
+  after = configs.record(configs.own_config(policy, config))
+  assert configs.differences(before, after)[0].startswith(
       'source_of_module.my_edited_module was '
   )
   assert _key(sft, config) == other  # which does not read it
   module.write_text('a = 1')
-  assert common.record(common.own_config(policy, config)) == before
+  assert configs.record(configs.own_config(policy, config)) == before
   config.property_modules = ('my_edited_module',)
-  assert 'source_of_module' in common.record(common.own_config(data, config))
+  assert 'source_of_module' in configs.record(configs.own_config(data, config))
 
 
 def test_fields_outside_are_out_of_reach():
   with pytest.raises(AttributeError):
-    common.own_config(policy, _config()).evaluate  # noqa: B018
+    configs.own_config(policy, _config()).evaluate  # noqa: B018
 
 
 def test_differences_name_the_fields():
-  found = common.differences({'a': {'b': 1}, 'c': 2}, {'a': {'b': 3}, 'c': 2})
+  found = configs.differences({'a': {'b': 1}, 'c': 2}, {'a': {'b': 3}, 'c': 2})
   assert found == ['a.b was 1 and is 3']
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path):
   path = tmp_path / 'file'
   with pytest.raises(RuntimeError):
-    with common.atomic(str(path)) as f:
+    with files.atomic(str(path)) as f:
       f.write('half')
       raise RuntimeError
   assert not list(tmp_path.iterdir())

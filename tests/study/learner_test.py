@@ -13,13 +13,15 @@ from rlhf_jax.learners import ppo, registry
 from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.rewards import references
 from rlhf_jax.stages import policy, policy_steps
-from rlhf_jax.study import common
-from rlhf_jax.study import learner as policy_config
+from rlhf_jax.study import configs
+from rlhf_jax.study import learner as learner_lib
+from rlhf_jax.study.checks import policy as policy_checks
+from rlhf_jax.study.errors import ConfigError
 from tests.stages import tiny
 
 
 def _config(**overrides):
-  return common.with_overrides(
+  return configs.with_overrides(
       tiny.get_config(), {f'policy.{k}': v for k, v in overrides.items()}
   )
 
@@ -27,7 +29,7 @@ def _config(**overrides):
 @pytest.mark.parametrize('name', registry.names())
 def test_every_learner_takes_its_numbers_from_the_policy_section(name):
   c = _config().policy
-  cfg = policy_config.update_config(registry.get(name), c)
+  cfg = learner_lib.update_config(registry.get(name), c)
   for field in ('samples_per_prompt', 'num_epochs', 'num_minibatches'):
     if hasattr(cfg, field):
       assert getattr(cfg, field) == c[field]
@@ -36,22 +38,22 @@ def test_every_learner_takes_its_numbers_from_the_policy_section(name):
 
 def test_a_learner_without_parts_takes_none():
   config = _config(num_microbatches=2).policy
-  assert policy_config.update_config(ppo.LEARNER, config).num_microbatches == 2
-  with pytest.raises(common.ConfigError, match='learner reinforce takes'):
-    policy_config.update_config(registry.get('reinforce'), config)
+  assert learner_lib.update_config(ppo.LEARNER, config).num_microbatches == 2
+  with pytest.raises(ConfigError, match='learner reinforce takes'):
+    learner_lib.update_config(registry.get('reinforce'), config)
 
 
 def test_zero_is_none_where_a_field_may_be_none():
-  off = policy_config.update_config(ppo.LEARNER, _config().policy)
+  off = learner_lib.update_config(ppo.LEARNER, _config().policy)
   assert off.kl_target is None and off.value_clip_eps is None
   assert off.entropy_coef == 0.0  # which may not
-  on = policy_config.update_config(ppo.LEARNER, _config(kl_target=2.0).policy)
+  on = learner_lib.update_config(ppo.LEARNER, _config(kl_target=2.0).policy)
   assert on.kl_target == 2.0
 
 
 def test_a_number_without_effect_is_an_error():
-  with pytest.raises(common.ConfigError, match='kl_target is 2.0, but .* dpo'):
-    policy_config.update_config(
+  with pytest.raises(ConfigError, match='kl_target is 2.0, but .* dpo'):
+    learner_lib.update_config(
         registry.get('dpo'), _config(kl_target=2.0).policy
     )
 
@@ -86,8 +88,8 @@ def test_a_number_without_effect_is_an_error():
     ],
 )
 def test_what_cannot_be_run_is_refused(overrides, learner, match):
-  with pytest.raises(common.ConfigError, match=match):
-    policy_config.check(_config(**overrides), 'both', 'lsc', learner, 0.5)
+  with pytest.raises(ConfigError, match=match):
+    policy_checks.check_run(_config(**overrides), 'both', 'lsc', learner)
 
 
 @pytest.mark.parametrize(
@@ -99,38 +101,37 @@ def test_what_cannot_be_run_is_refused(overrides, learner, match):
 )
 def test_multipliers_that_cannot_move_are_refused(learner, step_size, match):
   options = {'primary': 'helpful'}
-  config = common.with_overrides(
+  config = configs.with_overrides(
       _config(multiplier_lr=step_size),
       {
           'methods.lsc.aggregate': 'lagrangian',
           'methods.lsc.aggregate_options': options,
       },
   )
-  policy_config.check(
-      common.with_overrides(config, {'policy.multiplier_lr': 0.1}),
+  policy_checks.check_run(
+      configs.with_overrides(config, {'policy.multiplier_lr': 0.1}),
       'both',
       'lsc',
       'ppo',
-      0.5,
   )
-  with pytest.raises(common.ConfigError, match=f'multiplier_lr.*{match}'):
-    policy_config.check(config, 'both', 'lsc', learner, 0.5)
+  with pytest.raises(ConfigError, match=f'multiplier_lr.*{match}'):
+    policy_checks.check_run(config, 'both', 'lsc', learner)
 
 
 def test_rejection_needs_a_log_probability():
-  policy_config.check(_config(), 'both', 'lsc', 'rejection', 0.5)
-  with pytest.raises(common.ConfigError, match=r'\[-inf, 0.0\].* methods.raw'):
-    policy_config.check(_config(), 'both', 'raw', 'rejection', 0.5)
+  policy_checks.check_run(_config(), 'both', 'lsc', 'rejection')
+  with pytest.raises(ConfigError, match=r'\[-inf, 0.0\].* methods.raw'):
+    policy_checks.check_run(_config(), 'both', 'raw', 'rejection')
 
 
 def test_division_by_the_prompts_std_warns_once(monkeypatch):
-  policy_config._warn_of_division.cache_clear()  # of what other tests checked
+  policy_checks._warn_of_division.cache_clear()  # of what other tests checked
   seen = []
   monkeypatch.setattr(logging, 'warning', lambda *a: seen.append(a[0] % a[1:]))
   for name in registry.names():
     if name != 'qrpo_quantile':
-      for kl_coef in (0.5, 0.25):  # entries of one sweep
-        policy_config.check(_config(), 'both', 'lsc', name, kl_coef)
+      for _ in range(2):  # entries of one sweep
+        policy_checks.check_run(_config(), 'both', 'lsc', name)
   [warning] = seen
   assert 'policy.learner=grpo_std' in warning and '\n' not in warning
 
@@ -142,11 +143,11 @@ def test_a_module_of_ones_own_is_found_by_name(monkeypatch):
   own = dataclasses.replace(ppo.LEARNER, name='own')
   registry.register(own)
   try:
-    assert policy_config.learner_of('own_learner:own') is own
+    assert learner_lib.learner_of('own_learner:own') is own
     c = _config(learner='own_learner:own', kl_coef=0.5)
     assert policy.folder(c).endswith('policy/both_lsc_own_0.5')
   finally:
-    registry._LEARNERS.pop('own')  # pylint: disable=protected-access
+    registry._LEARNERS.entries.pop('own')  # pylint: disable=protected-access
 
 
 def test_specs_of_other_methods_do_not_age_a_policy():
@@ -156,7 +157,7 @@ def test_specs_of_other_methods_do_not_age_a_policy():
       more.references.specs.default.copy_and_resolve_references()
   )
   want, got = (
-      common.fingerprint(common.own_config(policy, config))
+      configs.fingerprint(configs.own_config(policy, config))
       for config in (c, more.lock())
   )
   assert want == got

@@ -12,8 +12,16 @@ import pytest
 from rlhf_jax.launch import graph
 from rlhf_jax.models import lm
 from rlhf_jax.stages import reward_model
-from rlhf_jax.study import common, inputs, validate
-from rlhf_jax.study import models as language_models
+from rlhf_jax.study import (
+    checks,
+    configs,
+    models,
+    origin,
+    tokenizers,
+    trainable,
+)
+from rlhf_jax.study import prompts as prompts_lib
+from rlhf_jax.study.errors import ConfigError, WorkdirError
 from tests.data.text import tiny_bpe
 from tests.stages import tiny, toy
 
@@ -34,12 +42,12 @@ def made(tmp_path_factory):
 
 
 def test_the_toy_study_is_valid(made):
-  validate.validate(made[1])
+  checks.validate(made[1])
 
 
 def test_the_tokenizer_of_a_folder_by_its_own_template(made):
-  tokenizer = inputs.make_tokenizer(made[1])
-  assert tokenizer is inputs.make_tokenizer(made[1])  # read once
+  tokenizer = tokenizers.make_tokenizer(made[1])
+  assert tokenizer is tokenizers.make_tokenizer(made[1])  # read once
   start, end = tiny_bpe.FIRST_SPECIAL, tiny_bpe.FIRST_SPECIAL + 1
   prompt = tokenizer.encode_prompt('hi', max_tokens=48).ids
   text = lambda s: list(s.encode())
@@ -51,33 +59,33 @@ def test_the_tokenizer_of_a_folder_by_its_own_template(made):
 
 
 def test_system_prompt_and_plain_form(made):
-  config = common.with_overrides(made[1], {'data.system': 'Be brief.'})
-  tokenizer = inputs.make_tokenizer(config)
+  config = configs.with_overrides(made[1], {'data.system': 'Be brief.'})
+  tokenizer = tokenizers.make_tokenizer(config)
   ids = tokenizer.encode_prompt('hi', max_tokens=64).ids
   assert tokenizer.tokenizer.transcript(ids).startswith(
       '<|im_start|>system\nBe brief.<|im_end|>'
   )
-  config = common.with_overrides(made[1], {'data.template': 'hh'})
-  tokenizer = inputs.make_tokenizer(config)
+  config = configs.with_overrides(made[1], {'data.template': 'hh'})
+  tokenizer = tokenizers.make_tokenizer(config)
   ids = tokenizer.encode_prompt('hi', max_tokens=64).ids
   assert tokenizer.tokenizer.transcript(ids) == '\n\nHuman: hi\n\nAssistant:'
 
 
 def test_bytes_in_the_plain_form():
-  config = common.with_overrides(
+  config = configs.with_overrides(
       tiny.get_config(), overrides('data', tokenizer='byte', template='hh')
   )
-  tokenizer = inputs.make_tokenizer(config)
+  tokenizer = tokenizers.make_tokenizer(config)
   prompt = tokenizer.encode_prompt('ab', max_tokens=64).ids
   assert bytes(i - 3 for i in prompt) == b'\n\nHuman: ab\n\nAssistant:'
   assert tokenizer.encode_response('c', prompt='ab') == [35, 102, 2]  # ' c'
-  bare = common.with_overrides(config, {'data.template': ''})
-  assert inputs.make_tokenizer(bare).encode('c') == [102]
+  bare = configs.with_overrides(config, {'data.template': ''})
+  assert tokenizers.make_tokenizer(bare).encode('c') == [102]
 
 
 def test_what_is_no_text_is_never_drawn(made):
-  tokenizer = inputs.make_tokenizer(made[1])
-  sampling = inputs.sampling_config(made[1], tokenizer, temperature=1.0)
+  tokenizer = tokenizers.make_tokenizer(made[1])
+  sampling = prompts_lib.sampling_config(made[1], tokenizer, temperature=1.0)
   # <|im_start|> is BOS, <|endoftext|> a stop, <|extra|> padding, and 262 to 271
   # rows of no token; <|im_end|>, 259, ends a response.
   assert sampling.banned_ids == (258, 260, 261, *range(262, 272))
@@ -91,30 +99,30 @@ def test_a_checkpoint_with_too_few_rows_is_refused(made, tmp_path):
   config['vocab_size'] = 100
   (tmp_path / 'small/config.json').write_text(json.dumps(config))
   for name in ('sft', 'reward_model'):
-    changed = common.with_overrides(made[1], {f'{name}.init': folder})
+    changed = configs.with_overrides(made[1], {f'{name}.init': folder})
     with pytest.raises(
-        common.ConfigError, match=f'{name}.init=.*100 rows of vocab.* 262 ids'
+        ConfigError, match=f'{name}.init=.*100 rows of vocab.* 262 ids'
     ):
-      validate.validate(changed)
+      checks.validate(changed)
 
 
 def test_load_lm_gives_the_checkpoint_and_the_numbers_of_the_section(made):
-  config = common.with_overrides(
+  config = configs.with_overrides(
       made[1], {'sft.lm.dtype': 'bfloat16', 'sft.lm.remat': 'full'}
   )
-  params, cfg = inputs.load_lm(config.sft)
+  params, cfg = models.load_lm(config.sft)
   jax.tree.map(np.testing.assert_array_equal, params, toy.params())
   assert (cfg.dtype, cfg.remat, cfg.scan_layers) == ('bfloat16', 'full', True)
   assert (cfg.width, cfg.vocab_size, cfg.rope_theta) == (8, 272, 500.0)
-  assert cfg == inputs.model_config(config, 'sft')
+  assert cfg == models.model_config(config, 'sft')
 
 
 def test_the_scale_of_adapters_is_alpha_over_rank(made):
-  config = common.with_overrides(
+  config = configs.with_overrides(
       made[1], overrides('reward_model.train', **LORA)
   )
-  assert inputs.model_config(config, 'reward_model').lora_scale == 2.0
-  assert inputs.model_config(config, 'sft').lora_scale == 1.0
+  assert models.model_config(config, 'reward_model').lora_scale == 2.0
+  assert models.model_config(config, 'sft').lora_scale == 1.0
 
 
 @pytest.mark.parametrize('init', ('', 'sft'))
@@ -126,9 +134,9 @@ def test_a_reward_follows_the_sft_policy_where_it_is_made_on_it(init):
   tasks = {task.name: task for task in graph.tasks(config)}
   needs = tasks['seed_0/reward_model/helpful_reward_model'].needs
   assert ('seed_0/sft' in needs) == bool(init)
-  longer = common.with_overrides(config, {'sft.num_epochs': 3})
+  longer = configs.with_overrides(config, {'sft.num_epochs': 3})
   same = [
-      common.fingerprint(common.own_config(reward_model, c))
+      configs.fingerprint(configs.own_config(reward_model, c))
       for c in (config, longer)
   ]
   assert (same[0] == same[1]) == (not init)
@@ -136,9 +144,9 @@ def test_a_reward_follows_the_sft_policy_where_it_is_made_on_it(init):
 
 def test_a_random_model_is_what_it_was():
   config = tiny.get_config()
-  tokenizer = inputs.make_tokenizer(config)
+  tokenizer = tokenizers.make_tokenizer(config)
   for name in ('sft', 'reward_model'):
-    assert inputs.model_config(config, name) == inputs.lm_config(
+    assert models.model_config(config, name) == models.lm_config(
         config[name].lm, tokenizer
     )
 
@@ -208,9 +216,9 @@ def test_a_random_model_is_what_it_was():
     ],
 )  # fmt: skip
 def test_refuses(made, changes, message):
-  config = common.with_overrides(made[1], changes)
-  with pytest.raises(common.ConfigError, match=message) as e:
-    validate.validate(config)
+  config = configs.with_overrides(made[1], changes)
+  with pytest.raises(ConfigError, match=message) as e:
+    checks.validate(config)
   assert '\n' not in str(e.value)
 
 
@@ -219,10 +227,10 @@ def test_a_shape_beside_a_checkpoint_is_refused(made, section):
   config = made[1].copy_and_resolve_references().unlock()
   config[section].lm = toy.base.model()
   with pytest.raises(
-      common.ConfigError,
+      ConfigError,
       match=rf'{section}.lm.head_dim has no effect with {section}.init=',
   ):
-    validate.validate(config.lock())
+    checks.validate(config.lock())
 
 
 @pytest.mark.parametrize(
@@ -239,27 +247,27 @@ def test_a_shape_beside_a_checkpoint_is_refused(made, section):
     ],
 )
 def test_random_models_and_the_world_refuse(changes, message):
-  config = common.with_overrides(tiny.get_config(), changes)
-  with pytest.raises(common.ConfigError, match=message):
-    validate.validate(config)
+  config = configs.with_overrides(tiny.get_config(), changes)
+  with pytest.raises(ConfigError, match=message):
+    checks.validate(config)
 
 
 def test_the_digest_is_that_of_the_files(made, tmp_path):
   copy = tmp_path / 'copy'
   shutil.copytree(made[0], copy)
-  assert language_models.digest(str(copy)) == language_models.digest(made[0])
+  assert origin.digest(str(copy)) == origin.digest(made[0])
   (copy / 'tokenizer.json').write_text('{}')  # no part of the parameters
-  assert language_models.digest(str(copy)) == language_models.digest(made[0])
+  assert origin.digest(str(copy)) == origin.digest(made[0])
   toy.write(copy, seed=1)
-  assert language_models.digest(str(copy)) != language_models.digest(made[0])
+  assert origin.digest(str(copy)) != origin.digest(made[0])
 
 
 def test_another_base_is_refused(tmp_path):
   folder = str(tmp_path)
-  language_models.record_base(folder, 'm', 'a' * 64)
-  language_models.record_base(folder, 'm', 'a' * 64)
-  for check in (language_models.record_base, language_models.check_base):
-    with pytest.raises(common.WorkdirError, match='base was changed') as e:
+  origin.record_base(folder, 'm', 'a' * 64)
+  origin.record_base(folder, 'm', 'a' * 64)
+  for check in (origin.record_base, origin.check_base):
+    with pytest.raises(WorkdirError, match='base was changed') as e:
       check(folder, 'm', 'b' * 64)
     assert os.path.join(folder, 'base.json') in str(e.value)
 
@@ -273,17 +281,17 @@ def test_parts_of_a_model_make_it_whole_again():
   want = run(params)
   for train in (config(), config(how='last_n', last_n=1), config(**LORA)):
     key = jax.random.key(1)
-    ready = language_models.prepared(key, params, train)
-    trained, frozen = language_models.split(ready, train)
+    ready = trainable.prepare(key, params, train)
+    trained, frozen = trainable.split(ready, train)
     num = {'full': 0, 'last_n': 1, 'lora': 1}[train.how]
     assert bool(frozen) == bool(num)
-    back = language_models.whole(trained, params, train)
+    back = trainable.join(trained, params, train)
     np.testing.assert_allclose(run(back), want, atol=1e-6)
-    merged = language_models.merged(trained, params, train)
+    merged = trainable.merge(trained, params, train)
     jax.tree.map(np.testing.assert_array_equal, merged, params)
     # Training moves the model, and only what is trained.
     moved = jax.tree.map(lambda a: a + 0.1, trained)
-    merged = language_models.merged(moved, params, train)
+    merged = trainable.merge(moved, params, train)
     assert np.abs(run(merged) - want).max() > 1e-2
     embedding = merged['embed']['embedding'] - params['embed']['embedding']
     assert (np.abs(embedding).max() > 0) == (train.how == 'full')

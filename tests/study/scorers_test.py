@@ -9,8 +9,9 @@ import pytest
 from rlhf_jax import enumeration
 from rlhf_jax.data.world import world as world_lib
 from rlhf_jax.stages import data as data_stage
-from rlhf_jax.stages import tables
-from rlhf_jax.study import common, inputs, scorers
+from rlhf_jax.study import listed, scorers, tokenizers
+from rlhf_jax.study import prompts as prompts_lib
+from rlhf_jax.study.errors import ConfigError
 from rlhf_jax.types import Rollout
 from tests.stages import tiny
 
@@ -33,9 +34,9 @@ def rule(tmp_path, monkeypatch):
 
 def _all_responses(config, prompts, row):
   """A rollout of every response to one prompt."""
-  tokenizer = inputs.make_tokenizer(config)
-  sampling = inputs.sampling_config(config, tokenizer, temperature=1.0)
-  moves = jnp.array(inputs.move_ids(tokenizer))
+  tokenizer = tokenizers.make_tokenizer(config)
+  sampling = prompts_lib.sampling_config(config, tokenizer, temperature=1.0)
+  moves = jnp.array(prompts_lib.move_ids(tokenizer))
   tokens, mask = enumeration.all_responses(moves, sampling=sampling)
   spread = lambda a: jnp.broadcast_to(
       jnp.asarray(a[row]), (len(tokens), a.shape[1])
@@ -51,11 +52,13 @@ def _all_responses(config, prompts, row):
 
 def _both(config, workdir, row):
   """The reward of all responses to one prompt: by the scorer, by the table."""
-  prompts = inputs.load_prompts(config, workdir, inputs.make_tokenizer(config))
+  prompts = prompts_lib.load_prompts(
+      config, workdir, tokenizers.make_tokenizer(config)
+  )
   rollout = _all_responses(config, prompts, row)
   rows = np.full(rollout.response_tokens.shape[0], row)
   scorer = scorers.load(config, workdir, 'helpful')
-  table = scorers.table(
+  table = listed.reward_table(
       config, workdir, 'helpful', 'reward_model', prompts, np.array([row])
   )
   return np.asarray(scorer(rows, rollout)), table[0]
@@ -90,7 +93,7 @@ def test_values_of_gold_and_of_a_rule(finished_study, rule):
 def test_tables_of_the_study_are_those_of_the_scorer(finished_study):
   c = tiny.get_config().lock()
   scored, _ = _both(c, finished_study, 7)
-  found = tables.load(c, finished_study)['reward_model/helpful'][7]
+  found = listed.load(c, finished_study)['reward_model/helpful'][7]
   np.testing.assert_allclose(found, scored, rtol=1e-5, atol=1e-5)
 
 
@@ -101,7 +104,7 @@ def test_tables_of_the_study_are_those_of_the_scorer(finished_study):
 def test_unknown_scorers_are_refused(finished_study, name, said):
   c = tiny.get_config()
   c.scorers.helpful = name
-  with pytest.raises(common.ConfigError, match=said):
+  with pytest.raises(ConfigError, match=said):
     scorers.load(c.lock(), finished_study, 'helpful')
 
 
@@ -109,5 +112,5 @@ def test_gold_is_known_in_the_world_alone(tmp_path):
   c = tiny.get_config()
   c.scorers.helpful = 'gold'
   c.data.source = 'jsonl'
-  with pytest.raises(common.ConfigError, match='data.source=world'):
+  with pytest.raises(ConfigError, match='data.source=world'):
     scorers.load(c.lock(), os.fspath(tmp_path), 'helpful')

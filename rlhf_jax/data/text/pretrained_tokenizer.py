@@ -25,7 +25,7 @@ import typing
 import tokenizers
 
 from rlhf_jax.data import tokenizer as tokenizer_lib
-from rlhf_jax.data.text import gguf, text_format, tokenizer_files
+from rlhf_jax.data.text import text_format, tokenizer_files
 
 
 class HFTokenizer:
@@ -264,13 +264,8 @@ class HFTokenizer:
 def load(
     folder: str | os.PathLike, *, no_effect: Sequence[str] = ()
 ) -> HFTokenizer:
-  """The tokenizer of a model's folder; see `hf_files.read`."""
+  """The tokenizer of a model's folder; see `tokenizer_files.read`."""
   return HFTokenizer(**tokenizer_files.read(folder, no_effect=no_effect))
-
-
-def load_gguf(path: str | os.PathLike) -> HFTokenizer:
-  """The tokenizer in the metadata of a GGUF file; see `gguf_files.read`."""
-  return HFTokenizer(**gguf.read(path))
 
 
 def banned_ids(

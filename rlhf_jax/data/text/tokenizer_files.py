@@ -45,7 +45,7 @@ _REFUSED = (
 def read(
     folder: str | os.PathLike, *, no_effect: Sequence[str] = ()
 ) -> dict[str, typing.Any]:
-  """The arguments of `hf_tokenizer.HFTokenizer` that a folder holds.
+  """The arguments of `pretrained_tokenizer.HFTokenizer` that a folder holds.
 
   What ends a response are the ids of generation_config.json in their order,
   then eos_token.

@@ -38,7 +38,7 @@ class WorldConfig:
     alignment: gold harmlessness is S + alignment H: above 0 the properties are
       aligned, below opposed. The absolute labels stay as they are.
     cue_mode: who is swayed by looks; `world_draws.annotators` has the modes.
-    properties: what responses are judged by, of those in `data.properties`.
+    properties: what responses are judged by, of those in `data.world.properties`.
     sft_noise: standard deviation of the writers' per-prompt taste, in logits.
   """
 

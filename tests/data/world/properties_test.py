@@ -25,7 +25,9 @@ class RegistryTest(parameterized.TestCase):
     self.assertLen(files, 10)
 
   def test_unknown_and_duplicate(self):
-    with self.assertRaisesRegex(ValueError, "'honest'; known: brevity, direct"):
+    with self.assertRaisesRegex(
+        ValueError, "'honest'; known: .'brevity', 'direct'"
+    ):
       properties.get('honest')
     with self.assertRaisesRegex(ValueError, 'already registered'):
       properties.register(properties.get('brevity'))
@@ -49,7 +51,7 @@ class RegistryTest(parameterized.TestCase):
       pairs = samples.sample_comparisons(world, 'loud', 50, role='evaluator')
     finally:
       sys.path.remove(folder)
-      properties._PROPERTIES.pop('loud', None)
+      properties._PROPERTIES.entries.pop('loud', None)
     np.testing.assert_array_equal(world.gold['loud'][5], world.counts[:, 8])
     np.testing.assert_array_equal(world.cue_weight['loud'], 0.0)
     self.assertEqual(pairs.property, 'loud')

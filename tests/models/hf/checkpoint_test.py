@@ -23,7 +23,7 @@ from rlhf_jax.models.hf import (
 from rlhf_jax.models.hf import (
     fields as hf_fields,
 )
-from tests.models import checkpoints
+from tests.models import checkpoints, random_params
 
 
 def _same(got, want):
@@ -163,7 +163,7 @@ def test_host_memory(tmp_path, monkeypatch):
   monkeypatch.setattr(checkpoint, '_aligned', recorded)
   _, cfg = checkpoints.load('qwen3')
   cfg = dataclasses.replace(cfg, vocab_size=40_000)
-  params = lm.init(jax.random.key(0), cfg)
+  params = random_params.init(cfg)
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   assert params['embed']['embedding'].nbytes > 0.9 * size
   checkpoint.export(str(tmp_path), params, cfg)

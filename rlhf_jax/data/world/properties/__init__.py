@@ -13,6 +13,7 @@ import pkgutil
 import numpy as np
 
 from rlhf_jax.data.world import rules
+from rlhf_jax.rewards.registry import Registry
 
 PromptNumbers = Callable[[np.ndarray], np.ndarray]  # features [x 4] -> [x]
 
@@ -41,30 +42,21 @@ class Property:
   cue_weight: PromptNumbers
 
 
-_PROPERTIES: dict[str, Property] = {}
+_PROPERTIES = Registry[Property](
+    'property',
+    hint=' Modules in config.property_modules can register others.',
+)
+get = _PROPERTIES.get
 
 
 def register(prop: Property) -> Property:
-  """Adds a property to the table, under its name."""
-  if prop.name in _PROPERTIES:
-    raise ValueError(f'Property {prop.name!r} is already registered.')
-  _PROPERTIES[prop.name] = prop
-  return prop
-
-
-def get(name: str) -> Property:
-  """The property of that name."""
-  if name not in _PROPERTIES:
-    raise ValueError(
-        f'Unknown property {name!r}; known: {", ".join(names())}. Modules in'
-        ' config.property_modules can register others.'
-    )
-  return _PROPERTIES[name]
+  """Adds a property under its name, and returns it."""
+  return _PROPERTIES.register(prop.name, prop)
 
 
 def names() -> tuple[str, ...]:
-  """The names of all properties, sorted."""
-  return tuple(sorted(_PROPERTIES))
+  """Names of all properties, sorted."""
+  return tuple(sorted(_PROPERTIES.names()))
 
 
 def by_feature(feature: int, values: Sequence[float]) -> PromptNumbers:

@@ -1,0 +1,28 @@
+"""Refusals of configs that cannot work, before anything runs.
+
+Every message is one line that names the field and what it may be. Bounds and
+choices of single fields, and fields without effect, are rows of `tables`; what
+depends on several fields is checked in the module of their section.
+"""
+
+import ml_collections
+
+from rlhf_jax.study import configs
+from rlhf_jax.study.checks import models, policy, rewards, rules, study
+from rlhf_jax.study.errors import ConfigError
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Raises ConfigError naming the first field that cannot be what it is."""
+  study.check(config)
+  rules.check(config)
+  models.check(config)
+  rewards.check(config)
+  if not config.regime:
+    study.check_analysis(config)
+    policy.check(config)
+  for name in config.regimes:
+    try:
+      validate(configs.in_regime(config, name))
+    except ConfigError as e:
+      raise ConfigError(f'regimes.{name}: {e}') from e

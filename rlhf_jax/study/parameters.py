@@ -1,0 +1,67 @@
+"""The parameters that finished stages left, whole, on their devices."""
+
+import os
+
+import ml_collections
+
+from rlhf_jax import checkpoint
+from rlhf_jax.study import folders, models, origin, trainable
+from rlhf_jax.types import Params
+
+
+def reward_base(config: ml_collections.ConfigDict, workdir: str) -> Params:
+  """What reward models are made on, {'trunk'}; of a checkpoint, one copy for all."""
+  c = config.reward_model
+  if c.init == 'sft':
+    params = load_sft_params(config, workdir)
+  else:
+    params = models.frozen(c.init, param_dtype=c.param_dtype)
+  trunk = params.get('trunk', params)
+  return {'trunk': {k: v for k, v in trunk.items() if k != 'unembed'}}
+
+
+def load_reward_params(
+    config: ml_collections.ConfigDict, workdir: str, reward: str, role: str
+) -> Params:
+  """The trained weights of a reward model or evaluator.
+
+  Raises:
+    WorkdirError: texts become other tokens than it was trained on, or its base
+      was changed.
+  """
+  folder = os.path.join(workdir, folders.reward_model(config, reward, role))
+  trained = checkpoint.restore_params(folder)
+  origin.check(config, workdir, folder, 'reward_model')
+  train = config.reward_model.train
+  if train.how == 'full':
+    return trained
+  return trainable.join(trained, reward_base(config, workdir), train)
+
+
+def load_sft_params(config: ml_collections.ConfigDict, workdir: str) -> Params:
+  """The weights of the reference policy, all of them, without adapters.
+
+  Raises:
+    WorkdirError: as of load_reward_params.
+  """
+  c, folder = config.sft, os.path.join(workdir, folders.sft(config))
+  trained = {}
+  if c.train.how != 'none':
+    trained = checkpoint.restore_params(folder)
+  origin.check(config, workdir, folder, 'sft')
+  if c.train.how == 'full':
+    return trained
+  base = models.frozen(c.init, param_dtype=c.param_dtype)
+  return trainable.merge(trained, base, c.train)
+
+
+def load_policy_params(
+    config: ml_collections.ConfigDict, workdir: str, folder: str
+) -> Params:
+  """The weights of the policy trained in `folder`, without adapters."""
+  trained = checkpoint.restore_params(folder)
+  train = config.policy.train
+  if train.how == 'full':
+    return trained
+  base = load_sft_params(config, workdir)
+  return trainable.merge(trained, base, train)

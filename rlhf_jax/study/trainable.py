@@ -1,0 +1,88 @@
+"""The part of a model that is trained, by a config's section `train`.
+
+  params ---prepare---> with adapters, or the last layers apart
+         ---split-----> (trained, frozen): the step is handed both
+         ---join------> the model again, adapters beside the base
+         ---merge-----> the tree of a plain model, adapters added to the kernels
+
+Only the trained part is held by the optimizer, the checkpoints and params/.
+"""
+
+import jax
+from jaxtyping import Array, Key
+import ml_collections
+
+from rlhf_jax.models import adapters
+from rlhf_jax.types import Params
+
+
+def is_trained(train: ml_collections.ConfigDict) -> bool:
+  """Whether any part is trained; otherwise the model stays as it was read."""
+  return train.how != 'none'
+
+
+def lora_scale(train: ml_collections.ConfigDict) -> float:
+  """LMConfig.lora_scale of a model with this section; 1 without adapters."""
+  return train.alpha / train.rank if train.how == 'lora' else 1.0
+
+
+def shares_lower_layers(train: ml_collections.ConfigDict) -> bool:
+  """Whether `prepare` cuts a model in two: lower layers, and those trained.
+
+  Models on one base are then made of one cut, which copies the lower layers.
+  """
+  return train.how == 'last_n'
+
+
+def prepare(
+    key: Key[Array, ''], params: Params, train: ml_collections.ConfigDict
+) -> Params:
+  """`params` with new adapters, or with the last layers apart."""
+  if train.how == 'lora':
+    new = adapters.init(key, params, rank=train.rank, targets=train.targets)
+    return adapters.attach(params, new)
+  if train.how == 'last_n':
+    return adapters.cut(params, last_n=train.last_n)
+  return params
+
+
+def split(
+    params: Params, train: ml_collections.ConfigDict
+) -> tuple[Params, Params]:
+  """(trained, frozen) parts of a prepared model; frozen is {} under full.
+
+  The trained part is a copy, since a step donates it.
+  """
+  trained, frozen = params, {}
+  if train.how != 'full':
+    mask = adapters.trainable(params, how=train.how)
+    trained, frozen = adapters.split(params, mask)
+  return jax.tree.map(jax.numpy.array, trained), frozen
+
+
+def join(
+    trained: Params, base: Params, train: ml_collections.ConfigDict
+) -> Params:
+  """The trained model, layers in one stack; adapters stay beside the base.
+
+  Args:
+    trained: the first of `split`, after training.
+    base: the model that `prepare` was given, less heads.
+    train: the section that both were made by.
+  """
+  if train.how == 'full':
+    return trained
+  if train.how == 'last_n':
+    cut = adapters.cut(base, last_n=train.last_n)
+    _, rest = adapters.split(cut, adapters.trainable(cut, how='last_n'))
+    return adapters.uncut(adapters.combine(trained, rest))
+  return adapters.combine(trained, base)
+
+
+def merge(
+    trained: Params, base: Params, train: ml_collections.ConfigDict
+) -> Params:
+  """`join`, with adapters added to the kernels: the tree of a plain model."""
+  if train.how == 'lora':
+    return adapters.merge(base, trained, scale=lora_scale(train))
+  return join(trained, base, train)
