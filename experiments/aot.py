@@ -35,7 +35,7 @@ from ml_collections import config_flags
 import study_flags
 
 from rlhf_jax import sharding
-from rlhf_jax.aot import chips, costs, programs
+from rlhf_jax.aot import chips, costs, study_programs
 from rlhf_jax.study import checks
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -69,7 +69,9 @@ _COLUMNS = (
 )
 
 
-def analyse(program: programs.Program, chip: chips.Chip, num_devices: int):
+def analyse(
+    program: study_programs.Program, chip: chips.Chip, num_devices: int
+):
   """Compiles a program; returns the numbers of its row."""
   row = costs.cost_of(program, num_devices)
   limits = chips.seconds(
@@ -130,7 +132,9 @@ def run(config, config_file: str) -> list[str]:
       f' {dict(mesh.shape)}, jax {jax.__version__}',
       flush=True,
   )
-  found = programs.build(config, shape, mesh, num_prompts=_NUM_PROMPTS.value)
+  found = study_programs.build(
+      config, shape, mesh, num_prompts=_NUM_PROMPTS.value
+  )
   unknown = set(_PROGRAMS.value) - {p.name for p in found}
   if unknown:
     raise ConfigError(

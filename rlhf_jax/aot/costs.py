@@ -7,7 +7,7 @@ import jax
 import ml_collections
 
 from rlhf_jax import sharding
-from rlhf_jax.aot import hlo, programs
+from rlhf_jax.aot import hlo, study_programs
 from rlhf_jax.models.config import LMConfig
 from rlhf_jax.models.hf import config as hf_config
 from rlhf_jax.models.hf import fields
@@ -30,7 +30,7 @@ def shape_of(config: ml_collections.ConfigDict, config_file: str) -> LMConfig:
   return hf_config.lm_config(fields.read_json(path), path)
 
 
-def cost_of(program: programs.Program, num_devices: int) -> dict:
+def cost_of(program: study_programs.Program, num_devices: int) -> dict:
   """Compiles a program, and measures what the compiler made of it.
 
   Of one device, in GB and TFLOP: `arguments`, `temporary` and `peak` memory;
@@ -91,7 +91,7 @@ def on_devices(
       devices=jax.devices()[:num_devices],
   )
   # More prompts cost memory alone.
-  found = programs.build(config, shape, mesh, num_prompts=1024)
+  found = study_programs.build(config, shape, mesh, num_prompts=1024)
   known = {program.name: program for program in found}
   if name not in known:
     raise ConfigError(f'{name} is none of the programs {list(known)}.')

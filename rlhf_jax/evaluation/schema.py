@@ -46,3 +46,19 @@ COLUMNS = {
 # Last columns of `results` and `joint` where responses are sampled: a row then
 # is of one prompt.
 OF_PROMPT = ('prompt', 'kind')
+# The tables of two stages, one file each.
+EVALUATE = (
+    'results',
+    'optimality',
+    'prompts',
+    'prompt_values',
+    'joint',
+    'responses',
+)
+ANALYSIS = (
+    'diagnostics',
+    'calibration',
+    'calibration_summary',
+    'independence',
+    'copula',
+)

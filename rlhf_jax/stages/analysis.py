@@ -22,7 +22,7 @@ from rlhf_jax import files
 from rlhf_jax.data.world import samples
 from rlhf_jax.data.world import world as world_lib
 from rlhf_jax.evaluation import diagnostics, independence, schema
-from rlhf_jax.exact import enumerated, gaussian, tilted
+from rlhf_jax.exact import enumerated, tilted
 from rlhf_jax.measure import spaces
 from rlhf_jax.rewards import references as references_lib
 from rlhf_jax.study import fields, folders
@@ -31,13 +31,6 @@ from rlhf_jax.types import Progress
 
 FIELDS = fields.FIELDS['analysis']
 folder = folders.analysis
-TABLES = (
-    'diagnostics',
-    'calibration',
-    'calibration_summary',
-    'independence',
-    'copula',
-)
 _CURVE = ('share', 'confidence', 'frequency')
 _NUM_BINS = 10
 
@@ -45,10 +38,10 @@ _NUM_BINS = 10
 def run(
     config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
-  """Writes the tables of this seed as CSV; TABLES names them."""
+  """Writes the tables of this seed as CSV; schema.ANALYSIS names them."""
   out = os.path.join(workdir, folder(config))
   total = len(config.properties) + 2
-  rows = {name: [] for name in TABLES}
+  rows = {name: [] for name in schema.ANALYSIS}
   rows['calibration'], rows['calibration_summary'] = calibration(
       config, workdir
   )
@@ -62,7 +55,7 @@ def run(
       rows['calibration'] += product
       rows['copula'] = judged.copula()
     progress(done + 2, total)
-  for name in TABLES:
+  for name in schema.ANALYSIS:
     frame = pd.DataFrame(rows[name], columns=schema.COLUMNS[name])
     with files.atomic(os.path.join(out, f'{name}.csv')) as f:
       frame.to_csv(f, index=False)
@@ -281,31 +274,3 @@ class Pair:
           mean = enumerated.expectation(logprobs, value).mean()
           rows.append((seed, rho, method, kl, float(mean)))
     return rows
-
-
-def gaussian_table(
-    *,
-    num_samples: int = 2**17,
-    kls: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0),
-) -> pd.DataFrame:
-  """gaussian.csv: two synthetic rewards, by scale ratio, tail and correlation.
-
-  See `exact.gaussian`. Scales are equal or 4 to 1; beside that, a setting varies
-  the tail or the correlation of normal rewards without correlation.
-  """
-  settings = [('normal', c) for c in (0.0, 0.5, -0.5)]
-  settings += [(tail, 0.0) for tail in ('laplace', 't10', 't5')]
-  rows = []
-  for tail, correlation in settings:
-    for scale in (1.0, 4.0):
-      rewards = gaussian.two_rewards(
-          num_samples=num_samples,
-          scale=scale,
-          correlation=correlation,
-          tail=tail,
-      )
-      rates = gaussian.joint_rates(rewards, jnp.asarray(kls, jnp.float32))
-      for method, values in rates.items():
-        for kl, value in zip(kls, values, strict=True):
-          rows.append((scale, tail, correlation, method, kl, float(value)))
-  return pd.DataFrame(rows, columns=schema.COLUMNS['gaussian'])

@@ -1,6 +1,6 @@
 """Measuring policies of one property: SFT, optima, best-of-k, trained.
 
-Writes one file a table (see `TABLES`), of this seed and property; the figures
+Writes one file a table (see `schema.EVALUATE`), of this seed and property; the figures
 stage joins them. Judging happens on held-out prompts; how much of the
 attainable objective a learner got, on the prompts it trained on. In a regime,
 exact optima alone are measured, and `results` is the only table.
@@ -17,14 +17,6 @@ from rlhf_jax.types import Progress
 
 FIELDS = fields.FIELDS['evaluate']
 folder = folders.evaluate
-TABLES = (
-    'results',
-    'optimality',
-    'prompts',
-    'prompt_values',
-    'joint',
-    'responses',
-)
 
 
 def run(

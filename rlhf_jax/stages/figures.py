@@ -12,11 +12,11 @@ from scipy import stats
 
 from rlhf_jax import files
 from rlhf_jax.evaluation import schema
+from rlhf_jax.exact import gaussian
 from rlhf_jax.figures import data, make
 from rlhf_jax.figures import names as names_lib
 from rlhf_jax.report import report
 from rlhf_jax.rewards import references, transforms
-from rlhf_jax.stages import analysis, best_of_k, evaluate
 from rlhf_jax.study import configs, fields, folders
 from rlhf_jax.types import Progress
 
@@ -85,11 +85,10 @@ def wanted(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   )
 
 
-def _read(workdir: str, stage, config, name: str) -> pd.DataFrame:
-  path = os.path.join(workdir, stage.folder(config), f'{name}.csv')
-  if not os.path.exists(path):
-    short = stage.__name__.rsplit('.', maxsplit=1)[-1]
-    raise FileNotFoundError(f'{path} is missing: run the stage {short} first.')
+def _read(workdir: str, stage: str, config, name: str) -> pd.DataFrame:
+  made_in = getattr(folders, stage)(config)
+  path = os.path.join(workdir, made_in, f'{name}.csv')
+  files.require(path, stage)
   return pd.read_csv(path)
 
 
@@ -109,15 +108,15 @@ def joined(
     config: ml_collections.ConfigDict, workdir: str, name: str
 ) -> pd.DataFrame:
   """One table of all seeds and properties of the study, and of no others."""
-  if name in analysis.TABLES:
+  if name in schema.ANALYSIS:
     return _concat([
-        _read(workdir, analysis, configs.with_overrides(config, {'seed': s}), name)
+        _read(workdir, 'analysis', configs.with_overrides(config, {'seed': s}), name)
         for s in config.seeds
     ])  # fmt: skip
-  frames = [_read(workdir, evaluate, c, name) for c in _at_properties(config)]
+  frames = [_read(workdir, 'evaluate', c, name) for c in _at_properties(config)]
   if name == 'results' and 'best_of_k' in config.stages:
     frames += [
-        _read(workdir, best_of_k, c, name) for c in _at_properties(config)
+        _read(workdir, 'best_of_k', c, name) for c in _at_properties(config)
     ]
   return _concat(frames)
 
@@ -131,7 +130,7 @@ def regime_table(
     if regime == names_lib.GROWTH:
       continue
     for c in _at_properties(configs.in_regime(config, regime)):
-      rows = _read(workdir, evaluate, c, 'results')
+      rows = _read(workdir, 'evaluate', c, 'results')
       rows = rows[rows['metric'].isin(_REGIME_METRICS)]
       frames.append(rows.assign(regime=regime))
   return _concat(frames)
@@ -166,12 +165,40 @@ def growth_table(
   """Exact frontiers of the AND of n properties, and SFT (kl 0), against n."""
   frames = []
   for c in _at_properties(configs.in_regime(config, names_lib.GROWTH)):
-    rows = _read(workdir, evaluate, c, 'results')
+    rows = _read(workdir, 'evaluate', c, 'results')
     rows = rows[rows['metric'].isin(('above_q50', 'above_q85', 'win_rate'))]
     rows = rows[rows['judge'] == 'gold']
     n = len(c.properties[c.evaluate.property])
     frames.append(rows.assign(n=n))
   return _concat(frames)[list(schema.COLUMNS['growth'])]
+
+
+def gaussian_table(
+    *,
+    num_samples: int = 2**17,
+    kls: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0),
+) -> pd.DataFrame:
+  """gaussian.csv: two synthetic rewards, by scale ratio, tail and correlation.
+
+  See `exact.gaussian`. Scales are equal or 4 to 1; beside that, a setting varies
+  the tail or the correlation of normal rewards without correlation.
+  """
+  settings = [('normal', c) for c in (0.0, 0.5, -0.5)]
+  settings += [(tail, 0.0) for tail in ('laplace', 't10', 't5')]
+  rows = []
+  for tail, correlation in settings:
+    for scale in (1.0, 4.0):
+      rewards = gaussian.two_rewards(
+          num_samples=num_samples,
+          scale=scale,
+          correlation=correlation,
+          tail=tail,
+      )
+      rates = gaussian.joint_rates(rewards, jnp.asarray(kls, jnp.float32))
+      for method, values in rates.items():
+        for kl, value in zip(kls, values, strict=True):
+          rows.append((scale, tail, correlation, method, kl, float(value)))
+  return pd.DataFrame(rows, columns=schema.COLUMNS['gaussian'])
 
 
 def run(
@@ -182,18 +209,17 @@ def run(
   names = wanted(config)
 
   def write(name, frame):
-    with files.atomic(os.path.join(evaluation, f'{name}.csv')) as f:
-      frame.to_csv(f, index=False)
+    files.write_table(os.path.join(evaluation, f'{name}.csv'), frame)
 
-  tables = list(evaluate.TABLES)
-  tables += analysis.TABLES if 'analysis' in config.stages else []
+  tables = list(schema.EVALUATE)
+  tables += schema.ANALYSIS if 'analysis' in config.stages else []
   for name in tables:
     write(name, joined(config, workdir, name))
   if 'reward_model' in config.stages:
     write('reward_models', reward_model_table(config, workdir))
   if 'F10' in names:
     write('regimes', regime_table(config, workdir))
-    write('gaussian', analysis.gaussian_table())
+    write('gaussian', gaussian_table())
   if 'N1' in names:
     write('growth', growth_table(config, workdir))
   for method in config.methods.values():

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import importlib
 import os
+from typing import Any
 
 import ml_collections
 
@@ -319,7 +320,7 @@ class Source:
   """
 
   write: Callable[..., dict]
-  read: Callable[..., tuple[list, preferences.Counts]] | None = None
+  read: Callable[..., tuple[list, Any]] | None = None
 
 
 SOURCES: dict[str, Source] = {

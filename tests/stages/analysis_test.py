@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from rlhf_jax import files
-from rlhf_jax.evaluation import independence
+from rlhf_jax.evaluation import independence, schema
 from rlhf_jax.exact import enumerated, tilted
 from rlhf_jax.launch import execute
 from rlhf_jax.measure import spaces
-from rlhf_jax.stages import analysis
+from rlhf_jax.stages import analysis, figures
 from rlhf_jax.study import folders
 from rlhf_jax.study.errors import ConfigError
 from tests.stages import tiny
@@ -54,7 +54,7 @@ def _read(workdir, name):
   return pd.read_csv(path)
 
 
-@pytest.mark.parametrize('name', analysis.TABLES)
+@pytest.mark.parametrize('name', schema.ANALYSIS)
 def test_columns_and_rows(workdir, name):
   frame = _read(workdir, name)
   columns = {
@@ -258,7 +258,7 @@ def test_the_same_seed_gives_the_same_tables(workdir, tmp_path):
       n for n in names if os.path.join(base, n) == where
   ])  # fmt: skip
   execute.execute(analysis, _config(), path)
-  for name in analysis.TABLES:
+  for name in schema.ANALYSIS:
     pd.testing.assert_frame_equal(_read(workdir, name), _read(path, name))
 
 
@@ -269,7 +269,7 @@ def test_one_judgement_has_no_dependence(both, workdir):
 
 
 def test_synthetic_table():
-  frame = analysis.gaussian_table(num_samples=2**12, kls=(1.0, 2.0))
+  frame = figures.gaussian_table(num_samples=2**12, kls=(1.0, 2.0))
   names = 'scale tail correlation method kl value'
   assert list(frame.columns) == names.split()
   assert not frame.duplicated(names.split()[:-1]).any()

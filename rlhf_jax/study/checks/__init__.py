@@ -8,7 +8,7 @@ depends on several fields is checked in the module of their section.
 import ml_collections
 
 from rlhf_jax.study import configs
-from rlhf_jax.study.checks import models, policy, rewards, rules, study
+from rlhf_jax.study.checks import language_models, policy, rewards, rules, study
 from rlhf_jax.study.errors import ConfigError
 
 
@@ -16,7 +16,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   """Raises ConfigError naming the first field that cannot be what it is."""
   study.check(config)
   rules.check(config)
-  models.check(config)
+  language_models.check(config)
   rewards.check(config)
   if not config.regime:
     study.check_analysis(config)

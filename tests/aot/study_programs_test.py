@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from rlhf_jax import sharding
-from rlhf_jax.aot import costs, hlo, programs, scaling
+from rlhf_jax.aot import costs, hlo, scaling, study_programs
 from rlhf_jax.models import lm
 from rlhf_jax.models.config import LMConfig
 from rlhf_jax.models.hf import config as hf_config
@@ -74,7 +74,7 @@ def compiled():
   for name in ('sft', 'reward_model', 'policy'):
     config[name].train.rank = 1  # at this width, 32 would be most of the work
   mesh = sharding.make_mesh(2, 2, 2)
-  found = programs.build(config, SHAPE, mesh, num_prompts=64)
+  found = study_programs.build(config, SHAPE, mesh, num_prompts=64)
   with jax.set_mesh(mesh):
     texts = [p.lower().compile().as_text() for p in found]
   return {
@@ -85,7 +85,7 @@ def compiled():
 
 @pytest.mark.slow
 def test_every_program_is_there(compiled):
-  assert tuple(compiled) == programs.NAMES
+  assert tuple(compiled) == study_programs.NAMES
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_more_devices_have_less_to_do(tmp_path):
 @pytest.mark.slow
 def test_only_decoding_has_an_end_of_its_own(compiled):
   loops = {name: cost.unknown_loops for name, (_, cost) in compiled.items()}
-  assert loops == dict.fromkeys(programs.NAMES, 0) | {'rollout': 1}
+  assert loops == dict.fromkeys(study_programs.NAMES, 0) | {'rollout': 1}
 
 
 @pytest.mark.slow
@@ -151,7 +151,7 @@ def test_adapters_and_moments_are_cut_as_the_table_says(compiled):
 def test_random_models_are_refused():
   mesh = sharding.make_mesh(8, 1, 1)
   with pytest.raises(ConfigError, match='sft is a random model'):
-    programs.build(tiny.get_config(), SHAPE, mesh, num_prompts=8)
+    study_programs.build(tiny.get_config(), SHAPE, mesh, num_prompts=8)
 
 
 def _aot(*args):

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from rlhf_jax import optim, sharding, train_state
-from rlhf_jax import programs as programs_lib
+from rlhf_jax import optim, programs, sharding, train_state
 from rlhf_jax.aot import flops
 from rlhf_jax.launch import graph
 from rlhf_jax.learners import policy_step
@@ -172,7 +171,7 @@ class _Builder:
         base,
     )
     optim_cfg = _optim_cfg(c.optim)
-    fn = programs_lib.jit(
+    fn = programs.jit(
         sft.make_step,
         cfg,
         self._sampling,
@@ -229,7 +228,7 @@ class _Builder:
         lambda: jax.tree.map(jnp.float32, link.init())
     )
     optim_cfg = _optim_cfg(c.optim)
-    fn = programs_lib.jit(
+    fn = programs.jit(
         reward_model.make_step,
         reward_fn,
         optim_cfg,
@@ -281,7 +280,7 @@ class _Builder:
 
   def _rollout(self, cfg, params) -> Program:
     c = self._config.policy
-    fn = programs_lib.jit(
+    fn = programs.jit(
         policy_step.make_rollout,
         cfg,
         self._sampling,
@@ -304,7 +303,7 @@ class _Builder:
     fn, trained, frozen = self._reward_params()
     return Program(
         name='score',
-        fn=programs_lib.jit(scorers.make_reward, fn),
+        fn=programs.jit(scorers.make_reward, fn),
         args=(
             self._params(adapters.combine(trained, frozen)),
             jax.ShapeDtypeStruct((), jnp.float32),
@@ -319,7 +318,7 @@ class _Builder:
     c = self._config.policy
     update_cfg = learner_lib.update_config(learner, c)
     optim_cfg = _optim_cfg(c.optim)
-    fn = programs_lib.jit(
+    fn = programs.jit(
         policy_step.make_update,
         learner,
         cfg,
