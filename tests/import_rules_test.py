@@ -68,7 +68,7 @@ READS_THE_WORLD = {'os', 'time', 'pathlib', 'absl', 'sys', 'random', 'io'}
 
 # The halves of one thing, which may share a name: a stage and the update that it
 # runs, what a stage writes and its reader, what a config is made into and the
-# maker, a section and its checks, text and model, programs and their costs.
+# maker, a section and its checks, text and model.
 HALVES = {
     frozenset(pair)
     for pair in (
@@ -80,7 +80,6 @@ HALVES = {
         ('study', 'data'),
         ('study', 'models'),
         ('study', 'study'),
-        ('aot', 'programs'),
         ('evaluation', 'models'),
     )
 }
