@@ -68,7 +68,7 @@ READS_THE_WORLD = {'os', 'time', 'pathlib', 'absl', 'sys', 'random', 'io'}
 
 # The halves of one thing, which may share a name: a stage and the update that it
 # runs, what a stage writes and its reader, what a config is made into and the
-# maker, text and model.
+# maker, a section and its checks, text and model.
 HALVES = {
     frozenset(pair)
     for pair in (
@@ -79,6 +79,7 @@ HALVES = {
         ('learners', 'exact'),
         ('study', 'data'),
         ('study', 'models'),
+        ('study', 'study'),
         ('evaluation', 'models'),
     )
 }
