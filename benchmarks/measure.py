@@ -11,6 +11,7 @@ import time
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import optim
 from rlhf_jax.models import lm
 from rlhf_jax.models.config import LMConfig
 from rlhf_jax.study import models
@@ -28,8 +29,8 @@ TINY = LMConfig(
     scan_layers=False,
 )
 EOS_ID, PAD_ID = 2, 0
-# Numbers of optim.make_tx; what they are does not change the time of a step.
-OPTIM = dict(
+# Its numbers do not change the time of a step.
+OPTIM = optim.OptimConfig(
     peak_lr=1e-5,
     num_steps=1000,
     warmup_steps=0,

@@ -21,11 +21,10 @@ import numpy as np
 
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax import programs, sharding, train_state
-from rlhf_jax.learners import ppo
+from rlhf_jax.learners import policy_step, ppo
 from rlhf_jax.models import adapters, heads
 from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.rewards.references import Reference
-from rlhf_jax.stages import policy_steps
 from rlhf_jax.study import (
     reward_functions,
     scorers,
@@ -91,12 +90,12 @@ def make_iteration():
   reference = Reference(
       ref_reward=zeros, mean=zeros, std=zeros + 1, samples=zeros[:, None]
   )
-  rollout_fn = policy_steps.compiled_rollout(cfg, sampling, batch, 1)
+  rollout_fn = programs.jit(policy_step.make_rollout, cfg, sampling, batch, 1)
   reward_fn = programs.jit(
       scorers.make_reward,
       reward_functions.RewardFunction(lm_cfg=cfg, readout='norm'),
   )
-  utility_fn = policy_steps.compiled_utility(objective, 'none', 1)
+  utility_fn = programs.jit(policy_step.make_utility, objective, 'none', 1)
   update_cfg = ppo.PPOConfig(
       clip_eps=0.2,
       value_clip_eps=0.2,
@@ -110,14 +109,17 @@ def make_iteration():
       kl_target=None,
       kl_horizon=10_000.0,
   )
-  update_fn, tx = policy_steps.compiled_update(
+  update_fn = programs.jit(
+      policy_step.make_update,
       ppo.LEARNER,
       cfg,
       sampling,
-      tuple(sorted(measure.OPTIM.items())),
+      measure.OPTIM,
       update_cfg,
       _CHUNK.value or None,
+      donate=(0,),
   )
+  tx = policy_step.make_tx(ppo.LEARNER, measure.OPTIM)
   state = train_state.init_policy_state(trained, tx, kl_coef=0.05, seed=0)
   del trained
   weights = {'reward': jnp.float32(1.0)}

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import measure
 
-from rlhf_jax import sharding, train_state
+from rlhf_jax import programs, sharding, train_state
 from rlhf_jax.models import heads
 from rlhf_jax.stages import reward_model as stage
 from rlhf_jax.study import reward_functions
@@ -25,13 +25,21 @@ _STEPS = flags.DEFINE_integer('steps', 6, 'Timed steps.')
 
 
 def main(_):
-  optim = measure.OPTIM | {'link_lr_factor': 1.0}
   for dtype in _DTYPES.value:
     base, cfg = measure.model(_MODEL.value, dtype, frozen=False)
     reward_fn = reward_functions.RewardFunction(lm_cfg=cfg, readout='norm')
-    step, _, tx = stage.compiled_step(
-        reward_fn, tuple(sorted(optim.items())), 'bradley_terry', 0.0, 0.0, 1
+    step = programs.jit(
+        stage.make_step,
+        reward_fn,
+        measure.OPTIM,
+        1.0,
+        'bradley_terry',
+        0.0,
+        0.0,
+        1,
+        donate=(0,),
     )
+    tx = stage.make_tx(measure.OPTIM, 1.0)
     params = heads.from_trunk(jax.random.key(0), base, cfg) | {'link': {}}
     del base
     half = _LENGTH.value // 2

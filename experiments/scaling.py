@@ -23,7 +23,7 @@ import pandas as pd
 import study_flags
 
 from rlhf_jax.aot import costs, scaling
-from rlhf_jax.figures import style
+from rlhf_jax.figures import drawing
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with its variant.', lock_config=True
@@ -53,7 +53,7 @@ def run(config, config_file: str) -> None:
       frame.to_csv(f, index=False)
   name = os.path.splitext(os.path.basename(config_file))[0]
   figure = scaling.draw(frame, f'{name}: one {_PROGRAM.value}, by devices')
-  style.save(figure, f'{_OUT.value}.png')
+  drawing.save(figure, f'{_OUT.value}.png')
 
 
 def main(argv):

@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 import pandas as pd
 
-from rlhf_jax.figures import style
+from rlhf_jax.figures import drawing, names
 
 PANELS = {
     'tflop': 'TFLOP a device',
@@ -13,7 +13,7 @@ PANELS = {
 }
 
 
-@style.styled
+@drawing.styled
 def draw(frame: pd.DataFrame, title: str) -> Figure:
   """Panels of PANELS against `devices`, and the first row's share in grey.
 
@@ -22,7 +22,7 @@ def draw(frame: pd.DataFrame, title: str) -> Figure:
       columns; the first has the fewest devices.
     title: what program, and how large.
   """
-  figure = style.make_figure(12.0, 3.6, title)
+  figure = drawing.make_figure(12.0, 3.6, title)
   axes = figure.subplots(1, len(PANELS))
   devices = frame['devices']
   for ax, (name, label) in zip(axes, PANELS.items(), strict=True):
@@ -31,7 +31,7 @@ def draw(frame: pd.DataFrame, title: str) -> Figure:
     ax.plot(devices, frame[name].where(frame[name] > 0), marker='o', ms=4)
     if name != 'sent':  # one device sends nothing: there is no ideal
       ideal = frame[name].iloc[0] * devices.iloc[0] / devices
-      ax.plot(devices, ideal, color=style.SOFT, lw=1, ls='--', label='ideal')
+      ax.plot(devices, ideal, color=names.SOFT, lw=1, ls='--', label='ideal')
       ax.legend(frameon=False)
     ax.set_xticks(devices, [str(n) for n in devices])
     ax.minorticks_off()

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax import checkpoint
+from rlhf_jax import checkpoint, programs
 from rlhf_jax import metrics as metrics_lib
 from rlhf_jax.launch import execute, graph
-from rlhf_jax.stages import policy, policy_steps
-from rlhf_jax.study import configs, folders, scorers
+from rlhf_jax.stages import policy
+from rlhf_jax.study import configs, folders
 from tests.stages import study, tiny
 
 
@@ -32,22 +32,17 @@ def test_a_sweep_compiles_each_program_once(
   shutil.rmtree(os.path.join(seed_0, 'policy'))
   shutil.copytree(seed_0, os.path.join(workdir, 'seed_1'))
 
-  programs = {'rollout': [], 'reward': [], 'update': []}
+  made = {'make_rollout': [], 'make_reward': [], 'make_update': []}
+  jit = programs.jit
+  jit.cache_clear()  # programs of other tests in this process
 
-  def keep(module, kind):
-    make = getattr(module, f'compiled_{kind}')
-    make.cache_clear()  # programs of other tests in this process
+  def recorded(make, *static, **options):
+    program = jit(make, *static, **options)
+    if make.__name__ in made:
+      made[make.__name__].append(program)
+    return program
 
-    def recorded(*args):
-      made = make(*args)
-      programs[kind].append(made[0] if kind == 'update' else made)
-      return made
-
-    monkeypatch.setattr(module, f'compiled_{kind}', recorded)
-
-  keep(policy_steps, 'rollout')
-  keep(policy_steps, 'update')
-  keep(scorers, 'reward')
+  monkeypatch.setattr(programs, 'jit', recorded)
 
   runs = (
       dict(property='both', method='lsc', kl_coef=0.6),
@@ -59,19 +54,19 @@ def test_a_sweep_compiles_each_program_once(
   sizes = []
   for what in runs:
     folder = _run(workdir, **what)
-    sizes.append({k: found[-1]._cache_size() for k, found in programs.items()})
+    sizes.append({k: found[-1]._cache_size() for k, found in made.items()})
     # A resumed run is a run of the same programs.
     os.remove(os.path.join(folder, 'done.json'))
     shutil.rmtree(os.path.join(folder, 'checkpoints', '6'))
     _run(workdir, **what)
-  for kind, found in programs.items():
+  for kind, found in made.items():
     # One program for each run, and for each reward of a run; all resumed once.
-    of_run = len if kind == 'reward' else lambda _: 1
+    of_run = len if kind == 'make_reward' else lambda _: 1
     rewards = tiny.get_config().properties
     num = sum(of_run(rewards[what['property']]) for what in runs)
     assert len(found) == 2 * num
     assert len(set(map(id, found))) == 1, kind
-    sizes.append({k: f[-1]._cache_size() for k, f in programs.items()})
+    sizes.append({k: f[-1]._cache_size() for k, f in made.items()})
   assert sizes[-1] == sizes[0], sizes
   # The reward program may have scored references and best-of-k in this process
   # as well, whose batches are of other shapes.

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax import checkpoint, train_state
+from rlhf_jax import checkpoint, optim, train_state
 from rlhf_jax.data.text import pretrained_tokenizer
 from rlhf_jax.launch import execute
 from rlhf_jax.models import probe
@@ -24,6 +24,7 @@ from rlhf_jax.stages import (
 from rlhf_jax.study import (
     checks,
     configs,
+    features,
     listed,
     models,
     parameters,
@@ -204,17 +205,11 @@ def test_killed_and_resumed_is_uninterrupted(made, tmp_path, monkeypatch):
 def test_the_optimizer_holds_what_is_trained_alone(made, tmp_path):
   config, _ = start(made, tmp_path, **train('sft', LORA))
   trained, frozen, _ = sft.initial(config)
-  tx = sft.compiled_step(
-      models.model_config(config, 'sft'), None, _items(config), 1, None
-  )[1]
+  tx = optim.make_tx(optim.OptimConfig(**config.sft.optim, num_steps=4))
   state = train_state.init_train_state(trained, tx)
   count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
   assert count(frozen) == count(toy.params())
   assert count(state.opt_state) < 2 * count(trained) + 10
-
-
-def _items(config):
-  return tuple(sorted({**config.sft.optim, 'num_steps': 9}.items()))
 
 
 @pytest.mark.parametrize(
@@ -372,9 +367,7 @@ def test_features_are_made_once(made, probed, tmp_path, monkeypatch):
     np.testing.assert_allclose(arrays['rejected'], want, atol=1e-5)
   before = study.results(str(out))
   os.remove(out / 'done.json')
-  monkeypatch.setattr(
-      reward_model.probes, 'compiled_features', lambda fn: pytest.fail
-  )
+  monkeypatch.setattr(features, 'features_of', pytest.fail)
   run([reward_model], config, workdir)
   study.assert_same(before, study.results(str(out)))
 

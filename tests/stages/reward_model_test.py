@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import train_state
+from rlhf_jax import optim, train_state
 from rlhf_jax.data.world import samples
 from rlhf_jax.data.world import world as world_lib
 from rlhf_jax.learners import reward_model as learner
@@ -197,9 +197,9 @@ def test_the_tie_band_is_learned_to_a_twentieth(factor, reached):
   c = tiny.base.get_config().reward_model
   batch, felt = _tied_pairs()
   num_steps = c.num_epochs * 10_000 // c.batch_size
-  numbers = c.optim.to_dict() | {'num_steps': num_steps}
+  cfg = optim.OptimConfig(**c.optim, num_steps=num_steps)
   factor = c.link_lr_factor if factor is None else factor
-  tx = reward_model.make_tx(link_lr_factor=factor, **numbers)
+  tx = reward_model.make_tx(cfg, factor)
   link = links.get('ties')
 
   def reward_fn(params, prompt, prompt_mask, response, mask):
@@ -227,7 +227,8 @@ def test_the_tie_band_is_learned_to_a_twentieth(factor, reached):
 def test_nothing_of_a_link_decays():
   c = tiny.base.get_config().reward_model
   numbers = c.optim.to_dict() | {'num_steps': 10, 'weight_decay': 0.5}
-  tx = reward_model.make_tx(link_lr_factor=30.0, **numbers)
+  cfg = optim.OptimConfig(**numbers)
+  tx = reward_model.make_tx(cfg, 30.0)
   params = {
       'head': {'kernel': jnp.ones(2)},
       'link': {'kernel': jnp.ones(())},

@@ -5,14 +5,15 @@ import sys
 import types
 
 from absl import logging
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.learners import ppo, registry
+from rlhf_jax.learners import policy_step, ppo, registry
 from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.rewards import references
-from rlhf_jax.stages import policy, policy_steps
+from rlhf_jax.stages import policy
 from rlhf_jax.study import configs
 from rlhf_jax.study import learner as learner_lib
 from rlhf_jax.study.checks import policy as policy_checks
@@ -184,7 +185,7 @@ def test_penalty_is_taken_off_rewards_or_utility():
       ('raw', log_sigma([-1.5, 1.5])),
       ('utility', log_sigma([0.0, 2.0]) - [1.5, 0.5]),
   ):
-    fn = policy_steps.compiled_utility(objective, how, 1)
+    fn = jax.jit(policy_step.make_utility(objective, how, 1))
     got, metrics = fn(
         rewards,
         reference,
