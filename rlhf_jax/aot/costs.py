@@ -12,7 +12,6 @@ from rlhf_jax.models.config import LMConfig
 from rlhf_jax.models.hf import config as hf_config
 from rlhf_jax.models.hf import fields
 from rlhf_jax.study import models
-from rlhf_jax.study.errors import ConfigError
 
 GB = 1e9
 
@@ -23,7 +22,7 @@ def shape_of(config: ml_collections.ConfigDict, config_file: str) -> LMConfig:
     return models.shape_of(config.data.pretrained)
   path = os.path.splitext(config_file)[0] + '.json'
   if not os.path.exists(path):
-    raise ConfigError(
+    raise ValueError(
         f'{path} is missing: it says which shape the model has. Set'
         ' --config.data.pretrained to the folder of a checkpoint.'
     )
@@ -94,7 +93,7 @@ def on_devices(
   found = study_programs.build(config, shape, mesh, num_prompts=1024)
   known = {program.name: program for program in found}
   if name not in known:
-    raise ConfigError(f'{name} is none of the programs {list(known)}.')
+    raise ValueError(f'{name} is none of the programs {list(known)}.')
   with jax.set_mesh(mesh):
     row = cost_of(known[name], num_devices)
   return {'devices': num_devices, 'mesh': str(tuple(mesh.shape.values()))} | row

@@ -22,17 +22,8 @@ from rlhf_jax.models import adapters, heads, lm
 from rlhf_jax.models.config import LMConfig
 from rlhf_jax.rewards import links
 from rlhf_jax.stages import policy, reward_model, sft
-from rlhf_jax.study import (
-    configs,
-    models,
-    reward_functions,
-    scorers,
-    trainable,
-)
-from rlhf_jax.study import (
-    learner as learner_lib,
-)
-from rlhf_jax.study.errors import ConfigError
+from rlhf_jax.study import configs, models, reward_functions, scorers, trainable
+from rlhf_jax.study import learner as learner_lib
 from rlhf_jax.types import PreferenceBatch, SamplingConfig
 
 NAMES = ('sft', 'reward_model', 'rollout', 'score', 'update')
@@ -82,17 +73,19 @@ def build(
     num_prompts: alignment prompts on the devices.
 
   Raises:
-    ConfigError: the study has no policy, or its models no checkpoint.
+    ValueError: the study has no policy, or its models no checkpoint.
   """
   for name in ('sft', 'reward_model'):
-    if 'width' in config[name].lm or config[name].train.how == 'probe':
-      raise ConfigError(
+    if 'width' in config[name].lm or not trainable.has_layers(
+        config[name].train
+    ):
+      raise ValueError(
           f'{name} is a random model or a probe: only models on a checkpoint'
           ' whose layers are trained are compiled here.'
       )
   first = next((t for t in graph.tasks(config) if t.stage == 'policy'), None)
   if first is None:
-    raise ConfigError('The study trains no policy: set policy.sweep.')
+    raise ValueError('The study trains no policy: set policy.sweep.')
   with jax.set_mesh(mesh):
     return _Builder(
         graph.task_config(config, first), shape, mesh, num_prompts
@@ -121,7 +114,7 @@ class _Builder:
 
   def build(self) -> list[Program]:
     found = []
-    if self._config.sft.train.how != 'none':
+    if trainable.is_trained(self._config.sft.train):
       found.append(self._sft())
     return [*found, self._reward_model(), *self._policy()]
 
@@ -199,7 +192,8 @@ class _Builder:
         name=name,
         fn=fn,
         args=(state, self._params(frozen), self._rows(batch)),
-        useful_flops=one * (1 + _backward(train, cfg)),
+        useful_flops=one
+        * (1 + trainable.gradient_passes(train, cfg.num_layers)),
         remat_flops=one * (cfg.remat == 'full'),
     )
 
@@ -338,7 +332,7 @@ class _Builder:
     utility = self._rows(jax.ShapeDtypeStruct((num_rows,), jnp.float32))
     reference = self._params(reference)
     epochs = getattr(update_cfg, 'num_epochs', 1)
-    gradient = 1 + _backward(c.train, cfg)
+    gradient = 1 + trainable.gradient_passes(c.train, cfg.num_layers)
     one = self._pass(cfg, num_rows, scored=True)
     # The policy and its reference once, and then what is differentiated.
     useful, remat = (2 + epochs * gradient) * one, epochs * one
@@ -346,7 +340,11 @@ class _Builder:
       value = self._pass(cfg, num_rows, scored=False)
       useful += (1 + epochs * gradient) * value
       remat += epochs * value
-    shared = sharding.device_bytes(reference) if c.train.how == 'lora' else 0.0
+    shared = (
+        sharding.device_bytes(reference)
+        if trainable.has_adapters(c.train)
+        else 0.0
+    )
     return Program(
         name='update',
         fn=fn,
@@ -394,12 +392,3 @@ def _num_rows(rollout) -> int:
 def _optim_cfg(numbers) -> optim.OptimConfig:
   """An optimizer's numbers; the length of its schedule changes no shape."""
   return optim.OptimConfig(**numbers, num_steps=1_000)
-
-
-def _backward(train, cfg: LMConfig) -> float:
-  """Passes' worth of a gradient: of the states, and of the weights trained."""
-  if train.how == 'full':
-    return 2.0
-  if train.how == 'last_n':
-    return 2.0 * train.last_n / cfg.num_layers
-  return 1.0  # adapters' own products are thin

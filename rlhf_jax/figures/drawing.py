@@ -6,6 +6,7 @@ import textwrap
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 import numpy as np
@@ -62,9 +63,10 @@ def styled(fn):
 def save(figure: Figure, path: str) -> None:
   """Writes a PNG, and leaves everything in the figure where it was drawn.
 
-  Some settings are read only when the figure is rendered.
+  Some settings are read only when the figure is rendered. Figure.savefig would
+  lay the figure out by a drawing of its own first, for the same picture.
   """
-  figure.savefig(path, format='png', metadata={'Software': None})
+  FigureCanvasAgg(figure).print_png(path, metadata={'Software': None})
   figure.set_layout_engine('none')  # a second layout costs as much as the first
 
 

@@ -112,11 +112,13 @@ def seed_values(
   ends: a curve is never extended.
   """
   rows = rows[(rows['method'] == method) & (rows['family'] == family)]
+  seeds, kl, value = (rows[c].to_numpy() for c in ('seed', 'kl', 'value'))
   out = {}
-  for seed, curve in rows.groupby('seed'):
-    curve = curve.sort_values('kl')
-    kl = curve['kl'].round(3) if family in names.GRIDS else curve['kl']
-    out[seed] = np.interp(kls, kl, curve['value'], left=np.nan, right=np.nan)
+  for seed in np.unique(seeds):
+    own = np.flatnonzero(seeds == seed)
+    own = own[np.argsort(kl[own])]
+    x = np.round(kl[own], 3) if family in names.GRIDS else kl[own]
+    out[seed] = np.interp(kls, x, value[own], left=np.nan, right=np.nan)
   return pd.DataFrame.from_dict(out, orient='index', columns=list(kls))
 
 

@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Iterator, Mapping
 import dataclasses
+import functools
 import math
 
 import jax
@@ -72,9 +73,13 @@ class Space(abc.ABC):
     self._references = {}
     self.property = property_name
     self.rewards = tuple(config.properties[property_name])
-    self.runs = optimality.runs(config)
     tokenizer = tokenizers.make_tokenizer(config)
     self.prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
+
+  @functools.cached_property
+  def runs(self) -> list[dict]:
+    """The trained policies of this seed and property."""
+    return optimality.runs(self.config)
 
   @property
   def methods(self) -> tuple[str, ...]:

@@ -26,7 +26,6 @@ from rlhf_jax.exact import enumerated, tilted
 from rlhf_jax.measure import spaces
 from rlhf_jax.rewards import references as references_lib
 from rlhf_jax.study import fields, folders
-from rlhf_jax.study.errors import ConfigError
 from rlhf_jax.types import Progress
 
 FIELDS = fields.FIELDS['analysis']
@@ -164,11 +163,6 @@ class Pair:
   def __init__(self, study: spaces.Listed):
     self._study, self._config = study, study.config.analysis
     self._ids = study.prompts.eval_ids
-    if len(study.rewards) != 2:
-      raise ConfigError(
-          f'analysis.property is {study.property}, of {len(study.rewards)}'
-          ' rewards; the dependence of judgements is measured for two.'
-      )
     # The bar of gold is set by the same policy that sets r_ref.
     self._bar = {'ref_logprobs': study.tables['sft']}
     references = study.references(self._config.method)

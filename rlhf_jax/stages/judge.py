@@ -20,15 +20,12 @@ from rlhf_jax.study import (
     configs,
     fields,
     folders,
-    models,
-    origin,
     parameters,
     samples,
     tokenizers,
     verdicts,
 )
 from rlhf_jax.study import prompts as prompts_lib
-from rlhf_jax.study.errors import ConfigError
 from rlhf_jax.types import Progress
 
 FIELDS = fields.FIELDS['judge']
@@ -53,20 +50,6 @@ def _fits(encode, max_tokens: int, pair: judge_lib.Pair) -> bool:
   return max(len(encode(text)) for text in texts) <= max_tokens
 
 
-def _load_judge(config, workdir):
-  """The judge's parameters and shape, and what names it with its weights."""
-  c = config.judge
-  if c.init == 'sft':
-    params = parameters.load_sft_params(config, workdir)
-    cfg = models.model_config(config, 'sft')
-    found = origin.sft_digest(config, workdir)
-  else:
-    cfg, found = models.shape_of(c.init), origin.digest(c.init)
-    params = models.frozen(c.init, param_dtype=c.lm.dtype)
-  cfg = models.with_numbers(cfg, c)
-  return params, cfg, f'{c.init} {found} {cfg.dtype} chat'
-
-
 def run(
     config: ml_collections.ConfigDict, workdir: str, progress: Progress
 ) -> None:
@@ -77,11 +60,6 @@ def run(
   question is longer than judge.max_tokens.
   """
   c = config.judge
-  if configs.responses_are_listed(config):
-    raise ConfigError(
-        'The stage judge asks about text: data.source=world has none, and its'
-        ' judges are known.'
-    )
   out = os.path.join(workdir, folder(config))
   tokenizer = tokenizers.make_tokenizer(config)
   prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
@@ -109,11 +87,11 @@ def run(
         lengths = [len(t.split()) for t in (pair.first, pair.second)]
         rows.append((i, reward, *lengths))
   if not pairs:
-    raise ConfigError(
+    raise ValueError(
         f'judge.max_tokens is {c.max_tokens}: none of the {left_out} questions'
         ' is as short.'
     )
-  params, cfg, identity = _load_judge(config, workdir)
+  params, cfg, identity = parameters.load_judge(config, workdir)
   judge_fn = judge_model.make_judge(
       params,
       cfg,

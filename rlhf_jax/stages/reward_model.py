@@ -215,10 +215,7 @@ def initial(config: ml_collections.ConfigDict, workdir: str, key):
   if not c.init:
     params = heads.init_scalar(key, lm_cfg, zero_head=False)
   else:
-    if c.init == 'sft':
-      found = parameters.load_sft_params(config, workdir)
-    else:
-      found = models.load_lm(c)[0]
+    found = parameters.load_reward_init(config, workdir)
     if 'trunk' in found:  # a reward model already
       params = found | {'head': jax.tree.map(jnp.float32, found['head'])}
     else:

@@ -13,7 +13,6 @@ import numpy as np
 from rlhf_jax import files, programs
 from rlhf_jax.models import lm
 from rlhf_jax.study import (
-    configs,
     fields,
     folders,
     models,
@@ -23,7 +22,6 @@ from rlhf_jax.study import (
     tokenizers,
 )
 from rlhf_jax.study import prompts as prompts_lib
-from rlhf_jax.study.errors import ConfigError
 from rlhf_jax.study.samples import Stream
 from rlhf_jax.types import Progress
 
@@ -60,13 +58,6 @@ def run(
   ROLE/REWARD   [x n]: of the reward models and every evaluator
   """
   c, trained = config.samples, config.samples.of == 'policy'
-  if c.of not in ('sft', 'policy'):
-    raise ConfigError(f'samples.of is {c.of!r}; it must be sft or policy.')
-  if configs.responses_are_listed(config):
-    raise ConfigError(
-        'The stage samples is of text: with data.source=world the stage tables has'
-        ' all responses.'
-    )
   tokenizer = tokenizers.make_tokenizer(config)
   prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
   reference = parameters.load_sft_params(config, workdir)

@@ -45,8 +45,8 @@ def run(
   """Trains pi_0 and writes params/ and metrics.jsonl.
 
   params/ holds the trained part alone; `parameters.load_sft_params` returns all.
-  With train.how=none there are neither, but base.json and text_format.json as
-  always.
+  Where nothing is trained there are neither, but base.json and text_format.json
+  as always.
   """
   c = config.sft
   out = os.path.join(workdir, folder(config))

@@ -5,12 +5,16 @@ import os
 import ml_collections
 
 from rlhf_jax import checkpoint
+from rlhf_jax.models.config import LMConfig
 from rlhf_jax.study import folders, models, origin, trainable
 from rlhf_jax.types import Params
 
 
 def reward_base(config: ml_collections.ConfigDict, workdir: str) -> Params:
-  """What reward models are made on, {'trunk'}; of a checkpoint, one copy for all."""
+  """The trunk {'trunk': params} under every reward model.
+
+  The SFT policy, or the checkpoint of reward_model.init, loaded once a process.
+  """
   c = config.reward_model
   if c.init == 'sft':
     params = load_sft_params(config, workdir)
@@ -18,6 +22,16 @@ def reward_base(config: ml_collections.ConfigDict, workdir: str) -> Params:
     params = models.frozen(c.init, param_dtype=c.param_dtype)
   trunk = params.get('trunk', params)
   return {'trunk': {k: v for k, v in trunk.items() if k != 'unembed'}}
+
+
+def load_reward_init(config: ml_collections.ConfigDict, workdir: str) -> Params:
+  """The weights that reward models start from, where they are not random.
+
+  Those of the SFT policy or of a checkpoint, which may be a reward model already.
+  """
+  if config.reward_model.init == 'sft':
+    return load_sft_params(config, workdir)
+  return models.load_lm(config.reward_model)[0]
 
 
 def load_reward_params(
@@ -65,3 +79,19 @@ def load_policy_params(
     return trained
   base = load_sft_params(config, workdir)
   return trainable.merge(trained, base, train)
+
+
+def load_judge(
+    config: ml_collections.ConfigDict, workdir: str
+) -> tuple[Params, LMConfig, str]:
+  """The judge's parameters and shape, and a name for it with its weights."""
+  c = config.judge
+  if c.init == 'sft':
+    params = load_sft_params(config, workdir)
+    cfg = models.model_config(config, 'sft')
+    found = origin.sft_digest(config, workdir)
+  else:
+    cfg, found = models.shape_of(c.init), origin.digest(c.init)
+    params = models.frozen(c.init, param_dtype=c.lm.dtype)
+  cfg = models.with_numbers(cfg, c)
+  return params, cfg, f'{c.init} {found} {cfg.dtype} chat'

@@ -21,9 +21,28 @@ def is_trained(train: ml_collections.ConfigDict) -> bool:
   return train.how != 'none'
 
 
+def has_adapters(train: ml_collections.ConfigDict) -> bool:
+  """Whether adapters are trained, beside layers that stay as they were read."""
+  return train.how == 'lora'
+
+
+def has_layers(train: ml_collections.ConfigDict) -> bool:
+  """Whether layers or their adapters are trained, not a probe of them alone."""
+  return train.how != 'probe'
+
+
+def gradient_passes(train: ml_collections.ConfigDict, num_layers: int) -> float:
+  """Forward passes that a gradient costs: of states, and of trained weights."""
+  if train.how == 'full':
+    return 2.0
+  if train.how == 'last_n':
+    return 2.0 * train.last_n / num_layers
+  return 1.0  # adapters' own products are thin
+
+
 def lora_scale(train: ml_collections.ConfigDict) -> float:
   """LMConfig.lora_scale of a model with this section; 1 without adapters."""
-  return train.alpha / train.rank if train.how == 'lora' else 1.0
+  return train.alpha / train.rank if has_adapters(train) else 1.0
 
 
 def shares_lower_layers(train: ml_collections.ConfigDict) -> bool:

@@ -144,46 +144,53 @@ def test_stage_before_what_it_needs(zygote, tmp_path):
   assert 'demonstrations.jsonl is missing: run the stage data first' in line
 
 
+_IMPOSSIBLE = (
+    ('--config.sft.num_epoch=3', 'num_epochs'),
+    (
+        '--config.methods.lsc.transform=lcs',
+        "Unknown transform 'lcs'; known",
+    ),
+    ('--config.methods.raw.aggregate=sum', "'sum'"),
+    ('--config.methods.raw.aggregate=logical_and', 'log-probabilities'),
+    ('--config.methods.lsc.transform=nowhere:x', "named 'nowhere'"),
+    ('--config.policy.kl_coef=-0.1', 'policy.kl_coef must be > 0'),
+    (
+        '--config.policy.sweep=(("both", "raw", "ppo", (-1.0,)),)',
+        'policy.kl_coef must be > 0',
+    ),
+    (
+        '--config.policy.sweep=(("both", "raw", "ppo", (1.0, 1.0)),)',
+        'both_raw_ppo_1 would be made twice',
+    ),
+    ('--config.policy.num_minibatches=5', 'num_minibatches=5'),
+    ('--config.policy.learner=trpo', "learner 'trpo'"),
+    ('--config.stages=("data", "polcy")', 'polcy'),
+    ('--stages=polcy', 'polcy'),
+    (
+        '--config.references.specs.default.q=85.0',
+        'references.specs.default',
+    ),
+    ('--config.references.specs.default.estimator=median', 'median'),
+    (
+        '--config.references.specs.default.estimator=canned',
+        'canned.helpful',
+    ),
+    ('--config.methods.lsc.reference=q50', "reference is 'q50'"),
+    ('--config.judges=("gold",)', 'judges must be'),
+    ('--config.world.max_moves=4', 'data.max_response_tokens'),
+    ('--config.data.source=hf', "data.source 'hf'"),
+    ('--config.seeds=()', 'seeds is empty'),
+    ('--config.sft.batch_size=0', 'sft.batch_size must be > 0'),
+)
+
+
+# Each is a program; what refuses them is tested in tests/study as well.
 @pytest.mark.parametrize(
     ('flag', 'said'),
-    (
-        ('--config.sft.num_epoch=3', 'num_epochs'),
-        (
-            '--config.methods.lsc.transform=lcs',
-            "Unknown transform 'lcs'; known",
-        ),
-        ('--config.methods.raw.aggregate=sum', "'sum'"),
-        ('--config.methods.raw.aggregate=logical_and', 'log-probabilities'),
-        ('--config.methods.lsc.transform=nowhere:x', "named 'nowhere'"),
-        ('--config.policy.kl_coef=-0.1', 'policy.kl_coef must be > 0'),
-        (
-            '--config.policy.sweep=(("both", "raw", "ppo", (-1.0,)),)',
-            'policy.kl_coef must be > 0',
-        ),
-        (
-            '--config.policy.sweep=(("both", "raw", "ppo", (1.0, 1.0)),)',
-            'both_raw_ppo_1 would be made twice',
-        ),
-        ('--config.policy.num_minibatches=5', 'num_minibatches=5'),
-        ('--config.policy.learner=trpo', "learner 'trpo'"),
-        ('--config.stages=("data", "polcy")', 'polcy'),
-        ('--stages=polcy', 'polcy'),
-        (
-            '--config.references.specs.default.q=85.0',
-            'references.specs.default',
-        ),
-        ('--config.references.specs.default.estimator=median', 'median'),
-        (
-            '--config.references.specs.default.estimator=canned',
-            'canned.helpful',
-        ),
-        ('--config.methods.lsc.reference=q50', "reference is 'q50'"),
-        ('--config.judges=("gold",)', 'judges must be'),
-        ('--config.world.max_moves=4', 'data.max_response_tokens'),
-        ('--config.data.source=hf', "data.source 'hf'"),
-        ('--config.seeds=()', 'seeds is empty'),
-        ('--config.sft.batch_size=0', 'sft.batch_size must be > 0'),
-    ),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if i % 5 else ())
+        for i, case in enumerate(_IMPOSSIBLE)
+    ],
 )
 def test_impossible_configs_are_refused_in_one_line(
     zygote, tmp_path, flag, said
@@ -265,7 +272,16 @@ def test_stages_that_do_not_exist_are_refused(zygote, tmp_path, names):
   assert not (tmp_path / 'w').exists()
 
 
-@pytest.mark.parametrize('stage', [s for s in graph.STAGES if s not in OF_TEXT])
+@pytest.mark.parametrize(
+    'stage',
+    [
+        pytest.param(
+            s, marks=() if s in ('sft', 'policy') else pytest.mark.slow
+        )
+        for s in graph.STAGES
+        if s not in OF_TEXT
+    ],
+)
 def test_script_of_one_stage(zygote, finished, stage):
   args = {
       'policy': (

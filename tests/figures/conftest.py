@@ -4,10 +4,9 @@ import json
 import os
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from rlhf_jax.figures import make as build
+from rlhf_jax.figures import make as figures
 from tests.figures import synthetic
 
 ALL_LEARNERS = ('ppo', 'best_of', 'grpo', 'grpo_std', 'dpo', 'raft')
@@ -73,22 +72,6 @@ def make(workdir, seeds=(0, 1, 2), learners=ALL_LEARNERS, extras=True):
           for row in zip(x, u, slope, strict=True)
       ],
   )
-  rewards = json.dumps({'helpful': 0.25})
-  pd.DataFrame(
-      [
-          {
-              'property': 'helpful',
-              'prompt': 'how <b>now</b> & then',
-              'kl': 2.0,
-              'sft': 'FACT',
-              'raw': '<script>alert(1)</script>',
-              'lsc': 'NA',
-              'sft_rewards': rewards,
-              'raw_rewards': rewards,
-              'lsc_rewards': rewards,
-          }
-      ]
-  ).to_csv(os.path.join(evaluation, 'responses.csv'), index=False)
   with open(os.path.join(workdir, 'config.json'), 'w') as f:
     json.dump({'seed': 0, 'ppo': {'clip_eps': 0.2}}, f)
   with open(os.path.join(workdir, 'environment.json'), 'w') as f:
@@ -112,17 +95,42 @@ def bare_run(tmp_path_factory):
 
 def _build(workdir):
   out = os.path.join(workdir, 'figures')
-  build.build(os.path.join(workdir, 'evaluation'), out)
+  figures.build(os.path.join(workdir, 'evaluation'), out)
   return out
 
 
 @pytest.fixture(scope='session')
-def built(run):
-  """All figures of the run with every learner."""
-  return _build(run)
+def computed(run, tmp_path_factory):
+  """The table of every figure, from a folder that holds its INPUTS alone.
+
+  They are drawn into the folder `figures` of the run.
+  """
+  tables = {}
+  for name, module in figures.FIGURES.items():
+    folder = str(tmp_path_factory.mktemp(name))
+    for table in module.INPUTS:
+      os.symlink(
+          os.path.join(run, 'evaluation', table), os.path.join(folder, table)
+      )
+    with pytest.MonkeyPatch.context() as patch:
+      make_table = module.table
+
+      def keep(folder, make_table=make_table, name=name):
+        return tables.setdefault(name, make_table(folder))
+
+      patch.setattr(module, 'table', keep)
+      figures.build(folder, os.path.join(run, 'figures'), [name])
+  return tables
+
+
+@pytest.fixture(scope='session')
+def built(run, computed):
+  """The folder of all figures of the run with every learner."""
+  del computed
+  return os.path.join(run, 'figures')
 
 
 @pytest.fixture(scope='session')
 def bare_built(bare_run):
-  """All figures of the run with one seed."""
+  """The folder of all figures of the run with one seed."""
   return _build(bare_run)

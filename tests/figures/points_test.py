@@ -1,5 +1,6 @@
 """Tests of the positions and values that a picture can be asked for."""
 
+import json
 import os
 
 from matplotlib import image
@@ -186,10 +187,15 @@ def test_compact_keeps_everything():
 
 @pytest.mark.parametrize('name', make.FIGURES)
 def test_every_figure_has_points_inside_its_picture(built, name):
-  module = make.get(name)
-  figure = module.draw(pd.read_csv(os.path.join(built, f'{name}.csv')))
-  found = hover.points(figure)
+  with open(os.path.join(built, f'{name}.json')) as f:
+    found = json.load(f)
   assert found
   for point in found:
     assert 0 <= point['left'] <= 1 and 0 <= point['top'] <= 1
     assert point['label'] or {str} & {type(point['x']), type(point['y'])}
+
+
+def test_an_unsaved_figure_is_laid_out_first(built):
+  frame = pd.read_csv(os.path.join(built, 'F2.csv'))
+  with open(os.path.join(built, 'F2.json')) as f:
+    assert hover.points(make.get('F2').draw(frame)) == json.load(f)

@@ -1,14 +1,9 @@
-"""A run with responses and hover values, and the report of it."""
+"""A run with responses."""
 
-import json
 import os
 import shutil
 
 import pandas as pd
-
-from rlhf_jax.figures import make
-from rlhf_jax.figures import points as hover
-from rlhf_jax.report import report
 
 PROMPTS = ('how <b>now</b> & then', 'two </script><script>alert(1)', 'NA')
 TEXTS = {
@@ -52,31 +47,10 @@ def responses(*, seeds=(0, 1)) -> pd.DataFrame:
   return pd.DataFrame(rows)
 
 
-def write_values(figures_dir: str) -> None:
-  """Hover values of every figure beside its picture, unless they are there."""
-  for name in make.FIGURES:
-    csv, values = (
-        os.path.join(figures_dir, f'{name}.{e}') for e in ('csv', 'json')
-    )
-    if os.path.exists(csv) and not os.path.exists(values):
-      figure = make.get(name).draw(pd.read_csv(csv))
-      with open(values, 'w') as f:
-        json.dump(hover.points(figure), f)
-
-
 def copy(run: str, workdir: str) -> str:
-  """A copy of a run, with responses and hover values; its folder."""
+  """A copy of a run, with responses; its folder."""
   shutil.copytree(run, workdir, dirs_exist_ok=True)
-  frame = responses()
-  frame.to_csv(
+  responses().to_csv(
       os.path.join(workdir, 'evaluation', 'responses.csv'), index=False
   )
-  if os.path.exists(os.path.join(workdir, 'figures')):
-    write_values(os.path.join(workdir, 'figures'))
   return workdir
-
-
-def write(run: str, workdir: str) -> str:
-  """The report of a copy of a run, beside its figures."""
-  workdir = copy(run, workdir)
-  return report.write_report(workdir, os.path.join(workdir, 'report.html'))

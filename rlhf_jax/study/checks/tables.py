@@ -69,6 +69,7 @@ CHOICES = {
     'reward_model.param_dtype': _DTYPES,
     'reward_model.calibration': CALIBRATIONS,
     'reward_model.second_readout': tuple(heads.READOUTS),
+    'samples.of': ('sft', 'policy'),
 }
 
 # Lists of names, or sections, whose names must be among those of another.
