@@ -194,6 +194,8 @@ class _Worker:
 
   def give(self, unit: progress.Unit) -> None:
     """Sends a unit to the process; ConnectionError if it has died meanwhile."""
+    if self.process and not self.process.is_alive():  # it died while idle
+      self.bury()
     if self.process is None:
       context = multiprocessing.get_context('spawn')
       self.pipe, theirs = context.Pipe()
@@ -292,10 +294,8 @@ class _Pool:
     """Takes one message of a busy worker."""
     try:
       kind, *what = worker.pipe.recv()
-    except (
-        EOFError,
-        ConnectionError,
-    ):  # the latter if it died with mail unread
+    except (EOFError, ConnectionError):
+      # The latter if it died with mail unread.
       self._dead(worker)
       return
     unit = worker.unit
