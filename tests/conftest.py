@@ -77,6 +77,54 @@ def finished_study(session_dir):
 
 
 @pytest.fixture(scope='session')
+def run(tmp_path_factory):
+  """A run with known curves, three seeds and every learner."""
+  from tests.figures import runs
+
+  return runs.make(tmp_path_factory.mktemp('run'))
+
+
+@pytest.fixture(scope='session')
+def bare_run(tmp_path_factory):
+  """A run with one seed, and exact optima only."""
+  from tests.figures import runs
+
+  return runs.make(
+      tmp_path_factory.mktemp('bare'), seeds=(0,), learners=(), extras=False
+  )
+
+
+@pytest.fixture(scope='session')
+def computed(run, tmp_path_factory):
+  """The table of every figure of `run`, each from its INPUTS alone."""
+  from tests.figures import runs
+
+  return runs.compute(run, tmp_path_factory.mktemp)
+
+
+@pytest.fixture(scope='session')
+def built(run, computed):
+  """The folder of all figures of `run`."""
+  return os.path.join(run, 'figures')
+
+
+@pytest.fixture(scope='session')
+def bare_built(bare_run):
+  """The folder of all figures that `bare_run` allows."""
+  from tests.figures import runs
+
+  return runs.build(bare_run)
+
+
+@pytest.fixture(scope='session')
+def site(run, built, tmp_path_factory):
+  """The folder of `run` with figures, responses and report.html."""
+  from tests.report import pages
+
+  return pages.write(run, str(tmp_path_factory.mktemp('site')))
+
+
+@pytest.fixture(scope='session')
 def zygote(tmp_path_factory):
   """Starts programs without waiting for their imports."""
   from tests.stages import zygote

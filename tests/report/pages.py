@@ -5,6 +5,8 @@ import shutil
 
 import pandas as pd
 
+from rlhf_jax.report import report
+
 PROMPTS = ('how <b>now</b> & then', 'two </script><script>alert(1)', 'NA')
 TEXTS = {
     'sft': 'plain words',
@@ -53,4 +55,11 @@ def copy(run: str, workdir: str) -> str:
   responses().to_csv(
       os.path.join(workdir, 'evaluation', 'responses.csv'), index=False
   )
+  return workdir
+
+
+def write(run: str, workdir: str) -> str:
+  """A copy of a run with its report, report.html, beside the figures."""
+  copy(run, workdir)
+  report.write_report(workdir, os.path.join(workdir, 'report.html'))
   return workdir

@@ -48,26 +48,17 @@ def _parse(path):
 
 
 @pytest.fixture(scope='module')
-def workdir(run, built, tmp_path_factory):
-  """A run with everything a report shows."""
-  assert os.path.dirname(built) == run
-  return pages.copy(run, str(tmp_path_factory.mktemp('run')))
-
-
-@pytest.fixture(scope='module')
-def written(workdir, tmp_path_factory):
+def written(site, tmp_path_factory):
   """The report in a folder of its own, far from its figures."""
   out = str(tmp_path_factory.mktemp('report') / 'deep' / 'report.html')
-  assert report.write_report(workdir, out) == out
+  assert report.write_report(site, out) == out
   return _parse(out)
 
 
 @pytest.fixture(scope='module')
-def beside(workdir):
+def beside(site):
   """The report with its figures in a folder beside it."""
-  return _parse(
-      report.write_report(workdir, os.path.join(workdir, 'report.html'))
-  )
+  return _parse(os.path.join(site, 'report.html'))
 
 
 def _render(**content):

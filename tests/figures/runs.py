@@ -1,4 +1,4 @@
-"""A small evaluation directory with known curves."""
+"""Runs with known curves, and the figures of them."""
 
 import json
 import os
@@ -79,35 +79,22 @@ def make(workdir, seeds=(0, 1, 2), learners=ALL_LEARNERS, extras=True):
   return str(workdir)
 
 
-@pytest.fixture(scope='session')
-def run(tmp_path_factory):
-  """A run with three seeds and every learner."""
-  return make(tmp_path_factory.mktemp('run'))
-
-
-@pytest.fixture(scope='session')
-def bare_run(tmp_path_factory):
-  """A run with one seed, and exact optima only."""
-  return make(
-      tmp_path_factory.mktemp('bare'), seeds=(0,), learners=(), extras=False
-  )
-
-
-def _build(workdir):
+def build(workdir):
+  """The folder of all figures that the tables of a run allow."""
   out = os.path.join(workdir, 'figures')
   figures.build(os.path.join(workdir, 'evaluation'), out)
   return out
 
 
-@pytest.fixture(scope='session')
-def computed(run, tmp_path_factory):
+def compute(run, folder_of):
   """The table of every figure, from a folder that holds its INPUTS alone.
 
-  They are drawn into the folder `figures` of the run.
+  They are drawn into the folder `figures` of the run; `folder_of(name)` makes an
+  empty folder.
   """
   tables = {}
   for name, module in figures.FIGURES.items():
-    folder = str(tmp_path_factory.mktemp(name))
+    folder = str(folder_of(name))
     for table in module.INPUTS:
       os.symlink(
           os.path.join(run, 'evaluation', table), os.path.join(folder, table)
@@ -121,16 +108,3 @@ def computed(run, tmp_path_factory):
       patch.setattr(module, 'table', keep)
       figures.build(folder, os.path.join(run, 'figures'), [name])
   return tables
-
-
-@pytest.fixture(scope='session')
-def built(run, computed):
-  """The folder of all figures of the run with every learner."""
-  del computed
-  return os.path.join(run, 'figures')
-
-
-@pytest.fixture(scope='session')
-def bare_built(bare_run):
-  """The folder of all figures of the run with one seed."""
-  return _build(bare_run)
