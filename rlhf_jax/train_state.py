@@ -1,4 +1,4 @@
-"""What a learner carries from step to step: arrays only, all checkpointed."""
+"""States of learners from step to step: arrays only, all checkpointed."""
 
 import dataclasses
 

@@ -176,7 +176,7 @@ def _draw_best_of(axes, rows: pd.DataFrame) -> None:
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
-  """What the figure shows, with the differences of its own table."""
+  """The caption of the figure, with the differences of its own table."""
   out = [
       'Share of responses good on both properties. Best-of-k ranks samples by'
       ' the same combined utility, so it isolates the aggregation: with one'

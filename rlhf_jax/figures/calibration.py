@@ -147,7 +147,7 @@ def _draw_panel(axes, curves: pd.DataFrame, errors: pd.DataFrame) -> None:
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
-  """What the figure shows, with the errors of its own table."""
+  """The caption of the figure, with the errors of its own table."""
   out = [
       'Predicted probability against observed frequency on held-out'
       ' comparisons. ECE is the expected calibration error; a reliability curve'

@@ -198,7 +198,7 @@ def _pair(row) -> str:
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
-  """What the figure shows, with the agreement in its own table."""
+  """The caption of the figure, with the agreement in its own table."""
   out = [
       'Win rate against an SFT sample along the exact optimum of each method,'
       ' under each judge, and the order of the methods at KL'

@@ -206,7 +206,7 @@ def _main_family(frame: pd.DataFrame) -> str:
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
-  """What the figure shows, with the spreads of its own table."""
+  """The caption of the figure, with the spreads of its own table."""
   out = [
       'Cumulative distribution over held-out prompts of the mean reward above'
       f' the reference, at KL {frame["kl"].mean():.2f}. The vertical line is'

@@ -106,7 +106,7 @@ def _draw_gradient(axes, rows: pd.DataFrame) -> None:
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
-  """What the figure shows, with the numbers of its own table."""
+  """The caption of the figure, with the numbers of its own table."""
   out = [
       'Size of the policy gradient that comes from each tenth of the SFT'
       ' responses of a prompt, ordered by reward (equal shares are .10); how'

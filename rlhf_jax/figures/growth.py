@@ -104,7 +104,7 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
-  """What the figure shows, with the numbers of its own table."""
+  """The caption of the figure, with the numbers of its own table."""
   out = [
       'Exact optima for the AND of n properties, each method with the'
       f' coefficient that spends {data.MATCHED_KL:g} nats. '

@@ -183,7 +183,7 @@ def _draw_shares(axes, shares: pd.DataFrame) -> None:
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
-  """What the figure shows, with the numbers of its own table."""
+  """The caption of the figure, with the numbers of its own table."""
   out = [
       'GRPO with and without the division of advantages by the standard'
       ' deviation of the samples of the same prompt, aligned for both'

@@ -245,7 +245,7 @@ def _draw_product(axes, frame: pd.DataFrame) -> list[drawing.Line2D]:
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
-  """What the figure shows, with the numbers of its own table."""
+  """The caption of the figure, with the numbers of its own table."""
   out = [
       'Judgements of the same response made dependent with correlation rho.'
       ' Only repeated judgements can tell: rewards that are correlated over'

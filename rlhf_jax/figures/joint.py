@@ -217,7 +217,7 @@ def _draw_shares(axes, quadrants: pd.DataFrame, methods) -> None:
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
-  """What the figure shows, with the shares of its own table."""
+  """The caption of the figure, with the shares of its own table."""
   quadrants = frame[frame['statistic'] == 'quadrant']
   out = [
       'Sampled responses of the policies aligned for both properties, placed by'

@@ -177,7 +177,7 @@ def _log_axis(axes) -> None:
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
-  """What the figure shows, with the shares of its own table."""
+  """The caption of the figure, with the shares of its own table."""
   kls = frame['kl']
   out = [
       'Trained policies against the exact optimum of the objective they were'

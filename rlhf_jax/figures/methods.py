@@ -58,7 +58,7 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
-  """What the figure shows, with the differences of its own table."""
+  """The caption of the figure, with the differences of its own table."""
   methods = _sorted(frame)
   out = [
       'Joint quality of each method minus that of the sum of raw rewards, exact'

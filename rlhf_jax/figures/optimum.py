@@ -113,7 +113,7 @@ def _draw_shares(axes, shares: pd.DataFrame) -> None:
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
-  """What the figure shows, with the shares of its own table."""
+  """The caption of the figure, with the shares of its own table."""
   out = [
       'Lines are exact optima over every response of the embedded world; points'
       ' are policies that a learner reached, and best-of-k selections, at the'

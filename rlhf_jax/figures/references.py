@@ -87,7 +87,7 @@ def _mark(text: str, **look) -> drawing.Line2D:
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
-  """What the figure shows, with the differences of its own table."""
+  """The caption of the figure, with the differences of its own table."""
   methods = _order(set(frame['method']))
   labels = _names(methods)
   out = [

@@ -97,7 +97,7 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
-  """What the figure shows, with the differences of its own table."""
+  """The caption of the figure, with the differences of its own table."""
   what = (
       'Mean number of list markers and hedges beyond the one that really helps,'
       ' and response length, against the KL spent. A longer response also'

@@ -165,7 +165,7 @@ def _draw_curve(axes, alike: list[str], rows: pd.DataFrame, i: int):
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
-  """What the figure shows, with the slopes of its own table."""
+  """The caption of the figure, with the slopes of its own table."""
   out = [
       'Utility and slope of every transform in the registry against the reward'
       ' above the reference. The vertical line is the reference.'

@@ -97,7 +97,7 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 def caption(frame: pd.DataFrame) -> list[str]:
-  """What the figure shows, with the numbers of its own table."""
+  """The caption of the figure, with the numbers of its own table."""
   out = [
       'Probability of beating a sample of the SFT policy on the same prompt'
       ' (ties count half; for both properties, of beating an independent'

@@ -37,7 +37,7 @@ def make_self_attention(
 
 
 def causal(mask: Bool[Array, 'b l']) -> Bool[Array, 'b l l']:
-  """What each position of a whole sequence sees, windows aside."""
+  """The mask of positions that each one sees, windows aside."""
   length = mask.shape[1]
   return jnp.tril(jnp.ones((length, length), bool))[None] & mask[:, None, :]
 
@@ -57,7 +57,7 @@ def within_window(
     key_positions: Int[Array, 'b j'],
     cfg: LMConfig,
 ) -> Bool[Array, 'b i j']:
-  """Of what is visible, the last cfg.window positions; all without a window."""
+  """The mask of the last cfg.window visible positions; all without a window."""
   if cfg.window is None:
     return visible
   distance = query_positions[:, :, None] - key_positions[:, None, :]

@@ -24,7 +24,7 @@ _HEAD_DIM = 128  # the largest that cuDNN has on every GPU
 
 
 def platform() -> str:
-  """Of the devices that what is being traced is for: cpu, tpu or gpu.
+  """The platform that the current trace is compiled for: cpu, tpu or gpu.
 
   Those of the context's mesh, which need not be there: a program can be compiled
   for them elsewhere.
@@ -59,7 +59,7 @@ def splash(
     *,
     interpret: bool = False,
 ) -> Float[Array, 'b l n h']:
-  """As attention.attention of what is visible in a row, by the TPU's kernel.
+  """Causal, optionally windowed attention by the TPU's splash kernel.
 
   Padding is a segment of its own: its queries see padding alone, and are finite.
   The output is in cfg.dtype, to which the product that reads it rounds anyway.
@@ -108,7 +108,7 @@ def block_of(length: int) -> int:
 
 
 def _splash(q, k, v, mask, *, window, block, softcap, interpret):
-  """Of the rows and heads of one device; q [b n l h]."""
+  """Attention of the rows and heads of one device; q [b n l h]."""
   shape = (q.shape[2], q.shape[2])
   if window is None:
     visible = splash_attention.CausalMask(shape)

@@ -136,7 +136,7 @@ def embed(
     positions: Int[Array, '*l'],
     cfg: LMConfig,
 ) -> Float[Array, '*l d']:
-  """What the first layer reads; NaN at a position that was not learned."""
+  """Inputs of the first layer; NaN at a position that was not learned."""
   # Whole rows: one of which only parts are at hand is gathered for every token.
   table = sharding.constrain(params['embed']['embedding'], 'tensor', None)
   x = table[tokens].astype(jnp.float32)
@@ -370,7 +370,7 @@ def reference_logprobs_and_kl(
 
 
 def _head(params, cfg):
-  """What `logits` reads; on a mesh, gathered once for all chunks."""
+  """Parameters that `logits` reads; on a mesh, gathered once for all chunks."""
   name = 'embed' if cfg.tied_embeddings else 'unembed'
   return sharding.gathered({name: params[name]})
 

@@ -62,7 +62,7 @@ def run(
 
 
 def diagnose(study: spaces.Listed) -> list[tuple]:
-  """What each method makes of the rewards of a property.
+  """Utilities of each method from the rewards of a property.
 
     gradient_share     of E_0 |du/dr|, by decile 1 .. 10 of r under SFT; masses
                        of all rewards are added before they are divided

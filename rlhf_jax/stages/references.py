@@ -72,7 +72,7 @@ def response_rewards(
 
 @dataclasses.dataclass
 class Prepared:
-  """What estimators are given for every prompt, computed when first asked for.
+  """Inputs of the estimators for every prompt, computed when first asked for.
 
   Attributes:
     samples: rewards of SFT samples [x m], by reward.
@@ -324,7 +324,7 @@ def run(
 
 
 def _kept(config, out: str) -> str:
-  """Where batches are kept: of text, whose sampling takes minutes."""
+  """The folder that keeps batches of text, whose sampling takes minutes."""
   return (
       ''
       if configs.responses_are_listed(config)

@@ -128,7 +128,7 @@ def _margins(score, params, pairs: PreferenceBatch, batch_size: int):
 
 
 def calibrate(fitted: np.ndarray, measured: np.ndarray) -> dict:
-  """How calibrated held-out margins are: raw, over T, and by a curve.
+  """Calibration metrics of held-out margins: raw, over T, and by a curve.
 
   Args:
     fitted: margins of the pairs that T and the curve are fitted to.

@@ -52,7 +52,7 @@ def is_scalar(init: str) -> bool:
 
 
 def load(init: str, *, param_dtype: str) -> Params:
-  """The parameters of a checkpoint, the caller's own, on their devices."""
+  """A new copy of the parameters of a checkpoint, on their devices."""
   mesh = jax.sharding.get_mesh()
   where = None
   if not mesh.empty:
@@ -61,7 +61,7 @@ def load(init: str, *, param_dtype: str) -> Params:
 
 
 def frozen(init: str, *, param_dtype: str) -> Params:
-  """The same, one copy for all that read it in this process; never donated."""
+  """`load`, with one copy for all readers in this process; never donated."""
   return _frozen(
       init, param_dtype, origin.digest(init), jax.sharding.get_mesh()
   )
