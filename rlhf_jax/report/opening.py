@@ -68,7 +68,8 @@ def _losses(summary: comparisons.Summary) -> str:
   worse = [o for o in outcomes if o.kind == 'worse']
   total = sum(comparisons.has_better_direction(o.metric) for o in outcomes)
   text = (
-      f'At this KL LSC is established as worse than raw by {len(worse)} of the'
+      f'At this KL LSC is established as worse than raw by'
+      f' {len(worse) or "none"} of the'
       f' {total} measures that have a better direction'
   )
   if worse:

@@ -279,8 +279,8 @@ class TestPage:
     )
     text = _render(summary=summary)
     assert 'LSC worse than raw: 3<' in text and 'at some KL: 1<' in text
-    assert '2 more smaller than 0.0005' in text
-    assert '<p>1 smaller than 0.0005' in text
+    assert '2 more of less than 0.0005' in text
+    assert '<p>1 of less than 0.0005' in text
 
 
 class TestWords:
