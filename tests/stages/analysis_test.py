@@ -16,7 +16,6 @@ from rlhf_jax.launch import execute
 from rlhf_jax.measure import spaces
 from rlhf_jax.stages import analysis, figures
 from rlhf_jax.study import folders
-from rlhf_jax.study.errors import ConfigError
 from tests.stages import tiny
 
 _RHOS = (-0.8, 0.0, 0.8)
@@ -264,7 +263,7 @@ def test_the_same_seed_gives_the_same_tables(workdir, tmp_path):
 
 def test_one_judgement_has_no_dependence(both, workdir):
   single = spaces.Listed(_config(property='helpful'), workdir, 'helpful')
-  with pytest.raises(ConfigError, match='measured for two'):
+  with pytest.raises(ValueError, match='measured for two'):
     analysis.Pair(single)
 
 

@@ -33,7 +33,7 @@ class StageTest(parameterized.TestCase):
     self.dir = self.create_tempdir().full_path
 
   def _run(self, config, kind='comparisons'):
-    with mock.patch.object(data_stage, 'data_kind', return_value=kind):
+    with mock.patch.object(sources, 'data_kind', return_value=kind):
       data_stage.run(config, self.dir, lambda done, total: None)
     return os.path.join(self.dir, data_stage.folder(config))
 
