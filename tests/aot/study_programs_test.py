@@ -150,7 +150,7 @@ def test_adapters_and_moments_are_cut_as_the_table_says(compiled):
 
 def test_random_models_are_refused():
   mesh = sharding.make_mesh(8, 1, 1)
-  with pytest.raises(ConfigError, match='sft is a random model'):
+  with pytest.raises(ValueError, match='sft is a random model'):
     study_programs.build(tiny.get_config(), SHAPE, mesh, num_prompts=8)
 
 

@@ -125,6 +125,7 @@ _SWEPT = [
     if hasattr(configs_test.load(path), 'sweep')
     and 'data.pretrained=FOLDER' not in path.read_text()
     and (path.stem, variant) != ('study', None)  # 1,651 tasks take a while
+    and (path.stem, variant) != ('hh_smollm2', None)  # its folder is imported
 ]
 
 
