@@ -70,7 +70,7 @@ def test_a_sweep_compiles_each_program_once(
   assert sizes[-1] == sizes[0], sizes
   # The reward program may have scored references and best-of-k in this process
   # as well, whose batches are of other shapes.
-  assert sizes[0]['rollout'] == sizes[0]['update'] == 1
+  assert sizes[0]['make_rollout'] == sizes[0]['make_update'] == 1
 
 
 def _poisoned(finished_study, workdir, reward):
