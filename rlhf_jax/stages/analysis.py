@@ -56,8 +56,7 @@ def run(
     progress(done + 2, total)
   for name in schema.ANALYSIS:
     frame = pd.DataFrame(rows[name], columns=schema.COLUMNS[name])
-    with files.atomic(os.path.join(out, f'{name}.csv')) as f:
-      frame.to_csv(f, index=False)
+    files.write_table(os.path.join(out, f'{name}.csv'), frame)
   progress(total, total)
 
 

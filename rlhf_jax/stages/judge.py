@@ -115,8 +115,8 @@ def run(
   frame = pd.DataFrame(
       rows, columns=['prompt', 'reward', 'length', 'other_length']
   ).assign(**found)
-  with files.atomic(os.path.join(out, 'verdicts.csv')) as f:
-    frame[list(schema.COLUMNS['verdicts'])].to_csv(f, index=False)
+  columns = list(schema.COLUMNS['verdicts'])
+  files.write_table(os.path.join(out, 'verdicts.csv'), frame[columns])
   files.write_json(
       os.path.join(out, 'report.json'),
       {'pairs': len(pairs), 'left_out': left_out, 'asked': asked},

@@ -310,8 +310,7 @@ def run(
               'held_out': float(below[prompts.eval_ids].mean()),
           },
       }
-    with files.atomic(os.path.join(out, f'{reward}.npz'), 'wb') as f:
-      np.savez(f, **arrays)
+    files.write_arrays(os.path.join(out, f'{reward}.npz'), arrays)
   files.write_json(
       os.path.join(out, 'references.json'),
       {

@@ -28,8 +28,7 @@ def pair_features(
 ) -> dict[str, np.ndarray]:
   """Features [b d] of chosen and rejected responses, kept in the file `path`."""
   if processes.from_main(lambda: os.path.exists(path)):
-    with np.load(path) as arrays:
-      return dict(arrays)
+    return files.read_arrays(path, 'reward_model')
   num, found = pairs.valid.shape[0], {}
   for i, side in enumerate(('chosen', 'rejected')):
     found[side] = features_of(
@@ -42,8 +41,7 @@ def pair_features(
         batch_size=batch_size,
         progress=lambda done, i=i: progress(i * num + done, 2 * num),
     )
-  with files.atomic(path, 'wb') as f:
-    np.savez(f, **found)
+  files.write_arrays(path, found)
   return found
 
 

@@ -4,6 +4,7 @@ import os
 
 import ml_collections
 
+from rlhf_jax import files
 from rlhf_jax.data import batching
 from rlhf_jax.data.text import preferences
 from rlhf_jax.data.text import ratings as ratings_lib
@@ -15,12 +16,12 @@ def _load(config, workdir, split, *, what, read, encode):
   """The encoded rows of this reward, role and split in the folder `what`."""
   c = config.reward_model
   path = os.path.join(
-      os.path.join(workdir, folders.data(config)),
+      workdir,
+      folders.data(config),
       what,
       f'{c.reward}.{c.role}.{split}.jsonl',
   )
-  if not os.path.exists(path):
-    raise FileNotFoundError(f'{path} is missing: run the stage data first.')
+  files.require(path, 'data')
   rows, _ = read(path, max_bad_fraction=config.data.max_bad_fraction)
   arrays, counts = encode(
       rows,
