@@ -19,8 +19,10 @@ from absl import flags
 import jax
 import pytest
 
-# As in scripts, configs import each other by name.
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'configs'))
+ROOT = pathlib.Path(__file__).parents[1]
+# As in scripts, configs import each other by name; processes that tests start find
+# the tests.
+sys.path[:0] = [str(ROOT / 'configs'), str(ROOT)]
 flags.FLAGS.mark_as_parsed()  # for absltest.create_tempdir under pytest
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')

@@ -9,6 +9,9 @@ from rlhf_jax.study.errors import ConfigError
 
 # What data.template may be, by data.tokenizer.
 _TEMPLATES = {'word': ('',), 'byte': ('', 'hh'), 'pretrained': ('own', 'hh')}
+# Stages of text alone, and of a world whose responses are listed alone.
+_OF_TEXT = ('samples', 'judge')
+_OF_LISTED = ('tables', 'best_of_k', 'analysis')
 _EVALUATORS = ('evaluator', 'second_evaluator')
 
 
@@ -64,6 +67,21 @@ def _check_tokenizer(c):
   )
 
 
+def check_stage(c: ml_collections.ConfigDict, stage: str) -> None:
+  """Raises ConfigError for a stage that the source of the study cannot have."""
+  listed = configs.responses_are_listed(c)
+  require(
+      not (listed and stage in _OF_TEXT),
+      f'The stage {stage} is of text: with data.source=world the stage tables has'
+      ' all responses, and their judges are known.',
+  )
+  require(
+      listed or stage not in _OF_LISTED,
+      f'The stage {stage} needs data.source=world, whose responses can be'
+      ' enumerated.',
+  )
+
+
 def _check_listed(c):
   """Refuses what a world whose responses are enumerated cannot have."""
   require(
@@ -72,7 +90,7 @@ def _check_listed(c):
       f' EOS), got {c.data.max_response_tokens} and {c.world.max_moves}.',
   )
   require(c.data.tokenizer == 'word', 'The world needs data.tokenizer=word.')
-  of_text = {'samples', 'judge'} & set(c.stages)
+  of_text = set(_OF_TEXT) & set(c.stages)
   require(
       not of_text,
       f'stages {sorted(of_text)} need text: all responses of data.source=world'
@@ -102,7 +120,7 @@ def _try_properties(c):
 
 def _check_text(c):
   """Refuses what text, of which samples are all there is, cannot have."""
-  needing = {'tables', 'best_of_k', 'analysis'} & set(c.stages)
+  needing = set(_OF_LISTED) & set(c.stages)
   require(
       not needing,
       f'stages {sorted(needing)} need data.source=world, whose responses can'

@@ -139,7 +139,7 @@ class HHTest(parameterized.TestCase):
     self._write([_row(i) for i in range(3)])
     program = (
         'import sys\n'
-        'from rlhf_jax.data import hh\n'
+        'from rlhf_jax.data.text import hh\n'
         f'rows, _ = hh.load_hh({str(self.dir / "source")!r}, "helpful-base",'
         f' data_dir={str(self.dir / "other")!r}, max_bad_fraction=0.0)\n'
         'assert len(rows) == 3\n'

@@ -35,7 +35,7 @@ class RegistryTest(parameterized.TestCase):
   def test_a_module_elsewhere_adds_one_by_being_imported(self):
     folder = self.create_tempdir().full_path
     (pathlib.Path(folder) / 'my_world_property.py').write_text(
-        'from rlhf_jax.data import properties\n'
+        'from rlhf_jax.data.world import properties\n'
         'properties.register(properties.Property(\n'
         "    name='loud', quality=lambda f, moves, counts: 1.0 * counts[:, 8],\n"
         '    scale=properties.by_feature(0, (1.0, 1.0, 2.0, 2.0)),\n'
