@@ -16,7 +16,6 @@ from rlhf_jax.aot import costs, hlo, scaling, study_programs
 from rlhf_jax.models import lm
 from rlhf_jax.models.config import LMConfig
 from rlhf_jax.models.hf import config as hf_config
-from rlhf_jax.study.errors import ConfigError
 from tests import configs_test
 from tests.stages import tiny
 
@@ -115,7 +114,7 @@ def test_more_devices_have_less_to_do(tmp_path):
   assert [ax.get_title('left') for ax in figure.axes] == list(
       scaling.PANELS.values()
   )
-  with pytest.raises(ConfigError, match='training is none of'):
+  with pytest.raises(ValueError, match='training is none of'):
     costs.on_devices(config, SHAPE, 'training', 1)
 
 
