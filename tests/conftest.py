@@ -5,19 +5,23 @@ import pathlib
 import sys
 import tempfile
 
+from absl import flags
+import jax
+import pytest
+
 # Most of the time is the compiler's, and programs as small as these are not
-# faster for its care. Programs that the tests start inherit it.
+# faster for its care. Programs that the tests start inherit it; it is read when
+# the first of them is compiled.
 os.environ['XLA_FLAGS'] = ' '.join(
     (
         os.environ.get('XLA_FLAGS', ''),
         '--xla_backend_optimization_level=0',
         '--xla_llvm_disable_expensive_passes=true',
     )
+    # Half of the compiler's time; newer ones have no other way.
+    + ('--xla_cpu_use_fusion_emitters=false',)
+    * (jax.__version_info__ < (0, 11))
 )
-
-from absl import flags
-import jax
-import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 # As in scripts, configs import each other by name; processes that tests start find
