@@ -54,7 +54,7 @@ def test_scripts(script, words, speed, sizes):
     assert result['peak_rss_mb'] > 0 and result['jax'] and result['cores']
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')  # absl takes its flags once
 def compare():
   spec = importlib.util.spec_from_file_location(
       'compare', FOLDER / 'compare.py'
