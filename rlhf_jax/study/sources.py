@@ -77,7 +77,6 @@ def _demonstration_rows(world, prompt, response) -> Iterator[dict]:
 def _write_split(out, kind, reward, role, split, rows: Sequence) -> None:
   """comparisons/ or ratings/ of one role."""
   path = os.path.join(out, kind, f'{reward}.{role}.{split}.jsonl')
-  os.makedirs(os.path.dirname(path), exist_ok=True)
   preferences.write_jsonl(rows, path)
 
 
@@ -145,7 +144,7 @@ def _splits_of(what: str) -> tuple[str, ...]:
 def _world_pairs(config, world, reward, who):
   """Comparisons for a role, or for test or calibration: nobody's pairs."""
   c, unseen = config.world, who in ('test', 'calibration')
-  pairs = samples.sample_comparisons_with_ties(
+  pairs = samples.sample_comparisons(
       world,
       reward,
       c.num_test_pairs if unseen else c.num_pairs,

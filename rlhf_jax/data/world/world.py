@@ -262,28 +262,6 @@ def judgement_logits(
   return np.asarray(careful), np.asarray(2.0 * bias)
 
 
-def label_probabilities(
-    world: World, property: str, prompt, first, second
-) -> tuple[np.ndarray, np.ndarray]:
-  """P(first is preferred) by a careful, and by a lazy, annotator.
-
-  sigma(logit(x, a) - logit(x, b)), with each one's `judgement_logits`
-  """
-  a = judgement_logits(world, property, prompt, first)
-  b = judgement_logits(world, property, prompt, second)
-  careful, lazy = (special.expit(u - v) for u, v in zip(a, b, strict=True))
-  return np.asarray(careful), np.asarray(lazy)
-
-
-def preference_probability(
-    world: World, property: str, prompt, first, second
-) -> np.ndarray:
-  """P(first is preferred to second), over annotators, by index; broadcasts."""
-  careful, lazy = label_probabilities(world, property, prompt, first, second)
-  rate = world.config.lazy_rate
-  return np.asarray((1.0 - rate) * careful + rate * lazy)
-
-
 def oracle_reward(world: World, property: str) -> Float[np.ndarray, 'x y']:
   """scale(x) Q(x, y): the log-odds of annotators whom no looks deceive.
 
