@@ -21,10 +21,11 @@ import gzip
 import hashlib
 import json
 import os
-import pathlib
-import tempfile
 from typing import Any
 import zlib
+
+from rlhf_jax import files
+from rlhf_jax.data.tokenizer import one_line
 
 HUMAN = '\n\nHuman:'
 ASSISTANT = '\n\nAssistant:'
@@ -222,7 +223,7 @@ def _decode(content: bytes) -> Mapping[str, object]:
     row = json.loads(content)
   # A RecursionError is how deeply nested JSON fails.
   except (ValueError, RecursionError) as e:
-    raise BadRow('malformed', f'not valid JSON ({_one_line(e)})') from e
+    raise BadRow('malformed', f'not valid JSON ({one_line(e)})') from e
   if not isinstance(row, dict):
     raise BadRow('malformed', 'not a JSON object')
   return row
@@ -326,41 +327,23 @@ def dialogue(prompt: str, response: str) -> str:
 def write_jsonl(rows: Iterable[Any], path: str | os.PathLike) -> None:
   """Writes comparisons (or ratings) in the plain form; reading returns the same.
 
-  Fields that say nothing, '' and False, are left out. The file appears complete
-  or not at all. The same rows give the same bytes, gzipped or not.
+  Fields that say nothing, '' and False, are left out. The same rows give the same
+  bytes, gzipped or not.
   """
-  path = pathlib.Path(path)
-  if not path.parent.is_dir():
-    raise DataError(f'Expected a directory at {path.parent} to write to.')
-  handle, temporary = tempfile.mkstemp(
-      dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp'
-  )
-  try:
-    with contextlib.ExitStack() as stack:
-      f = stack.enter_context(os.fdopen(handle, 'wb'))
-      if path.suffix == '.gz':  # no name and no time in the header
-        f = stack.enter_context(
-            gzip.GzipFile(filename='', mode='wb', fileobj=f, mtime=0)
-        )
-      for made in rows:
-        row = dataclasses.asdict(made)
-        del row['line']
-        for key in ('property', 'annotator', 'tied'):
-          if key in row and not row[key]:
-            del row[key]
-        f.write(json.dumps(row).encode() + b'\n')
-    os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files
-    os.replace(temporary, path)
-  except BaseException:
-    with contextlib.suppress(FileNotFoundError):
-      os.unlink(temporary)
-    raise
-
-
-def _umask() -> int:
-  mask = os.umask(0)
-  os.umask(mask)
-  return mask
+  path = os.fspath(path)
+  with contextlib.ExitStack() as stack:
+    f = stack.enter_context(files.atomic(path, 'wb'))
+    if path.endswith('.gz'):  # no name and no time in the header
+      f = stack.enter_context(
+          gzip.GzipFile(filename='', mode='wb', fileobj=f, mtime=0)
+      )
+    for made in rows:
+      row = dataclasses.asdict(made)
+      del row['line']
+      for key in ('property', 'annotator', 'tied'):
+        if key in row and not row[key]:
+          del row[key]
+      f.write(json.dumps(row).encode() + b'\n')
 
 
 def split_of(prompt: str, *, salt: str, fractions: Mapping[str, float]) -> str:
@@ -386,7 +369,3 @@ def split_of(prompt: str, *, salt: str, fractions: Mapping[str, float]) -> str:
       return name
   # Only rounding leads here: the last split that is not empty.
   return [name for name, share in fractions.items() if share > 0][-1]
-
-
-def _one_line(error: BaseException) -> str:
-  return ' '.join(str(error).split())[:120]

@@ -227,10 +227,6 @@ class WriteTest(absltest.TestCase):
     self.assertEqual(path.read_bytes(), before)
     self.assertEqual(os.listdir(self.dir), ['a.jsonl'])
 
-  def test_missing_directory_is_named(self):
-    with self.assertRaisesRegex(preferences.DataError, 'nowhere'):
-      preferences.write_jsonl(self.rows, self.dir / 'nowhere' / 'a.jsonl')
-
   def test_dialogue_splits_back(self):
     text = preferences.dialogue('law why harm-0 easy', 'FACT WHY')
     self.assertEqual(
