@@ -10,6 +10,7 @@ running the model goes through the same weights and the same arithmetic.
 
 from collections.abc import Callable
 import functools
+import math
 
 from flax import linen as nn
 import jax
@@ -235,9 +236,7 @@ def _fan_in(num_axes: int, gain: float = 1.0):
   """Normal initializer with std gain / sqrt(product of the first axes)."""
 
   def init(key, shape, dtype=jnp.float32):
-    fan_in = 1
-    for size in shape[:num_axes]:
-      fan_in *= size
+    fan_in = math.prod(shape[:num_axes])
     return jax.random.normal(key, shape, dtype) * gain * fan_in**-0.5
 
   return init
@@ -278,7 +277,7 @@ class Linear(nn.Module):
     dtype = self.cfg.dtype
     kernel = self.param('kernel', _fan_in(self.num_in, self.gain), self.shape)
     out_shape = self.shape[self.num_in :]
-    fan_in = kernel.size // max(1, _product(out_shape))
+    fan_in = kernel.size // max(1, math.prod(out_shape))
     batch = x.shape[: x.ndim - self.num_in]
     x = x.reshape(batch + (fan_in,))
     out = dot(x, kernel.reshape(fan_in, -1), dtype)
@@ -290,13 +289,6 @@ class Linear(nn.Module):
       bias = self.param('bias', nn.initializers.zeros, out_shape)
       out = out + bias.reshape((1,) * len(batch) + out_shape)
     return out
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-  result = 1
-  for size in sizes:
-    result *= size
-  return result
 
 
 class Attention(nn.Module):

@@ -213,7 +213,7 @@ def initial(config: ml_collections.ConfigDict, workdir: str, key):
   c = config.reward_model
   lm_cfg = models.model_config(config, 'reward_model')
   if not c.init:
-    params = heads.init_scalar(key, lm_cfg, zero_head=False)
+    params = heads.init_scalar(key, lm_cfg)
   else:
     found = parameters.load_reward_init(config, workdir)
     if 'trunk' in found:  # a reward model already

@@ -70,7 +70,7 @@ def test_the_head_over_t_is_the_reward_over_t(readout):
   lm_cfg = models.lm_config(
       config.reward_model.lm, tokenizers.make_tokenizer(config)
   )
-  params = heads.init_scalar(jax.random.key(0), lm_cfg, zero_head=False)
+  params = heads.init_scalar(jax.random.key(0), lm_cfg)
   params['head']['bias'] = jnp.asarray(0.3)
   tokens = jnp.array([[3, 4], [5, 6]])
   mask = jnp.array([[True, True], [True, False]])
