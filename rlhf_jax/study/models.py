@@ -108,15 +108,3 @@ def model_config(config: ml_collections.ConfigDict, name: str) -> LMConfig:
   return dataclasses.replace(
       cfg, lora_scale=trainable.lora_scale(section.train)
   )
-
-
-def load_lm(
-    section: ml_collections.ConfigDict,
-) -> tuple[Params, LMConfig]:
-  """The checkpoint that the section's `init` names, and its shape.
-
-  With the section's own NUMBERS.
-  """
-  params = load(section.init, param_dtype=section.param_dtype)
-  cfg = shape_of(section.init)
-  return params, with_numbers(cfg, section)

@@ -167,7 +167,7 @@ def _tied_pairs():
   world = world_lib.make_world(
       0, world_lib.WorldConfig(max_moves=2, lazy_rate=0.0)
   )
-  pairs = samples.sample_comparisons_with_ties(
+  pairs = samples.sample_comparisons(
       world, 'helpful', 10_000, role='reward_model', band=0.5
   )
   ids = lambda x: jnp.asarray(x)[:, None]
