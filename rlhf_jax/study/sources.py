@@ -20,7 +20,7 @@ import ml_collections
 
 from rlhf_jax import files
 from rlhf_jax.data import tokenizer as tokenizer_lib
-from rlhf_jax.data.text import hh, hub, preferences
+from rlhf_jax.data.text import hh, preferences
 from rlhf_jax.data.text import ratings as ratings_lib
 from rlhf_jax.data.world import samples
 from rlhf_jax.data.world import world as world_lib
@@ -294,7 +294,7 @@ def _read_hh(c, reward, out):
 
 def _read_hub(c, reward, out):
   """The same, with files that are missing downloaded first."""
-  hub.fetch(c.path, c.files[reward], split=c.hh_split)
+  hh.fetch(c.path, c.files[reward], split=c.hh_split)
   return _read_hh(c, reward, out)
 
 

@@ -29,13 +29,8 @@ from rlhf_jax.data.tokenizer import one_line
 
 HUMAN = '\n\nHuman:'
 ASSISTANT = '\n\nAssistant:'
-# The fields of Report that count dropped rows, and how messages name them.
-_BAD_KINDS = {
-    'malformed': 'malformed',
-    'prompts_differ': 'with differing prompts',
-    'extra_turn': 'with a turn beyond the response',
-    'identical': 'with identical responses',
-}
+# The fields of Report that count dropped rows.
+_BAD_KINDS = ('malformed', 'prompts_differ', 'extra_turn', 'identical')
 
 
 class DataError(ValueError):
@@ -65,7 +60,7 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-  """What became of every row of a file; rows are named by line, from 1.
+  """The fate of every row of a file; rows are named by line, from 1.
 
   Attributes:
     path: the file.
@@ -86,31 +81,14 @@ class Report:
 
   @property
   def num_dropped(self) -> int:
-    """How many rows are not used."""
+    """The number of rows that are not used."""
     return sum(len(getattr(self, kind)) for kind in _BAD_KINDS)
-
-  @property
-  def num_kept(self) -> int:
-    """How many rows became comparisons."""
-    return self.num_rows - self.num_dropped
-
-  def __str__(self) -> str:
-    dropped = ', '.join(
-        f'{len(lines)} {words} (line {", ".join(map(str, lines[:3]))}'
-        f'{", .." if len(lines) > 3 else ""})'
-        for kind, words in _BAD_KINDS.items()
-        if (lines := getattr(self, kind))
-    )
-    return (
-        f'{self.path}: kept {self.num_kept} of {self.num_rows} rows'
-        f'{"; dropped " + dropped if dropped else ""}.'
-    )
 
 
 def read_jsonl(
     path: str | os.PathLike, *, property: str = '', max_bad_fraction: float
 ) -> tuple[list[Comparison], Report]:
-  """The comparisons of a .jsonl or .jsonl.gz file, and what became of each row.
+  """The comparisons of a .jsonl or .jsonl.gz file, and a report of its rows.
 
   Args:
     path: the file; gzipped if its name ends in .gz.
@@ -155,31 +133,20 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_rows(
-    rows: Iterable[tuple[int, bytes | Mapping[str, str]]],
+    rows: Iterable[tuple[int, bytes | Mapping[str, object]]],
     *,
+    make: Callable | None = None,
     path: str | os.PathLike,
     property: str = '',
     max_bad_fraction: float,
-) -> tuple[list[Comparison], Report]:
-  """The comparisons among numbered rows (JSON or parsed); see `read_jsonl`."""
-  return parse_with(
-      _comparison,
-      rows,
-      path=path,
-      property=property,
-      max_bad_fraction=max_bad_fraction,
-  )
-
-
-def parse_with(
-    make: Callable,
-    rows: Iterable[tuple[int, bytes | Mapping[str, object]]],
-    *,
-    path: str | os.PathLike,
-    property: str,
-    max_bad_fraction: float,
 ) -> tuple[list, Report]:
-  """make(row, line, property, path) of each row, but those it calls a BadRow."""
+  """The comparisons among numbered rows (JSON or parsed); see `read_jsonl`.
+
+  Args:
+    make: from (row, line, property, path) to something else than a comparison;
+      a BadRow that it raises is counted.
+  """
+  make = make or _comparison
   kept = []
   bad: dict[str, list[int]] = {kind: [] for kind in _BAD_KINDS}
   reasons: list[str] = []
