@@ -142,7 +142,7 @@ def _digest(directory: str) -> dict[str, str]:
 
 
 def _damage(root: str, step: int) -> str | None:
-  """Why the checkpoint of `step` cannot be trusted, or None."""
+  """The reason not to trust the checkpoint of `step`, or None."""
   return _mismatch(os.path.join(root, str(step)), _digest_path(root, step))
 
 

@@ -126,7 +126,7 @@ def _unrolled(cfg):
 
 
 def _per_prompt(cache):
-  """Of each prompt: keys and values [p m h] a layer, mask, and next position."""
+  """Keys and values [p m h] a layer, mask and next position of each prompt."""
   layers = jax.tree.map(attention.by_head, cache.layers)
   return layers, cache.mask, cache.positions
 

@@ -1,4 +1,4 @@
-"""Which device holds which part of which array: one mesh, one table.
+"""The layout of arrays over devices: one mesh, one table.
 
 The mesh has three axes. Rows of a batch are cut along `data` and `fsdp`.
 Parameters, and what follows them (optimizer moments, adapters), are whole along
@@ -96,7 +96,7 @@ def path_of(path) -> str:
 
 
 def spec_of(path: str, shape: tuple[int, ...]) -> PartitionSpec:
-  """How the table cuts a parameter, or what follows it, by its path.
+  """The spec by which the table cuts a parameter, or what follows it, by its path.
 
   Scalars (step counts and the like) are whole. A path that no rule matches is an
   error, and so is one whose array has other axes than the rule knows.
@@ -183,7 +183,7 @@ def place(tree: Params):
 
 
 def abstract(tree: Params):
-  """What `place` would return, as ShapeDtypeStructs with shardings.
+  """The result of `place` as ShapeDtypeStructs with shardings.
 
   Args:
     tree: of anything that has a shape and a dtype.

@@ -26,7 +26,7 @@ QUADRANTS = {
 
 
 def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
+  """Tells whether a study has the numbers of this figure."""
   del study
   return True
 

@@ -51,7 +51,7 @@ class Task:
 
   @property
   def is_of_policy(self) -> bool:
-    """Whether the task trains, samples or judges one policy."""
+    """Tells whether the task trains, samples or judges one policy."""
     return any(path.startswith('policy.') for path in self.overrides)
 
   @property

@@ -51,7 +51,7 @@ def make_judge(
     batch_size: int,
     encode: Callable[[str], list[int]] | None = None,
 ) -> Callable[[Sequence[str]], Float[np.ndarray, ' b']]:
-  """Returns `judge(texts)`, the P(first) of `evaluation.judge.JudgeFn`.
+  """Returns `judge(texts)`, the P(first) of `evaluation.pairwise.JudgeFn`.
 
     P(first) = P(A) / (P(A) + P(B))
 

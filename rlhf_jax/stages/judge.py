@@ -2,7 +2,7 @@
 
 It is asked in both orders, in its own chat form, and answers by the probability of
 the letter of its choice. The k-th sample of the policy meets the k-th of the SFT
-policy; what it is asked is a question a reward: evaluation/judge.py.
+policy; what it is asked is a question a reward: evaluation/pairwise.py.
 """
 
 import os
@@ -38,7 +38,7 @@ def run(
 ) -> None:
   """Writes verdicts.csv: a row a pair, on each reward of the property.
 
-  As evaluation/judge.py's `Verdicts`, of the policy as `first`, with the lengths
+  As evaluation/pairwise.py's `Verdicts`, of the policy as `first`, with the lengths
   of both in words. report.json counts what was asked and left out: pairs whose
   question is longer than judge.max_tokens.
   """

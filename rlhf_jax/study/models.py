@@ -46,7 +46,7 @@ def shape_of(init: str) -> LMConfig:
 
 
 def is_scalar(init: str) -> bool:
-  """Whether a checkpoint has a score in place of an unembedding."""
+  """Tells whether a checkpoint has a score in place of an unembedding."""
   path = os.path.join(init, 'config.json')
   return hf_config.is_scalar(hf_config.read_config(init), path)
 

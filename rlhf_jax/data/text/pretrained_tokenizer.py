@@ -134,7 +134,7 @@ class HFTokenizer:
     return max(free, default=self.vocab_size)
 
   def _adds_bos(self, add_bos: bool | None, bos: int | None, where) -> bool:
-    """Whether bare texts start with BOS; what is declared must agree."""
+    """Tells whether bare texts start with BOS; what is declared must agree."""
     added = self._templates.encode('', add_special_tokens=True).ids
     unknown = set(added) - {bos, *self.eos_ids}
     if unknown:

@@ -189,7 +189,7 @@ class LabeledRatings:
 def rating_cuts(
     world: world_lib.World, property: str
 ) -> Float[np.ndarray, ' c']:
-  """Where annotators cut what they feel into ratings.
+  """The cuts at which what annotators feel becomes ratings.
 
   The quantiles RATING_QUANTILES of `judgement_logits` plus logistic noise, over
   annotators, training prompts and the writers' responses: one set of cuts for
