@@ -49,13 +49,8 @@ class Listed(Space):
 
   by_prompt = False
 
-  def __init__(
-      self,
-      config: ml_collections.ConfigDict,
-      workdir: str,
-      property_name: str,
-  ):
-    super().__init__(config, workdir, property_name)
+  def __init__(self, config: ml_collections.ConfigDict, workdir: str):
+    super().__init__(config, workdir)
     self._utilities = {}
     self.world = sources.make_world(config)
     self.tables = listed.load(config, workdir)
@@ -201,13 +196,8 @@ class Sampled(Space):
 
   by_prompt = True
 
-  def __init__(
-      self,
-      config: ml_collections.ConfigDict,
-      workdir: str,
-      property_name: str,
-  ):
-    super().__init__(config, workdir, property_name)
+  def __init__(self, config: ml_collections.ConfigDict, workdir: str):
+    super().__init__(config, workdir)
     parts = [self._load({'samples.of': 'sft'})]
     parts += [
         self._load(_overrides(run) | {'samples.of': 'policy'})
@@ -376,4 +366,4 @@ def _overrides(run: dict) -> dict:
 def of(config: ml_collections.ConfigDict, workdir: str) -> Space:
   """The space of evaluate.property: of all responses where they can be listed."""
   space = Listed if configs.responses_are_listed(config) else Sampled
-  return space(config, workdir, config.evaluate.property)
+  return space(config, workdir)

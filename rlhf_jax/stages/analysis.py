@@ -46,7 +46,8 @@ def run(
   )
   progress(1, total)
   for done, name in enumerate(config.properties):
-    study = spaces.Listed(config, workdir, name)
+    of_property = configs.with_overrides(config, {'evaluate.property': name})
+    study = spaces.Listed(of_property, workdir)
     rows['diagnostics'] += diagnose(study)
     if name == config.analysis.property:
       judged = Pair(study)
@@ -157,11 +158,6 @@ class Pair:
   def __init__(self, study: spaces.Listed):
     self._study, self._config = study, study.config.analysis
     self._ids = study.prompts.eval_ids
-    if len(study.rewards) != 2:
-      raise ValueError(
-          f'analysis.property is {study.property}, of {len(study.rewards)}'
-          ' rewards; the dependence of judgements is measured for two.'
-      )
     # The bar of gold is set by the same policy that sets r_ref.
     self._bar = {'ref_logprobs': study.tables['sft']}
     references = study.references(self._config.method)

@@ -39,7 +39,7 @@ def both(finished_study):
   config = configs.with_overrides(
       tiny.get_config(), {'evaluate.property': 'both'}
   )
-  return spaces.Listed(config, finished_study, 'both')
+  return spaces.Listed(config, finished_study)
 
 
 def _values(rows):
@@ -235,7 +235,7 @@ def test_figures_wait_for_every_seed(finished_study, tmp_path):
 
 def _run_of(config, finished_study, learner='ppo'):
   config = configs.with_overrides(config, {'evaluate.property': 'both'})
-  study = spaces.Listed(config, finished_study, 'both')
+  study = spaces.Listed(config, finished_study)
   what = next(
       w
       for w in optimality.runs(config)
