@@ -13,7 +13,6 @@ import os
 from absl import logging
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
 import ml_collections
 import numpy as np
 import optax
@@ -274,14 +273,7 @@ def _train(config, workdir, out, key, rows, link, progress):
   return state.params, margins
 
 
-def _train_probe(
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    out: str,
-    key: Key[Array, ''],
-    pairs: PreferenceBatch,
-    progress: Progress,
-):
+def _train_probe(config, workdir, out, key, pairs, progress):
   """Fits the probe; writes metrics.jsonl, a line an epoch.
 
   Returns:
@@ -322,13 +314,8 @@ def _train_probe(
     }
     return rewards['chosen'] - rewards['rejected']
 
-  params = {
-      'mean': fitted.mean,
-      'scale': fitted.scale,
-      'head': fitted.head,
-      'link': {},
-  }
-  return params, margins
+  parts = {'mean': fitted.mean, 'scale': fitted.scale, 'head': fitted.head}
+  return parts | {'link': {}}, margins
 
 
 def run(
