@@ -27,7 +27,7 @@ PANELS = (
 
 
 def is_wanted(study: data.Study) -> bool:
-  """Tells whether a study has the numbers of this figure."""
+  """Whether a study has the numbers of this figure."""
   del study
   return True
 

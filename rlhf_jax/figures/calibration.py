@@ -25,7 +25,7 @@ SUMMARIES = ('ece', 'brier', 'log_loss', 'accuracy', 'temperature')
 
 
 def is_wanted(study: data.Study) -> bool:
-  """Tells whether a study has the numbers of this figure."""
+  """Whether a study has the numbers of this figure."""
   return study.is_listed and study.has_analysis
 
 

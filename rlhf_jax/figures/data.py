@@ -106,7 +106,7 @@ def unit(frame: pd.DataFrame) -> str:
 
 
 def is_sampled(frame: pd.DataFrame) -> bool:
-  """Tells whether responses were sampled, so that optima are estimates: of text."""
+  """Whether responses were sampled, so that optima are estimates: of text."""
   return bool((frame['family'] == 'offline').any())
 
 
@@ -166,7 +166,7 @@ def matched(frame: pd.DataFrame, *, what: str) -> pd.DataFrame:
 
 
 def in_all_seeds(values: pd.Series) -> bool:
-  """Tells whether one value a seed is there for every seed, and there are seeds.
+  """Whether one value a seed is there for every seed, and there are seeds.
 
   A mean over those seeds that happen to reach a KL is of other seeds than the
   means beside it.

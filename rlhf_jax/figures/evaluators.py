@@ -26,7 +26,7 @@ _SHORT_JUDGES = {
 
 
 def is_wanted(study: data.Study) -> bool:
-  """Tells whether a study has the numbers of this figure."""
+  """Whether a study has the numbers of this figure."""
   return study.is_listed and len(study.judges) > 1
 
 
@@ -228,7 +228,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
 
 
 def _orders(orders: dict[str, tuple[str, ...]]) -> str:
-  """Tells whether the order of mean ranks depends on the judge, and the orders."""
+  """Whether the order of mean ranks depends on the judge, and the orders."""
   spell = lambda order: ', '.join(names.short(m) for m in order)
   if len(set(orders.values())) == 1:
     order = next(iter(orders.values()))

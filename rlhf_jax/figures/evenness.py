@@ -25,7 +25,7 @@ _STATISTICS = {
 
 
 def is_wanted(study: data.Study) -> bool:
-  """Tells whether a study has the numbers of this figure."""
+  """Whether a study has the numbers of this figure."""
   del study
   return True
 

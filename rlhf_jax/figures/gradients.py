@@ -17,7 +17,7 @@ _SD = {'reward_sd_before': 'before', 'reward_sd_after': 'after'}
 
 
 def is_wanted(study: data.Study) -> bool:
-  """Tells whether a study has the numbers of this figure."""
+  """Whether a study has the numbers of this figure."""
   return study.is_listed and study.has_analysis
 
 

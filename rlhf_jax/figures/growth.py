@@ -20,7 +20,7 @@ METRIC = 'above_q50'
 
 
 def is_wanted(study: data.Study) -> bool:
-  """Tells whether a study has the numbers of this figure."""
+  """Whether a study has the numbers of this figure."""
   return study.is_listed and names.GROWTH in study.regimes
 
 

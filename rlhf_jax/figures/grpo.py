@@ -26,7 +26,7 @@ _DASHES = {'grpo': '-', 'grpo_std': (0, (4, 2))}
 
 
 def is_wanted(study: data.Study) -> bool:
-  """Tells whether a study has the numbers of this figure."""
+  """Whether a study has the numbers of this figure."""
   return study.is_listed and study.learners >= set(LEARNERS)
 
 

@@ -32,7 +32,7 @@ _GREYS = ('#94a3b8', '#0f766e', '#7c2d12', '#1e293b')
 
 
 def is_wanted(study: data.Study) -> bool:
-  """Tells whether a study has the numbers of this figure."""
+  """Whether a study has the numbers of this figure."""
   return study.is_listed and study.has_analysis and len(study.rewards) > 1
 
 

@@ -42,7 +42,7 @@ _SMALLEST = 1e-4  # nats or seconds; below, a logarithm would be of rounding
 
 
 def is_wanted(study: data.Study) -> bool:
-  """Tells whether a study has the numbers of this figure."""
+  """Whether a study has the numbers of this figure."""
   return study.is_listed and bool(study.learners - {'ppo', 'rloo'})
 
 

@@ -24,7 +24,7 @@ def _methods(frame: pd.DataFrame) -> list[str]:
 
 
 def is_wanted(study: data.Study) -> bool:
-  """Tells whether a study has the numbers of this figure."""
+  """Whether a study has the numbers of this figure."""
   return study.is_listed and len(study.methods) > 4
 
 

@@ -18,7 +18,7 @@ FAMILIES = ('ppo', 'rloo')
 
 
 def is_wanted(study: data.Study) -> bool:
-  """Tells whether a study has the numbers of this figure."""
+  """Whether a study has the numbers of this figure."""
   return study.is_listed
 
 

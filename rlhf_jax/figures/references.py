@@ -44,7 +44,7 @@ def _names(methods) -> dict[str, str]:
 
 
 def is_wanted(study: data.Study) -> bool:
-  """Tells whether a study has the numbers of this figure."""
+  """Whether a study has the numbers of this figure."""
   return study.is_listed and any(
       name.startswith(names.REFERENCE_PREFIX) for name in study.methods
   )

@@ -37,7 +37,7 @@ _HOME = {
 
 
 def is_wanted(study: data.Study) -> bool:
-  """Tells whether a study has the numbers of this figure."""
+  """Whether a study has the numbers of this figure."""
   del study
   return True
 

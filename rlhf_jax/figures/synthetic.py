@@ -142,7 +142,7 @@ def mark(text: str, color: str, marker: str = 'o') -> drawing.Line2D:
 
 
 def _heavy(tail: str) -> bool:
-  """Tells whether a tail is Student's t, by its degrees of freedom: 't5'."""
+  """Whether a tail is Student's t, by its degrees of freedom: 't5'."""
   return re.fullmatch(r't\d+', str(tail)) is not None
 
 

@@ -46,7 +46,7 @@ _FLAT = 0.2  # of the fastest rise
 
 
 def is_wanted(study: data.Study) -> bool:
-  """Tells whether a study has the numbers of this figure."""
+  """Whether a study has the numbers of this figure."""
   return study.is_listed
 
 

@@ -30,7 +30,7 @@ PANELS = (
 
 
 def is_wanted(study: data.Study) -> bool:
-  """Tells whether a study has the numbers of this figure."""
+  """Whether a study has the numbers of this figure."""
   return study.is_listed and bool(study.regimes - {names.GROWTH})
 
 

@@ -93,7 +93,7 @@ class Aggregator:
 
   @property
   def needs_group_size(self) -> bool:
-    """Tells whether rows must come in groups of one prompt."""
+    """Whether rows must come in groups of one prompt."""
     return 'group_size' in options_of(self.fn)
 
   def check_options(
