@@ -24,7 +24,8 @@ import typing
 import gguf_tokenizer
 import numpy as np
 
-from rlhf_jax.models.hf import checkpoint, files, names
+from rlhf_jax import files
+from rlhf_jax.models.hf import checkpoint, names, tensor_files
 from rlhf_jax.models.hf import config as hf_config
 from rlhf_jax.models.hf.fields import Fields, PretrainedError, REQUIRED
 
@@ -168,7 +169,7 @@ def import_gguf(path: str, folder: str, *, dtype: str = 'float32') -> None:
   }
   kind = np.dtype(dtype)  # bfloat16 is known by jax's ml_dtypes
   with _appearing(folder) as out:
-    files.write(
+    tensor_files.write(
         out,
         {t.name: int(np.prod(t.shape)) for t in wanted},
         lambda name: stored[name].read(0, stored[name].shape[0]).astype(kind),
@@ -325,7 +326,9 @@ def _name(theirs: str, architecture: str) -> str | None:
   return name and f'model.layers.{parts[1]}.{name}.weight'
 
 
-def _stored(tensor, architecture: str, config, path: str) -> files.Stored:
+def _stored(
+    tensor, architecture: str, config, path: str
+) -> tensor_files.Stored:
   """A tensor of the file, read in float32 as Hugging Face stores it.
 
   Of Llama, GGUF has the two coordinates of a rotated plane side by side in the
@@ -353,7 +356,9 @@ def _stored(tensor, architecture: str, config, path: str) -> files.Stored:
       found = found - np.float32(1)
     return found[start:stop]
 
-  return files.Stored(path, tuple(map(int, reversed(tensor.shape))), read)
+  return tensor_files.Stored(
+      path, tuple(map(int, reversed(tensor.shape))), read
+  )
 
 
 def halves(rows: np.ndarray, num_heads: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from absl import logging
 import jax
 import orbax.checkpoint as ocp
 
-from rlhf_jax import processes, sharding
+from rlhf_jax import files, processes, sharding
 
 _DIGESTS = 'digests'
 
@@ -30,16 +30,12 @@ class CheckpointError(ValueError):
   """A checkpoint that should be there is missing or cannot be read."""
 
 
-def _steps_dir(directory: str) -> str:
-  return os.path.join(os.path.abspath(directory), 'checkpoints')
-
-
-def manager(directory: str, *, keep: int = 2) -> ocp.CheckpointManager:
-  """The checkpoint manager of a stage's folder, keeping the last `keep`."""
+def manager(directory: str) -> ocp.CheckpointManager:
+  """The checkpoint manager of a stage's folder, keeping the last two."""
   return ocp.CheckpointManager(
-      _steps_dir(directory),
+      os.path.join(os.path.abspath(directory), 'checkpoints'),
       options=ocp.CheckpointManagerOptions(
-          max_to_keep=keep, create=True, enable_async_checkpointing=False
+          max_to_keep=2, create=True, enable_async_checkpointing=False
       ),
   )
 
@@ -55,11 +51,9 @@ def save(mngr: ocp.CheckpointManager, step: int, state: Any) -> None:
 def _write_digests(mngr: ocp.CheckpointManager, step: int) -> None:
   """Writes the digest of a step; removes those of steps that are no more."""
   root = str(mngr.directory)
-  os.makedirs(os.path.join(root, os.pardir, _DIGESTS), exist_ok=True)
   path = _digest_path(root, step)
-  with open(path + '.tmp', 'w') as f:
+  with files.atomic(path) as f:
     json.dump(_digest(os.path.join(root, str(step))), f)
-  os.replace(path + '.tmp', path)
   for name in os.listdir(os.path.dirname(path)):
     if int(name.split('.')[0]) not in (*mngr.all_steps(), step):
       os.remove(os.path.join(os.path.dirname(path), name))
@@ -126,9 +120,8 @@ def save_params(directory: str, params: Any) -> None:
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(path, params, force=True)
   if processes.is_main():
-    with open(path + '.digest.json.tmp', 'w') as f:
+    with files.atomic(path + '.digest.json') as f:
       json.dump(_digest(path), f)
-    os.replace(path + '.digest.json.tmp', path + '.digest.json')
   processes.wait()
 
 
@@ -149,7 +142,7 @@ def _digest(directory: str) -> dict[str, str]:
 
 
 def _damage(root: str, step: int) -> str | None:
-  """Why the checkpoint of `step` cannot be trusted, or None."""
+  """The reason not to trust the checkpoint of `step`, or None."""
   return _mismatch(os.path.join(root, str(step)), _digest_path(root, step))
 
 

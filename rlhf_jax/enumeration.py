@@ -24,11 +24,6 @@ from rlhf_jax.ops import logprobs as logprobs_ops
 from rlhf_jax.types import Params, SamplingConfig
 
 
-def num_responses(num_moves: int, sampling: SamplingConfig) -> int:
-  """N, the size of the space."""
-  return sum(num_moves**i for i in range(1, sampling.num_tokens))
-
-
 def all_responses(
     moves: Int[Array, ' a'], *, sampling: SamplingConfig
 ) -> tuple[Int[Array, 'y t'], Bool[Array, 'y t']]:
@@ -131,7 +126,7 @@ def _unrolled(cfg):
 
 
 def _per_prompt(cache):
-  """Of each prompt: keys and values [p m h] a layer, mask, and next position."""
+  """Keys and values [p m h] a layer, mask and next position of each prompt."""
   layers = jax.tree.map(attention.by_head, cache.layers)
   return layers, cache.mask, cache.positions
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from rlhf_jax import processes
+from rlhf_jax import files, processes
 
 
 class NonFiniteError(FloatingPointError):
@@ -46,11 +46,8 @@ class MetricWriter:
     if not processes.is_main():
       self._file = open(os.devnull, 'a')
       return
-    os.makedirs(directory, exist_ok=True)
     kept = [r for r in read_metrics(directory) if r['step'] < start]
-    with open(self.path + '.tmp', 'w') as f:
-      f.writelines(json.dumps(r) + '\n' for r in kept)
-    os.replace(self.path + '.tmp', self.path)
+    files.write_rows(self.path, kept)
     self._file = open(self.path, 'a')
 
   def write(self, step: int, metrics: dict[str, Any]) -> None:
@@ -79,9 +76,5 @@ def read_metrics(directory: str) -> list[dict[str, Any]]:
   path = os.path.join(directory, 'metrics.jsonl')
   if not os.path.exists(path):
     return []
-  rows = []
   with open(path) as f:
-    for line in f:
-      if line.endswith('\n'):
-        rows.append(json.loads(line))
-  return rows
+    return [json.loads(line) for line in f if line.endswith('\n')]

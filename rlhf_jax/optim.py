@@ -33,38 +33,30 @@ class OptimConfig:
   eps: float
 
 
-def make_schedule(
-    *,
-    peak_lr: float,
-    num_steps: int,
-    warmup_steps: int,
-    end_lr_fraction: float,
-    decay: str,
-) -> optax.Schedule:
+def make_schedule(cfg: OptimConfig) -> optax.Schedule:
   """Linear warm-up to `peak_lr`, then decay to its `end_lr_fraction`.
 
   The last of `num_steps` updates is made at the end of the decay.
   """
-  if decay not in ('constant', 'linear', 'cosine'):
-    raise ValueError(
-        f'Unknown optim.decay {decay!r}; known: constant, linear, cosine.'
-    )
-  decay_steps = max(num_steps - warmup_steps - 1, 1)
-  if decay == 'constant':
+  peak_lr, end = cfg.peak_lr, cfg.end_lr_fraction
+  decay_steps = max(cfg.num_steps - cfg.warmup_steps - 1, 1)
+  if cfg.decay == 'constant':
     after = optax.constant_schedule(peak_lr)
-  elif decay == 'linear':
-    after = optax.linear_schedule(
-        peak_lr, peak_lr * end_lr_fraction, decay_steps
-    )
+  elif cfg.decay == 'linear':
+    after = optax.linear_schedule(peak_lr, peak_lr * end, decay_steps)
+  elif cfg.decay == 'cosine':
+    after = optax.cosine_decay_schedule(peak_lr, decay_steps, end)
   else:
-    after = optax.cosine_decay_schedule(peak_lr, decay_steps, end_lr_fraction)
-  if not warmup_steps:
+    raise ValueError(
+        f'Unknown optim.decay {cfg.decay!r}; known: constant, linear, cosine.'
+    )
+  if not cfg.warmup_steps:
     return after
   # The first update is made at peak_lr / warmup_steps, not at zero.
   warmup = optax.linear_schedule(
-      peak_lr / warmup_steps, peak_lr, max(warmup_steps - 1, 1)
+      peak_lr / cfg.warmup_steps, peak_lr, max(cfg.warmup_steps - 1, 1)
   )
-  return optax.join_schedules([warmup, after], [warmup_steps])
+  return optax.join_schedules([warmup, after], [cfg.warmup_steps])
 
 
 def make_tx(cfg: OptimConfig) -> optax.GradientTransformation:
@@ -77,17 +69,10 @@ def make_tx(cfg: OptimConfig) -> optax.GradientTransformation:
   References:
     Loshchilov and Hutter, 2019, arXiv:1711.05101.
   """
-  schedule = make_schedule(
-      peak_lr=cfg.peak_lr,
-      num_steps=cfg.num_steps,
-      warmup_steps=cfg.warmup_steps,
-      end_lr_fraction=cfg.end_lr_fraction,
-      decay=cfg.decay,
-  )
   return optax.chain(
       optax.clip_by_global_norm(cfg.max_grad_norm),
       optax.adamw(
-          schedule,
+          make_schedule(cfg),
           b2=cfg.b2,
           eps=cfg.eps,
           weight_decay=cfg.weight_decay,

@@ -1,4 +1,4 @@
-"""Leaving when told to, with nothing lost, so that the same command goes on.
+"""The exit of a process that is told to leave, with nothing lost.
 
 SIGTERM, or SIGUSR1 or SIGUSR2 as clusters send before a time limit, lets a
 training loop finish its step, write a checkpoint and leave with EXIT_CODE; a
@@ -59,7 +59,7 @@ def received() -> int | None:
 
 
 def hold() -> None:
-  """From now on signals wait until someone asks, or until `release`."""
+  """Makes signals wait until someone asks, or until `release`."""
   _State.held = True
 
 
@@ -71,7 +71,7 @@ def release() -> None:
 
 
 def requested() -> bool:
-  """Whether to write a checkpoint after this step and leave; held from now on.
+  """Tells whether to write a checkpoint after this step and leave; held from now on.
 
   To be asked after every step. Of several processes all answer alike, a step after
   one of them was told, so that nobody waits for the others' answers.

@@ -132,22 +132,22 @@ def leave(error: BaseException) -> NoReturn:
 
 
 def index() -> int:
-  """Which of the processes this is."""
+  """The index of this process."""
   return _index
 
 
 def count() -> int:
-  """How many there are."""
+  """The number of processes."""
   return _count
 
 
 def is_main() -> bool:
-  """Whether this is the process that writes."""
+  """Tells whether this is the process that writes."""
   return _index == 0
 
 
 def from_main(fn: Callable[[], Any]) -> Any:
-  """What fn() returns in the main process, in all; or raises, what it raised.
+  """The result of fn() in the main process, for all; raises what it raised.
 
   The others wait for it, however long it takes. All must call it.
   """
@@ -171,7 +171,7 @@ def from_main(fn: Callable[[], Any]) -> Any:
 
 
 def any_of(flag: bool) -> Array | np.bool_:
-  """Whether `flag` is set in any of the processes; all must call it.
+  """Tells whether `flag` is set in any of the processes; all must call it.
 
   Read at once it is waited for; read a step later, nobody waits.
   """

@@ -1,4 +1,4 @@
-"""Drawing responses, with one key a row and the cache explicit.
+"""The sampler of responses, with one key a row and the cache explicit.
 
 A row's draws depend on its own key alone: the same key gives the same response
 whatever the batch around it, its order or its size.
@@ -119,7 +119,7 @@ def sample(
 
 @jax.custom_batching.custom_vmap
 def _all(done: Bool[Array, ' b']) -> Bool[Array, '']:
-  """Whether every row has ended; under vmap, every row of all."""
+  """Tells whether every row has ended; under vmap, every row of all."""
   return jnp.all(done)
 
 

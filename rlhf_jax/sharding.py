@@ -1,4 +1,4 @@
-"""Which device holds which part of which array: one mesh, one table.
+"""The layout of arrays over devices: one mesh, one table.
 
 The mesh has three axes. Rows of a batch are cut along `data` and `fsdp`.
 Parameters, and what follows them (optimizer moments, adapters), are whole along
@@ -96,7 +96,7 @@ def path_of(path) -> str:
 
 
 def spec_of(path: str, shape: tuple[int, ...]) -> PartitionSpec:
-  """How the table cuts a parameter, or what follows it, by its path.
+  """The spec by which the table cuts a parameter, or what follows it, by its path.
 
   Scalars (step counts and the like) are whole. A path that no rule matches is an
   error, and so is one whose array has other axes than the rule knows.
@@ -183,7 +183,7 @@ def place(tree: Params):
 
 
 def abstract(tree: Params):
-  """What `place` would return, as ShapeDtypeStructs with shardings.
+  """The result of `place` as ShapeDtypeStructs with shardings.
 
   Args:
     tree: of anything that has a shape and a dtype.
@@ -261,28 +261,27 @@ def to_host(x) -> np.ndarray:
 # none, or one device, these do nothing.
 
 
+def _constrain(tree: Tree, where: Callable[[AbstractMesh], Tree]):
+  """`tree` laid out by the specs or shardings that `where` gives for the mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return tree
+  return jax.lax.with_sharding_constraint(tree, where(mesh))
+
+
 def constrain(x: Array, *axes) -> Array:
   """`x` laid out by `axes`, one an axis of x: None, a name, or ROWS."""
-  mesh = _mesh()
-  if mesh is None:
-    return x
-  return jax.lax.with_sharding_constraint(x, fitted(P(*axes), x.shape, mesh))
+  return _constrain(x, lambda mesh: fitted(P(*axes), x.shape, mesh))
 
 
 def constrain_rows(tree):
   """A batch, its rows cut along ROWS."""
-  mesh = _mesh()
-  if mesh is None:
-    return tree
-  return jax.lax.with_sharding_constraint(tree, rows(tree, mesh))
+  return _constrain(tree, lambda mesh: rows(tree, mesh))
 
 
 def constrain_params(tree: Params):
   """Parameters, gradients or a whole train state, as the table has them."""
-  mesh = _mesh()
-  if mesh is None:
-    return tree
-  return jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
+  return _constrain(tree, lambda mesh: shardings(tree, mesh))
 
 
 def gathered(tree: Params):
@@ -291,21 +290,13 @@ def gathered(tree: Params):
   For what reads them over and over, as decoding does, a token at a time: they are
   gathered once, and a device must hold a `tensor`-th of them.
   """
-  mesh = _mesh()
-  if mesh is None:
-    return tree
 
-  def one(path, leaf):
-    spec = fitted(spec_of(path_of(path), leaf.shape), leaf.shape, mesh)
-    whole = P(*(None if name == 'fsdp' else name for name in spec))
-    return jax.lax.with_sharding_constraint(leaf, whole)
+  def whole(sharding):
+    return P(*(None if name == 'fsdp' else name for name in sharding.spec))
 
-  return jax.tree_util.tree_map_with_path(one, tree)
-
-
-def _mesh() -> AbstractMesh | None:
-  mesh = jax.sharding.get_abstract_mesh()
-  return None if mesh.empty or mesh.size == 1 else mesh
+  return _constrain(
+      tree, lambda mesh: jax.tree.map(whole, shardings(tree, mesh))
+  )
 
 
 def commit(state):

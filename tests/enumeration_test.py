@@ -65,7 +65,7 @@ def test_order_is_by_length_then_lexicographic():
   ]
   np.testing.assert_array_equal(tokens, want)
   np.testing.assert_array_equal(mask, np.asarray(want) != 0)
-  assert enumeration.num_responses(3, SAMPLING) == N == len(want)
+  assert len(want) == N
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_logprobs_without_forced_eos():
 @pytest.mark.parametrize('num_kv_heads', [1, 2, 4])
 def test_rewards_equal_those_of_explicit_sequences(readout, num_kv_heads):
   cfg = dataclasses.replace(CFG, num_kv_heads=num_kv_heads)
-  params = heads.init_scalar(jax.random.key(0), cfg, zero_head=False)
+  params = heads.init_scalar(jax.random.key(0), cfg)
   params['head']['bias'] = jnp.asarray(0.2)
   got = _rewards(
       params,

@@ -9,21 +9,8 @@ from rlhf_jax.models import heads, lm
 from rlhf_jax.models.transformer import LMConfig
 
 
-def _schedule(**overrides):
-  return optim.make_schedule(
-      **dict(
-          peak_lr=0.8,
-          num_steps=11,
-          warmup_steps=4,
-          end_lr_fraction=0.25,
-          decay='linear',
-      )
-      | overrides
-  )
-
-
-def _tx(**overrides):
-  cfg = optim.OptimConfig(
+def _cfg(**overrides):
+  return optim.OptimConfig(
       **dict(
           peak_lr=0.1,
           num_steps=10,
@@ -37,7 +24,15 @@ def _tx(**overrides):
       )
       | overrides
   )
-  return optim.make_tx(cfg)
+
+
+def _schedule(**overrides):
+  shape = dict(peak_lr=0.8, num_steps=11, warmup_steps=4, end_lr_fraction=0.25)
+  return optim.make_schedule(_cfg(**shape | {'decay': 'linear'} | overrides))
+
+
+def _tx(**overrides):
+  return optim.make_tx(_cfg(**overrides))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +107,7 @@ def test_weight_decay_is_of_kernels_and_embeddings_alone():
   shapes = jax.eval_shape(
       lambda: {
           'policy': lm.init(jax.random.key(0), cfg),
-          'value': heads.init_scalar(jax.random.key(1), cfg, zero_head=False),
+          'value': heads.init_scalar(jax.random.key(1), cfg),
       }
   )
   params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)

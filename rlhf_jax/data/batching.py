@@ -1,4 +1,4 @@
-"""From texts to padded arrays, and from arrays to batches by step number.
+"""Padded arrays of texts, and batches of arrays by step number.
 
 Prompts are padded on the left and responses on the right, so that the two join
 at a fixed column. A prompt that is too long loses its beginning, whole turns of
@@ -31,7 +31,7 @@ Tree = typing.Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Counts:
-  """What became of the rows given to an encoder.
+  """The fate of the rows given to an encoder.
 
   Attributes:
     num_rows: rows given.
@@ -82,9 +82,7 @@ def encode_prompts(
         '%d of %d prompts lost their beginning: longer than %d tokens.',
         truncated, len(encoded), max_prompt_tokens,
     )  # fmt: skip
-  return _pad_left(
-      [p.ids for p in encoded], tokenizer.pad_id, max_prompt_tokens
-  )
+  return pad_left([p.ids for p in encoded], tokenizer.pad_id, max_prompt_tokens)
 
 
 def encode_responses(
@@ -115,26 +113,20 @@ def encode_responses(
 def encode_comparisons(
     comparisons: Sequence[preferences.Comparison],
     tokenizer: tokenizer_lib.Tokenizer,
-    *,
-    max_prompt_tokens: int,
-    max_response_tokens: int,
-    max_truncated_fraction: float,
+    **limits: int | float,
 ) -> tuple[types.PreferenceBatch, Counts]:
   """All comparisons as one PreferenceBatch of NumPy arrays, and the counts.
 
   Args:
-    max_prompt_tokens: width of the prompts.
-    max_response_tokens: width of the responses, EOS included.
-    max_truncated_fraction: largest share of rows that may be dropped because a
-      response does not fit, and of those whose text is unusable; more of either
-      is an error.
+    **limits: max_prompt_tokens, the width of the prompts; max_response_tokens,
+      that of the responses, EOS included; max_truncated_fraction, the largest
+      share of rows that may be dropped because a response does not fit, and of
+      those whose text is unusable: more of either is an error.
   """
   prompts, (chosen, rejected), counts = _encode_rows(
       [(c.prompt, (c.chosen, c.rejected)) for c in comparisons],
       tokenizer,
-      max_prompt_tokens=max_prompt_tokens,
-      max_response_tokens=max_response_tokens,
-      max_truncated_fraction=max_truncated_fraction,
+      **limits,
   )
   batch = types.PreferenceBatch(
       prompt_tokens=prompts[0],
@@ -152,18 +144,13 @@ def encode_comparisons(
 def encode_ratings(
     ratings: Sequence[ratings_lib.Rating],
     tokenizer: tokenizer_lib.Tokenizer,
-    *,
-    max_prompt_tokens: int,
-    max_response_tokens: int,
-    max_truncated_fraction: float,
+    **limits: int | float,
 ) -> tuple[types.RatingBatch, Counts]:
   """All ratings as one RatingBatch of NumPy arrays; see `encode_comparisons`."""
   arrays, counts = encode_demonstrations(
       [(r.prompt, r.response) for r in ratings],
       tokenizer,
-      max_prompt_tokens=max_prompt_tokens,
-      max_response_tokens=max_response_tokens,
-      max_truncated_fraction=max_truncated_fraction,
+      **limits,
   )
   batch = types.RatingBatch(
       **arrays,
@@ -176,10 +163,7 @@ def encode_ratings(
 def encode_demonstrations(
     demonstrations: Sequence[tuple[str, str]],
     tokenizer: tokenizer_lib.Tokenizer,
-    *,
-    max_prompt_tokens: int,
-    max_response_tokens: int,
-    max_truncated_fraction: float,
+    **limits: int | float,
 ) -> tuple[dict[str, np.ndarray], Counts]:
   """(prompt, response) pairs as arrays, and the counts.
 
@@ -190,9 +174,7 @@ def encode_demonstrations(
   prompts, (responses,), counts = _encode_rows(
       [(prompt, (response,)) for prompt, response in demonstrations],
       tokenizer,
-      max_prompt_tokens=max_prompt_tokens,
-      max_response_tokens=max_response_tokens,
-      max_truncated_fraction=max_truncated_fraction,
+      **limits,
   )
   return {
       'prompt_tokens': prompts[0],
@@ -270,7 +252,7 @@ def _encode_rows(
       for column in zip(*answers, strict=True)
   ]
   return (
-      _pad_left(prompts, tokenizer.pad_id, max_prompt_tokens),
+      pad_left(prompts, tokenizer.pad_id, max_prompt_tokens),
       padded,
       counts,
   )
@@ -299,7 +281,7 @@ def response_ids(
   return tokenizer.encode(text) + [tokenizer.eos_id]
 
 
-def _pad_left(
+def pad_left(
     rows: Sequence[Sequence[int]], pad_id: int, width: int
 ) -> tuple[Tokens, Mask]:
   """Tokens and mask, each row at the right edge; every row fits."""

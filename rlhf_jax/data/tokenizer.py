@@ -14,7 +14,7 @@ _SPECIAL = ('<pad>', '<bos>', '<eos>')
 
 @typing.runtime_checkable  # the type checker of the tests needs it
 class Tokenizer(typing.Protocol):
-  """What batching and the stages need to know about a tokenizer.
+  """The interface of tokenizers to batching and the stages.
 
   `pad_id` and `eos_id` differ, since the end of a response is an action that
   the policy takes. `encode` adds neither start nor end; batching adds the end.
@@ -67,7 +67,7 @@ class UnusableText(ValueError):
 
 
 def one_line(error: BaseException) -> str:
-  """What an error says, for a message of one line."""
+  """The text of an error, for a message of one line."""
   return ' '.join(str(error).split())[:160] or type(error).__name__
 
 

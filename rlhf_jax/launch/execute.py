@@ -12,7 +12,6 @@ A stage is a module of rlhf_jax/stages with
 
 from collections.abc import Iterator
 import contextlib
-import json
 import os
 import shutil
 import time
@@ -34,14 +33,13 @@ _DONE = 'done.json'  # written last
 def is_done(
     stage: types.ModuleType, config: ml_collections.ConfigDict, workdir: str
 ) -> bool:
-  """Whether `workdir` holds the finished output of this very config."""
-  record = os.path.join(workdir, stage.folder(config), _DONE)
+  """Tells whether `workdir` holds the finished output of this very config."""
+  folder = stage.folder(config)
+  record = os.path.join(workdir, folder, _DONE)
   if not os.path.exists(record):
     return False
-  with open(record) as f:
-    return json.load(f)['key'] == configs.fingerprint(
-        configs.own_config(stage, config)
-    )
+  own = configs.own_config(stage, config)
+  return files.read_json(record, folder)['key'] == configs.fingerprint(own)
 
 
 def execute(
@@ -114,8 +112,7 @@ def _claim(out: str, new: dict[str, Any], overwrite: bool) -> None:
   """Assigns the folder `out` to a config, given its record, or raises."""
   started = os.path.join(out, _STARTED)
   if os.path.exists(started):
-    with open(started) as f:
-      found = configs.differences(json.load(f), new)
+    found = configs.differences(files.read_json(started, out), new)
     if found and not overwrite:
       raise WorkdirError(
           f'{out} holds the work of another config: {"; ".join(found[:3])}'

@@ -51,7 +51,7 @@ class Task:
 
   @property
   def is_of_policy(self) -> bool:
-    """Whether the task trains, samples or judges one policy."""
+    """Tells whether the task trains, samples or judges one policy."""
     return any(path.startswith('policy.') for path in self.overrides)
 
   @property
@@ -70,8 +70,7 @@ def each_model(config: ml_collections.ConfigDict) -> Iterator[Overrides]:
   """Yields a task for each reward model and each held-out evaluator."""
   for role in ('reward_model', *config.judges):
     for reward in config.rewards:
-      learned = config.scorers.get(reward, 'learned') == 'learned'
-      if learned or role != 'reward_model':
+      if configs.is_learned(config, reward) or role != 'reward_model':
         yield {'reward_model.reward': reward, 'reward_model.role': role}
 
 

@@ -46,7 +46,7 @@ class _LiveLine:
     )
 
   def due(self) -> bool:
-    """Whether it is time to write the line again."""
+    """Tells whether it is time to write the line again."""
     due = time.time() - self._shown > (0.5 if self._live else 20.0)
     if due:
       self._shown = time.time()

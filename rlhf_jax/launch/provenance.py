@@ -11,6 +11,7 @@ import ml_collections
 import pandas as pd
 
 from rlhf_jax import files
+from rlhf_jax.launch import workers
 from rlhf_jax.study import configs, folders
 from rlhf_jax.study.errors import WorkdirError
 
@@ -38,9 +39,7 @@ def environment() -> dict:
   return {
       'python': platform.python_version(),
       'platform': platform.platform(),
-      'cores': len(os.sched_getaffinity(0))
-      if hasattr(os, 'sched_getaffinity')
-      else os.cpu_count(),
+      'cores': len(workers.cores()),
       'packages': {
           name: importlib.metadata.version(name) for name in _PACKAGES
       },

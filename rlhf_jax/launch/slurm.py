@@ -5,6 +5,7 @@ told to leave writes a checkpoint; before its time limit (SIGUSR2) it asks for
 another allocation itself, and after a preemption (SIGTERM) SLURM does.
 """
 
+import contextlib
 import importlib
 import os
 import signal
@@ -74,12 +75,6 @@ def read_status(root: str, job: sweep.Job) -> dict[str, Any]:
 def write_status(root: str, job: sweep.Job, **status: Any) -> None:
   """Writes the status of a job, for `read_status` in another process."""
   files.write_json(_status_path(root, job), status)
-
-
-def clear_status(root: str, job: sweep.Job) -> None:
-  """Removes the status of an earlier attempt."""
-  if os.path.exists(_status_path(root, job)):
-    os.remove(_status_path(root, job))
 
 
 def run(root: str, job: sweep.Job, *, overwrite: bool) -> None:
@@ -195,7 +190,8 @@ def submit(
     with executor.batch():
       made = []
       for job in lot:
-        clear_status(root, job)
+        with contextlib.suppress(FileNotFoundError):  # of an earlier attempt
+          os.remove(_status_path(root, job))
         made.append(executor.submit(Attempt(root, job, **attempt)))
     ids |= {job.name: m.job_id for job, m in zip(lot, made, strict=True)}
     files.write_json(_ids_path(root), ids)

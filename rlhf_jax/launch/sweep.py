@@ -67,7 +67,7 @@ class Job:
     return tuple(kind for task in self.tasks for kind in task.kind)
 
   def is_done(self) -> bool:
-    """Whether the outputs of all its tasks are there."""
+    """Tells whether the outputs of all its tasks are there."""
     config = ml_collections.ConfigDict(self.config).lock()
     return all(
         execute.is_done(

@@ -1,6 +1,7 @@
-"""How near trained policies came to the exact optimum of their objective."""
+"""The nearness of trained policies to the exact optimum of their objective."""
 
 import dataclasses
+import functools
 import os
 
 import jax.numpy as jnp
@@ -60,16 +61,19 @@ def measure(
   ):
     # Under the weights it ended with: multipliers may have moved.
     weights = files.read_json(os.path.join(folder, 'weights.json'), 'policy')
+    utility = functools.partial(
+        space.utility, run['method'], weights=weights, penalized=True
+    )
     row = optimality(
         logprobs[train],
         ref_logprobs,
-        space.penalized_utility(run['method'], train, weights),
+        utility(train),
         kl_coef=run['kl_coef'],
     )
     share = tilted.objective_share(
         logprobs[held_out],
         space.ref_logprobs,
-        space.penalized_utility(run['method'], held_out, weights),
+        utility(held_out),
         kl_coef=run['kl_coef'],
     )
     row['held_out_share'] = float(share)

@@ -63,16 +63,11 @@ class Space(abc.ABC):
   features: features_lib.Features
   by_prompt: bool
 
-  def __init__(
-      self,
-      config: ml_collections.ConfigDict,
-      workdir: str,
-      property_name: str,
-  ):
+  def __init__(self, config: ml_collections.ConfigDict, workdir: str):
     self.config, self.workdir = config, workdir
     self._references = {}
-    self.property = property_name
-    self.rewards = tuple(config.properties[property_name])
+    self.property = config.evaluate.property
+    self.rewards = tuple(config.properties[self.property])
     tokenizer = tokenizers.make_tokenizer(config)
     self.prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
 

@@ -49,13 +49,8 @@ class Listed(Space):
 
   by_prompt = False
 
-  def __init__(
-      self,
-      config: ml_collections.ConfigDict,
-      workdir: str,
-      property_name: str,
-  ):
-    super().__init__(config, workdir, property_name)
+  def __init__(self, config: ml_collections.ConfigDict, workdir: str):
+    super().__init__(config, workdir)
     self._utilities = {}
     self.world = sources.make_world(config)
     self.tables = listed.load(config, workdir)
@@ -91,39 +86,29 @@ class Listed(Space):
       method: str,
       ids: np.ndarray,
       weights: Mapping[str, float] | None = None,
+      *,
+      penalized: bool = False,
   ) -> Float[Array, 'x y']:
     """u(x, y) of a method, from the references that learners use.
 
-    The weights of the method apply where none are given.
+    The weights of the method apply where none are given; `penalized` is with
+    policy.penalty where the policy stage puts it.
     """
-    return self._cached(method, ids, 'none', weights)
-
-  def penalized_utility(
-      self,
-      method: str,
-      ids: np.ndarray,
-      weights: Mapping[str, float] | None = None,
-  ) -> Float[Array, 'x y']:
-    """`utility` with policy.penalty where the policy stage puts it."""
-    penalty = self.config.policy.penalty
-    how = 'none' if penalty.kind == 'none' else penalty.how
-    return self._cached(method, ids, how, weights)
-
-  def _cached(self, method, ids, penalized, weights):
+    how = 'none'
+    if penalized and (penalty := self.config.policy.penalty).kind != 'none':
+      how = penalty.how
     given = tuple(sorted((weights or {}).items()))
-    key = (method, np.asarray(ids).tobytes(), penalized, given)
+    key = (method, np.asarray(ids).tobytes(), how, given)
     if key not in self._utilities:
-      rewards, coef = self.scores('reward_model', ids), None
-      if penalized != 'none':
-        coef = self.config.policy.penalty.coef
-        # Every response ends with EOS, which counts.
-        length = jnp.asarray(self.world.lengths + 1, jnp.float32)
-        length = jnp.broadcast_to(length, (len(ids), len(length)))
-      if penalized == 'raw':
-        rewards = penalties.penalize_rewards(rewards, length, coef=coef)
+      rewards = self.scores('reward_model', ids)
+      # Every response ends with EOS, which counts.
+      length = jnp.asarray(self.world.lengths + 1, jnp.float32)
+      length = jnp.broadcast_to(length, (len(ids), len(length)))
+      if how == 'raw':
+        rewards = penalties.penalize_rewards(rewards, length, coef=penalty.coef)
       value = self.utility_of(method, rewards, ids, weights)
-      if penalized == 'utility':
-        value = penalties.penalize_utility(value, length, coef=coef)
+      if how == 'utility':
+        value = penalties.penalize_utility(value, length, coef=penalty.coef)
       self._utilities[key] = value
     return self._utilities[key]
 
@@ -211,13 +196,8 @@ class Sampled(Space):
 
   by_prompt = True
 
-  def __init__(
-      self,
-      config: ml_collections.ConfigDict,
-      workdir: str,
-      property_name: str,
-  ):
-    super().__init__(config, workdir, property_name)
+  def __init__(self, config: ml_collections.ConfigDict, workdir: str):
+    super().__init__(config, workdir)
     parts = [self._load({'samples.of': 'sft'})]
     parts += [
         self._load(_overrides(run) | {'samples.of': 'policy'})
@@ -386,4 +366,4 @@ def _overrides(run: dict) -> dict:
 def of(config: ml_collections.ConfigDict, workdir: str) -> Space:
   """The space of evaluate.property: of all responses where they can be listed."""
   space = Listed if configs.responses_are_listed(config) else Sampled
-  return space(config, workdir, config.evaluate.property)
+  return space(config, workdir)

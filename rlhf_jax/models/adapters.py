@@ -34,7 +34,6 @@ from rlhf_jax.types import Params
 _INPUT_AXES = {'q': 1, 'k': 1, 'v': 1, 'o': 2, 'gate': 1, 'up': 1, 'down': 1}
 _LEAVES = ('lora_a', 'lora_b')
 
-HOW = ('full', 'last_n', 'lora')
 _TRAINED = {
     'full': r'',
     'last_n': r'(^|/)(layers/upper|final_norm|unembed)/',
@@ -98,12 +97,6 @@ def attach(params: Params, adapters: Params) -> Params:
   """`params` with adapters beside its kernels: the very arrays of both."""
   _check(params, adapters)
   return combine(adapters, params)
-
-
-def detach(params: Params) -> tuple[Params, Params]:
-  """(params without adapters, adapters): the inverse of attach."""
-  base = _mark(_flatten(params), lambda path: not _is_lora(path))
-  return split(params, base)
 
 
 def merge(params: Params, adapters: Params, *, scale: ScalarLike) -> Params:
@@ -178,8 +171,8 @@ def trainable(params: Params, *, how: str) -> Params:
 
   and the `head` of a scalar model, and the `link` of a reward, always.
   """
-  if how not in HOW:
-    raise ValueError(f'Unknown how {how!r}; known: {HOW}.')
+  if how not in _TRAINED:
+    raise ValueError(f'Unknown how {how!r}; known: {(*_TRAINED,)}.')
   flat = _flatten(params)
   if how == 'last_n' and not any('layers/upper/' in path for path in flat):
     raise ValueError("how='last_n' needs layers in two stacks: see cut.")

@@ -20,7 +20,7 @@ def make_self_attention(
 
   A token sees the valid ones up to and including itself, of which a local layer
   sees the last cfg.window. By a kernel of the accelerator, where there is one for
-  it (attention_kernels.find): no [b l l] array is made then.
+  it (kernels.find): no [b l l] array is made then.
   """
   length = mask.shape[1]
   check_length(length, cfg)

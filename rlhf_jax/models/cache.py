@@ -26,23 +26,6 @@ class Cache:
   index: Int[Array, '']  # slot of the next token, the same for every row
 
 
-def init_cache(batch_size: int, cfg: LMConfig, *, num_slots: int) -> Cache:
-  """An empty cache for `num_slots` tokens a row."""
-  shape = (batch_size, cfg.num_kv_heads, num_slots, cfg.head_dim)
-  if cfg.scan_layers:
-    empty = jnp.zeros((cfg.num_layers, *shape), cfg.dtype)
-    layers = (empty, empty)
-  else:
-    empty = jnp.zeros(shape, cfg.dtype)
-    layers = ((empty, empty),) * cfg.num_layers
-  return Cache(
-      layers=layers,
-      mask=jnp.zeros((batch_size, num_slots), bool),
-      positions=jnp.zeros(batch_size, jnp.int32),
-      index=jnp.zeros((), jnp.int32),
-  )
-
-
 def prefill(
     params: Params,
     tokens: Int[Array, 'b p'],

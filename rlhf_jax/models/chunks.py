@@ -1,4 +1,4 @@
-"""What is too large for all positions of a batch at once, in chunks of them."""
+"""Functions too large for all positions of a batch at once, in chunks of them."""
 
 from collections.abc import Callable
 

@@ -150,18 +150,14 @@ class LMConfig:
       raise ValueError(f'head_dim must be even, got {self.head_dim}.')
     if self.dtype not in ('float32', 'bfloat16'):
       raise ValueError(f'dtype is float32 or bfloat16, got {self.dtype!r}.')
-    if self.remat not in REMATS:
-      raise ValueError(f'Unknown remat {self.remat!r}; known: {REMATS}.')
-    if self.attention not in ATTENTIONS:
-      raise ValueError(
-          f'Unknown attention {self.attention!r}; known: {ATTENTIONS}.'
-      )
-    if self.norm not in NORMS:
-      raise ValueError(f'Unknown norm {self.norm!r}; known: {NORMS}.')
-    if self.activation not in ACTIVATIONS:
-      raise ValueError(
-          f'Unknown activation {self.activation!r}; known: {ACTIVATIONS}.'
-      )
+    for name, known in (
+        ('remat', REMATS),
+        ('attention', ATTENTIONS),
+        ('norm', NORMS),
+        ('activation', ACTIVATIONS),
+    ):
+      if (value := getattr(self, name)) not in known:
+        raise ValueError(f'Unknown {name} {value!r}; known: {known}.')
     if len(self.local_layers) not in (0, self.num_layers):
       raise ValueError(
           f'local_layers has {len(self.local_layers)} entries for'

@@ -16,13 +16,11 @@ from rlhf_jax.types import Params
 READOUTS = ('sum', 'last', 'norm')
 
 
-def init_scalar(
-    key: Key[Array, ''], cfg: LMConfig, *, zero_head: bool
-) -> Params:
+def init_scalar(key: Key[Array, ''], cfg: LMConfig) -> Params:
   """Random parameters of a scalar model; see from_trunk for the head."""
   trunk_key, head_key = jax.random.split(key)
   trunk = lm.init(trunk_key, cfg)
-  return from_trunk(head_key, trunk, cfg, zero_head=zero_head)
+  return from_trunk(head_key, trunk, cfg)
 
 
 def from_trunk(

@@ -152,7 +152,7 @@ def cudnn(
     is_local: typing.Any,
     cfg: LMConfig,
 ) -> Float[Array, 'b l n h']:
-  """As `splash`, by cuDNN's kernel: it reads a mask [b l l], its own being causal.
+  """The attention of `splash` by cuDNN's kernel, causal and by a mask [b l l].
 
   What cuDNN itself knows of padding is padding on the right.
   """

@@ -51,7 +51,7 @@ def make_judge(
     batch_size: int,
     encode: Callable[[str], list[int]] | None = None,
 ) -> Callable[[Sequence[str]], Float[np.ndarray, ' b']]:
-  """Returns `judge(texts)`, the P(first) of `evaluation.judge.JudgeFn`.
+  """Returns `judge(texts)`, the P(first) of `evaluation.pairwise.JudgeFn`.
 
     P(first) = P(A) / (P(A) + P(B))
 
@@ -78,29 +78,26 @@ def make_judge(
   )
 
   def judge(texts: Sequence[str]) -> Float[np.ndarray, ' b']:
-    tokens = np.full((len(texts), max_tokens), tokenizer.pad_id, np.int32)
-    mask = np.zeros(tokens.shape, bool)
-    lengths = np.zeros(len(texts), int)
-    for row, text in enumerate(texts):
-      ids = encode(text)
-      lengths[row] = len(ids)
-      if not 0 < len(ids) <= max_tokens:
+    rows = [encode(text) for text in texts]
+    lengths = np.array([len(ids) for ids in rows])
+    for row, length in enumerate(lengths):
+      if not 0 < length <= max_tokens:
         raise ValueError(
-            f'Text {row} has {len(ids)} tokens; a judge of max_tokens ='
+            f'Text {row} has {length} tokens; a judge of max_tokens ='
             f' {max_tokens} reads 1 to {max_tokens}.'
         )
-      tokens[row, -len(ids) :] = ids
-      mask[row, -len(ids) :] = True
     if not len(texts):
       return np.zeros(0)
+    tokens, mask = batching.pad_left(rows, tokenizer.pad_id, max_tokens)
 
     def score_rows(rows):
       width = min(-(-lengths[rows].max() // _WIDTH) * _WIDTH, max_tokens)
       cut = np.s_[rows, max_tokens - width :]
       return score(params, tokens[cut], mask[cut])
 
-    rows = np.arange(len(texts))
-    logprobs = batching.map_rows(score_rows, rows, size=batch_size)
+    logprobs = batching.map_rows(
+        score_rows, np.arange(len(texts)), size=batch_size
+    )
     margin = (logprobs[:, 0] - logprobs[:, 1]).astype(float)
     return 1 / (1 + np.exp(-margin))
 

@@ -10,6 +10,7 @@ running the model goes through the same weights and the same arithmetic.
 
 from collections.abc import Callable
 import functools
+import math
 
 from flax import linen as nn
 import jax
@@ -82,7 +83,7 @@ def _outer_sum(a, b):
 
 
 def _outer_sum_on_cpu(a, b):
-  """The same, with the narrower of them transposed in memory first.
+  """The sum of `_outer_sum`, with the narrower factor transposed first.
 
   XLA's fast products on CPU want the summed axis last on the left. It folds a
   plain transpose back into the product, and then takes two to three times as
@@ -105,7 +106,7 @@ dot.defvjp(_dot_forward, _dot_backward)
 
 
 def rounded(x: Float[Array, '...'], cfg: LMConfig) -> Float[Array, '...']:
-  """What projections read: in cfg.dtype on TPU, elsewhere as it is.
+  """The input of projections: in cfg.dtype on TPU, elsewhere as it is.
 
   Devices of a `tensor` axis then send each other half the bytes, once for all
   projections that read it. A CPU's fast products have float32 results.
@@ -114,46 +115,27 @@ def rounded(x: Float[Array, '...'], cfg: LMConfig) -> Float[Array, '...']:
   return x.astype(cfg.dtype) if on_tpu else x
 
 
-def rms_norm(
-    x: Float[Array, '*l d'], scale: Float[Array, ' d'], *, eps: float
-) -> Float[Array, '*l d']:
-  """x / sqrt(mean(x^2) + eps) * scale (Zhang and Sennrich 2019, Eq. 4)."""
-  x = x.astype(jnp.float32)
-  mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
-  normed = x * jax.lax.rsqrt(mean_square + eps)
-  return normed * scale.reshape((1,) * (x.ndim - 1) + (-1,))
-
-
-def layer_norm(
-    x: Float[Array, '*l d'],
-    scale: Float[Array, ' d'],
-    bias: Float[Array, ' d'],
-    *,
-    eps: float,
-) -> Float[Array, '*l d']:
-  """(x - mean(x)) / sqrt(var(x) + eps) * scale + bias (Ba et al. 2016)."""
-  x = x.astype(jnp.float32)
-  x = x - jnp.mean(x, axis=-1, keepdims=True)
-  variance = jnp.mean(x * x, axis=-1, keepdims=True)
-  row = lambda a: a.reshape((1,) * (x.ndim - 1) + (-1,))
-  return x * jax.lax.rsqrt(variance + eps) * row(scale) + row(bias)
-
-
 def norm(
     params: Params, x: Float[Array, '*l d'], cfg: LMConfig
 ) -> Float[Array, '*l d']:
   """The norm that cfg.norm names, with params {'scale', 'bias' if it has one}.
 
   rms:        x / sqrt(mean(x^2) + eps) * scale
+              (Zhang and Sennrich 2019, Eq. 4)
   rms_offset: the same with 1 + scale
-  layer:      see layer_norm
+  layer:      (x - mean(x)) / sqrt(var(x) + eps) * scale + bias
+              (Ba et al. 2016)
   """
+  row = lambda a: a.reshape((1,) * (x.ndim - 1) + (-1,))
   scale = params['scale']
-  if cfg.norm == 'layer':
-    return layer_norm(x, scale, params['bias'], eps=cfg.norm_eps)
   if cfg.norm == 'rms_offset':
     scale = 1.0 + scale.astype(jnp.float32)
-  return rms_norm(x, scale, eps=cfg.norm_eps)
+  x = x.astype(jnp.float32)
+  if cfg.norm == 'layer':
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+  mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
+  normed = x * jax.lax.rsqrt(mean_square + cfg.norm_eps) * row(scale)
+  return normed + row(params['bias']) if cfg.norm == 'layer' else normed
 
 
 def rotation(
@@ -235,9 +217,7 @@ def _fan_in(num_axes: int, gain: float = 1.0):
   """Normal initializer with std gain / sqrt(product of the first axes)."""
 
   def init(key, shape, dtype=jnp.float32):
-    fan_in = 1
-    for size in shape[:num_axes]:
-      fan_in *= size
+    fan_in = math.prod(shape[:num_axes])
     return jax.random.normal(key, shape, dtype) * gain * fan_in**-0.5
 
   return init
@@ -278,7 +258,7 @@ class Linear(nn.Module):
     dtype = self.cfg.dtype
     kernel = self.param('kernel', _fan_in(self.num_in, self.gain), self.shape)
     out_shape = self.shape[self.num_in :]
-    fan_in = kernel.size // max(1, _product(out_shape))
+    fan_in = kernel.size // max(1, math.prod(out_shape))
     batch = x.shape[: x.ndim - self.num_in]
     x = x.reshape(batch + (fan_in,))
     out = dot(x, kernel.reshape(fan_in, -1), dtype)
@@ -290,13 +270,6 @@ class Linear(nn.Module):
       bias = self.param('bias', nn.initializers.zeros, out_shape)
       out = out + bias.reshape((1,) * len(batch) + out_shape)
     return out
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-  result = 1
-  for size in sizes:
-    result *= size
-  return result
 
 
 class Attention(nn.Module):

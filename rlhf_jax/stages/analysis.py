@@ -1,4 +1,4 @@
-"""Why methods differ, measured in the world: one seed's tables of questions.
+"""The tables of one seed that say why methods differ, measured in the world.
 
   diagnostics.csv           where each utility is steep, and where it saturates
   calibration.csv           reliability curves, of rewards and of their product
@@ -25,7 +25,7 @@ from rlhf_jax.evaluation import diagnostics, independence, schema
 from rlhf_jax.exact import enumerated, tilted
 from rlhf_jax.measure import spaces
 from rlhf_jax.rewards import references as references_lib
-from rlhf_jax.study import fields, folders
+from rlhf_jax.study import configs, fields, folders, reward_data
 from rlhf_jax.types import Progress
 
 FIELDS = fields.FIELDS['analysis']
@@ -46,7 +46,8 @@ def run(
   )
   progress(1, total)
   for done, name in enumerate(config.properties):
-    study = spaces.Listed(config, workdir, name)
+    of_property = configs.with_overrides(config, {'evaluate.property': name})
+    study = spaces.Listed(of_property, workdir)
     rows['diagnostics'] += diagnose(study)
     if name == config.analysis.property:
       judged = Pair(study)
@@ -128,15 +129,10 @@ def calibration(
   curves, summaries = [], []
   for role in ('reward_model', *config.judges):
     for reward in config.rewards:
-      if role == 'reward_model' and (
-          config.scorers.get(reward, 'learned') != 'learned'
-      ):
+      if role == 'reward_model' and not configs.is_learned(config, reward):
         continue
-      path = os.path.join(
-          workdir, folders.reward_model(config, reward, role), 'results.json'
-      )
-      kinds = files.read_json(path, 'reward_model')['calibration']['kinds']
-      for kind, found in kinds.items():
+      results = reward_data.results(config, workdir, reward, role)
+      for kind, found in results['calibration']['kinds'].items():
         head = (config.seed, reward, role, kind)
         columns = schema.COLUMNS['calibration_summary'][len(head) :]
         summaries.append((*head, *(found[name] for name in columns)))
@@ -162,11 +158,6 @@ class Pair:
   def __init__(self, study: spaces.Listed):
     self._study, self._config = study, study.config.analysis
     self._ids = study.prompts.eval_ids
-    if len(study.rewards) != 2:
-      raise ValueError(
-          f'analysis.property is {study.property}, of {len(study.rewards)}'
-          ' rewards; the dependence of judgements is measured for two.'
-      )
     # The bar of gold is set by the same policy that sets r_ref.
     self._bar = {'ref_logprobs': study.tables['sft']}
     references = study.references(self._config.method)

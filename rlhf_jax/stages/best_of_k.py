@@ -32,14 +32,11 @@ def run(
   """
   out = os.path.join(workdir, folder(config))
   c = config.best_of_k
-  space = spaces.Listed(config, workdir, config.evaluate.property)
+  space = spaces.Listed(config, workdir)
   tokenizer = tokenizers.make_tokenizer(config)
   held_out = space.prompts.eval_ids
 
   # The samples, as indices of responses, and their rewards.
-  drawn = np.zeros((len(held_out), c.num_samples), np.int64)
-  scores = {r: np.zeros(drawn.shape, np.float32) for r in space.rewards}
-  start = 0
   batches = samples.sample_sft(
       config,
       workdir,
@@ -48,14 +45,18 @@ def run(
       stream=samples.Stream.SFT,
       progress=progress,
   )
+  indices, rewards = [], []
   for ids, rollout, found in batches:
-    rows = slice(start, start + len(ids))
-    drawn[rows] = scorers.response_indices(
+    index = scorers.response_indices(
         rollout.response_tokens, rollout.response_mask, tokenizer
-    ).reshape(len(ids), -1)
-    for name in space.rewards:
-      scores[name][rows] = found[name]
-    start += len(ids)
+    )
+    indices.append(index.reshape(len(ids), -1))
+    rewards.append(found)
+  drawn = np.concatenate(indices)
+  scores = {
+      name: np.concatenate([found[name] for found in rewards])
+      for name in space.rewards
+  }
 
   # Every k of every method: its numbers among the samples, its KL among all.
   features = space.features.of_samples(drawn)

@@ -1,4 +1,4 @@
-"""From any source to one layout of files, which all later stages read.
+"""The data of any source in one layout of files, which later stages read.
 
   prompts.json                          prompts, which are held out, and of text the
                                         reward (kind) whose comparisons have them

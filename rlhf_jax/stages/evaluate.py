@@ -1,4 +1,4 @@
-"""Measuring policies of one property: SFT, optima, best-of-k, trained.
+"""The measures of policies of one property: SFT, optima, best-of-k, trained.
 
 Writes one file a table (see `schema.EVALUATE`), of this seed and property; the figures
 stage joins them. Judging happens on held-out prompts; how much of the

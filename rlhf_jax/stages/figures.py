@@ -17,7 +17,7 @@ from rlhf_jax.figures import data, make
 from rlhf_jax.figures import names as names_lib
 from rlhf_jax.report import report
 from rlhf_jax.rewards import references, transforms
-from rlhf_jax.study import configs, fields, folders
+from rlhf_jax.study import configs, fields, folders, reward_data
 from rlhf_jax.types import Progress
 
 FIELDS = fields.FIELDS['figures']
@@ -146,16 +146,12 @@ def reward_model_table(
     for seed in config.seeds:
       at = configs.with_overrides(own, {'seed': seed})
       for reward in own.rewards:
-        if own.scorers.get(reward, 'learned') != 'learned':
+        if not configs.is_learned(own, reward):
           continue
-        folder = folders.reward_model(at, reward, 'reward_model')
-        path = os.path.join(workdir, folder, 'results.json')
-        found = files.read_json(path, 'reward_model')
+        found = reward_data.results(at, workdir, reward, 'reward_model')
         row = {'regime': regime or 'default', 'seed': seed, 'reward': reward}
-        row |= found['test'] | {
-            'temperature': found['calibration']['temperature']
-        }
-        rows.append(row)
+        temperature = found['calibration']['temperature']
+        rows.append(row | found['test'] | {'temperature': temperature})
   return pd.DataFrame(rows)
 
 

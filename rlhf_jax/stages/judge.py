@@ -1,11 +1,10 @@
-"""Asking a language model whether a policy's responses beat the SFT policy's.
+"""The stage that asks a language model whether a policy beats the SFT policy.
 
 It is asked in both orders, in its own chat form, and answers by the probability of
 the letter of its choice. The k-th sample of the policy meets the k-th of the SFT
-policy; what it is asked is a question a reward: evaluation/judge.py.
+policy; what it is asked is a question a reward: evaluation/pairwise.py.
 """
 
-import functools
 import os
 
 import ml_collections
@@ -31,23 +30,7 @@ from rlhf_jax.types import Progress
 FIELDS = fields.FIELDS['judge']
 folder = folders.judge
 narrowed = fields.policy
-
-
-def _question_ids(tokenizer, max_tokens: int, text: str) -> list[int]:
-  """The ids of a question, as what a user says.
-
-  One token more than the judge reads are kept, so that a longer one can be told.
-  """
-  turns = [{'role': 'user', 'content': text}]
-  return list(tokenizer.encode_turns(turns, max_tokens=max_tokens + 1).ids)
-
-
-def _fits(encode, max_tokens: int, pair: judge_lib.Pair) -> bool:
-  """Whether the judge can read the whole question, in either order."""
-  template = judge_lib.get(pair.template)
-  orders = (pair.first, pair.second), (pair.second, pair.first)
-  texts = [judge_lib.render(template, pair.prompt, *shown) for shown in orders]
-  return max(len(encode(text)) for text in texts) <= max_tokens
+_PAIRS_AT_ONCE = 96  # between reports of progress
 
 
 def run(
@@ -55,7 +38,7 @@ def run(
 ) -> None:
   """Writes verdicts.csv: a row a pair, on each reward of the property.
 
-  As evaluation/judge.py's `Verdicts`, of the policy as `first`, with the lengths
+  As evaluation/pairwise.py's `Verdicts`, of the policy as `first`, with the lengths
   of both in words. report.json counts what was asked and left out: pairs whose
   question is longer than judge.max_tokens.
   """
@@ -69,7 +52,18 @@ def run(
       )
       for of in ('policy', 'sft')
   )
-  encode = functools.partial(_question_ids, tokenizer, c.max_tokens)
+
+  def encode(question):
+    # One token more than the judge reads, so that a longer one can be told.
+    turns = [{'role': 'user', 'content': question}]
+    return list(tokenizer.encode_turns(turns, max_tokens=c.max_tokens + 1).ids)
+
+  def fits(pair):  # in either order
+    template = judge_lib.get(pair.template)
+    orders = (pair.first, pair.second), (pair.second, pair.first)
+    texts = [judge_lib.render(template, pair.prompt, *o) for o in orders]
+    return max(len(encode(text)) for text in texts) <= c.max_tokens
+
   pairs, rows, left_out = [], [], 0
   for reward in config.properties[config.policy.property]:
     for x, i in enumerate(prompts.eval_ids):
@@ -80,7 +74,7 @@ def run(
             second=theirs[x, k],
             template=reward,
         )
-        if not _fits(encode, c.max_tokens, pair):
+        if not fits(pair):
           left_out += 1
           continue
         pairs.append(pair)
@@ -121,6 +115,3 @@ def run(
       os.path.join(out, 'report.json'),
       {'pairs': len(pairs), 'left_out': left_out, 'asked': asked},
   )
-
-
-_PAIRS_AT_ONCE = 96  # between reports of progress

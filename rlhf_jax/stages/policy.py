@@ -1,4 +1,4 @@
-"""Aligning one policy by one learner under one utility and one kl_coef.
+"""The stage that aligns one policy by one learner, utility and kl_coef.
 
 Three jitted programs make a step: `rollout`, `reward` (one for all reward models
 of a shape) and `update`. What a sweep varies (kl_coef, references, reward-model

@@ -29,6 +29,7 @@ from rlhf_jax.study import (
     folders,
     models,
     parameters,
+    reward_data,
     scorers,
     tokenizers,
 )
@@ -88,16 +89,12 @@ class Prepared:
   def need(self, name: str, reward: str, how: dict) -> Float[np.ndarray, ' x']:
     """One of references_lib.NEEDS, under a specification."""
     if name == 'canned':
-      return self._canned(reward, how['canned'][reward])
+      ids = np.arange(len(self.prompts.texts))
+      texts = [how['canned'][reward]] * len(ids)
+      return response_rewards(self.config, self.workdir, reward, ids, texts)
     if name == 'learned':
       return self._learned(reward, how['q'])
     return self._dataset[reward]
-
-  def _canned(self, reward, text):
-    ids = np.arange(len(self.prompts.texts))
-    return response_rewards(
-        self.config, self.workdir, reward, ids, [text] * len(ids)
-    )
 
   @functools.cached_property
   def _dataset(self):
@@ -149,9 +146,7 @@ class Prepared:
 def _first_demonstrations(config, workdir, name) -> dict[str, str]:
   """The first demonstration of each prompt that fits the response array."""
   tokenizer = tokenizers.make_tokenizer(config)
-  path = os.path.join(
-      os.path.join(workdir, folders.data(config)), f'{name}.jsonl'
-  )
+  path = os.path.join(workdir, folders.data(config), f'{name}.jsonl')
   found = {}
   for row in files.read_rows(path, 'data'):
     if row['prompt'] not in found:
@@ -243,15 +238,11 @@ def _curve(config, workdir, reward) -> dict[str, np.ndarray]:
 
   The knots are scaled as the reward is.
   """
-  learned = config.scorers.get(reward, 'learned') == 'learned'
+  learned = configs.is_learned(config, reward)
   if config.reward_model.calibration != 'isotonic' or not learned:
     return {}
-  path = os.path.join(
-      workdir,
-      folders.reward_model(config, reward, 'reward_model'),
-      'results.json',
-  )
-  found = files.read_json(path, 'reward_model')['calibration']
+  results = reward_data.results(config, workdir, reward, 'reward_model')
+  found = results['calibration']
   scale = config.reward_scales.get(reward, 1.0)
   return {
       'knots': scale * np.array(found['knots'], np.float32),
@@ -279,6 +270,8 @@ def run(
   samples = {
       r: np.zeros((len(ids), num_samples), np.float32) for r in config.rewards
   }
+  # Sampling text takes minutes, so that its batches are kept.
+  listed = configs.responses_are_listed(config)
   batches = samples_lib.sample_sft(
       config,
       workdir,
@@ -286,7 +279,7 @@ def run(
       num_samples=num_samples,
       stream=Stream.REFERENCES,
       progress=progress,
-      kept=_kept(config, out),
+      kept='' if listed else os.path.join(out, 'batches'),
   )
   for rows, _, scores in batches:
     for name, score in scores.items():
@@ -319,15 +312,6 @@ def run(
           'specs': specs,
           **prepared.record,
       },
-  )
-
-
-def _kept(config, out: str) -> str:
-  """The folder that keeps batches of text, whose sampling takes minutes."""
-  return (
-      ''
-      if configs.responses_are_listed(config)
-      else os.path.join(out, 'batches')
   )
 
 

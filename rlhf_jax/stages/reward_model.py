@@ -1,4 +1,4 @@
-"""Learning one reward model, or one held-out evaluator, from what people said.
+"""The stage that learns one reward model, or one held-out evaluator.
 
 All are this stage: they differ in the part of the data they see, which
 `reward_model.role` names, and the second evaluator in its read-out as well. What
@@ -13,7 +13,6 @@ import os
 from absl import logging
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
 import ml_collections
 import numpy as np
 import optax
@@ -119,14 +118,6 @@ def make_pair_rewards(reward_fn):
   return functools.partial(learner.pair_rewards, reward_fn)
 
 
-def _margins(score, params, pairs: PreferenceBatch, batch_size: int):
-  """r(x, y+) - r(x, y-) of every pair, [b]."""
-  chosen, rejected = batching.map_rows(
-      functools.partial(score, params), pairs, size=batch_size
-  )
-  return chosen - rejected
-
-
 def calibrate(fitted: np.ndarray, measured: np.ndarray) -> dict:
   """Calibration metrics of held-out margins: raw, over T, and by a curve.
 
@@ -193,7 +184,7 @@ def evaluate(margins: np.ndarray, pairs: PreferenceBatch) -> dict:
 
 
 def _divided(params, temperature: float, where: str):
-  """The same model with its reward divided by T."""
+  """`params` of the model whose reward is divided by T."""
   if not _LEAST_T < temperature < _MOST_T:
     logging.warning(
         '%s: the temperature fitted to held-out pairs ran off to %g: the model'
@@ -213,7 +204,7 @@ def initial(config: ml_collections.ConfigDict, workdir: str, key):
   c = config.reward_model
   lm_cfg = models.model_config(config, 'reward_model')
   if not c.init:
-    params = heads.init_scalar(key, lm_cfg, zero_head=False)
+    params = heads.init_scalar(key, lm_cfg)
   else:
     found = parameters.load_reward_init(config, workdir)
     if 'trunk' in found:  # a reward model already
@@ -271,18 +262,18 @@ def _train(config, workdir, out, key, rows, link, progress):
       preemption.leave(f'{out} has a checkpoint of step {step + 1}')
   writer.close()
   params = adapters.combine(state.params, frozen)
-  margins = lambda split, pairs: _margins(score, params, pairs, 2 * batch_size)
+
+  def margins(split, pairs):
+    del split
+    chosen, rejected = batching.map_rows(
+        functools.partial(score, params), pairs, size=2 * batch_size
+    )
+    return chosen - rejected
+
   return state.params, margins
 
 
-def _train_probe(
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    out: str,
-    key: Key[Array, ''],
-    pairs: PreferenceBatch,
-    progress: Progress,
-):
+def _train_probe(config, workdir, out, key, pairs, progress):
   """Fits the probe; writes metrics.jsonl, a line an epoch.
 
   Returns:
@@ -323,13 +314,8 @@ def _train_probe(
     }
     return rewards['chosen'] - rewards['rejected']
 
-  params = {
-      'mean': fitted.mean,
-      'scale': fitted.scale,
-      'head': fitted.head,
-      'link': {},
-  }
-  return params, margins
+  parts = {'mean': fitted.mean, 'scale': fitted.scale, 'head': fitted.head}
+  return parts | {'link': {}}, margins
 
 
 def run(
@@ -348,12 +334,8 @@ def run(
   out = os.path.join(workdir, folder(config))
   link = checks.link_of(config)
   origin.record(config, workdir, out, 'reward_model')
-  load = (
-      reward_data.load_ratings
-      if link.data == 'ratings'
-      else reward_data.load_pairs
-  )
-  rows, counts = load(config, workdir, 'train')
+  kind = 'ratings' if link.data == 'ratings' else 'comparisons'
+  rows, counts = reward_data.load(config, workdir, 'train', kind)
   # Every reward and role starts from weights of its own.
   key = jax.random.key(config.seed)
   key = jax.random.fold_in(key, config.rewards.index(c.reward))
@@ -365,7 +347,7 @@ def run(
 
   margins, pairs = {}, None
   for split in ('calibration', 'test'):
-    pairs, _ = reward_data.load_pairs(config, workdir, split)
+    pairs, _ = reward_data.load(config, workdir, split)
     if pairs.tied is not None:  # which is the first of them says nothing
       pairs = jax.tree.map(lambda x, kept=~pairs.tied: x[kept], pairs)
     margins[split] = margins_of(split, pairs)

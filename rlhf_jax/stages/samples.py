@@ -28,6 +28,7 @@ from rlhf_jax.types import Progress
 FIELDS = fields.FIELDS['samples']
 folder = folders.samples
 narrowed = fields.samples
+_CHUNK_SIZE = 512  # tokens whose scores exist at a time
 
 
 def make_kl(lm_cfg, sampling, chunk_size):
@@ -113,6 +114,3 @@ def run(
   arrays = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
   path = os.path.join(workdir, folder(config), 'samples.npz')
   files.write_arrays(path, arrays)
-
-
-_CHUNK_SIZE = 512  # tokens whose scores exist at a time

@@ -102,7 +102,10 @@ def initial(config: ml_collections.ConfigDict):
   """(trained, frozen) parameters at step 0, and the model's shape."""
   c, key = config.sft, jax.random.key(config.seed)
   lm_cfg = models.model_config(config, 'sft')
-  params = models.load_lm(c)[0] if c.init else lm.init(key, lm_cfg)
+  if c.init:
+    params = models.load(c.init, param_dtype=c.param_dtype)
+  else:
+    params = lm.init(key, lm_cfg)
   params = trainable.prepare(key, params, c.train)
   return *trainable.split(params, c.train), lm_cfg
 

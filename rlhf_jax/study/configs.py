@@ -95,7 +95,7 @@ def restricted(
 def own_config(
     stage: types.ModuleType, config: ml_collections.ConfigDict
 ) -> ml_collections.ConfigDict:
-  """What `stage` may read of `config`: all that its result depends on.
+  """The part of `config` that `stage` may read: all that its result depends on.
 
   Its FIELDS, less what its function `narrowed` takes out, if it has one.
   """
@@ -108,13 +108,18 @@ def responses_are_listed(config: ml_collections.ConfigDict) -> bool:
   return config.data.source == 'world'
 
 
+def is_learned(config: ml_collections.ConfigDict, reward: str) -> bool:
+  """Tells whether a reward model scores a reward, and not a rule or gold."""
+  return config.scorers.get(reward, 'learned') == 'learned'
+
+
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """`config` as JSON would give it back."""
   return json.loads(json.dumps(config.to_dict(), sort_keys=True))
 
 
 def record(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """What decides a result: `config`, and the source of modules that it names.
+  """The JSON that decides a result: `config`, and the modules that it names.
 
   A module of a project is named by MODULE:NAME, or in property_modules.
   """

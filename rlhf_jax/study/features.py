@@ -48,11 +48,7 @@ def pair_features(
 def features_of(
     reward_fn: reward_functions.RewardFunction,
     base: Params,
-    prompt_tokens: np.ndarray,
-    prompt_mask: np.ndarray,
-    tokens: np.ndarray,
-    mask: np.ndarray,
-    *,
+    *tokens: np.ndarray,
     batch_size: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
@@ -60,9 +56,12 @@ def features_of(
 
   Columns that are padding in all rows of a batch are left out, to a multiple of
   `_WIDTH`, so that few programs serve all batches. Rows keep their order.
+
+  Args:
+    *tokens: prompt tokens and mask, response tokens and mask.
   """
   fn = programs.jit(make_features, reward_fn)
-  arrays = [np.asarray(a) for a in (prompt_tokens, prompt_mask, tokens, mask)]
+  arrays = [np.asarray(a) for a in tokens]
   widths = [_widths(arrays[1]), _widths(arrays[3])]
   order = np.lexsort((*widths, widths[0] + widths[1]))
   found, num = None, len(order)

@@ -76,7 +76,7 @@ def data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def starts_from_sft(config: ml_collections.ConfigDict) -> bool:
-  """Whether reward models are made on the SFT policy."""
+  """Tells whether reward models are made on the SFT policy."""
   return config.reward_model.init == 'sft'
 
 

@@ -46,7 +46,7 @@ def shape_of(init: str) -> LMConfig:
 
 
 def is_scalar(init: str) -> bool:
-  """Whether a checkpoint has a score in place of an unembedding."""
+  """Tells whether a checkpoint has a score in place of an unembedding."""
   path = os.path.join(init, 'config.json')
   return hf_config.is_scalar(hf_config.read_config(init), path)
 
@@ -108,15 +108,3 @@ def model_config(config: ml_collections.ConfigDict, name: str) -> LMConfig:
   return dataclasses.replace(
       cfg, lora_scale=trainable.lora_scale(section.train)
   )
-
-
-def load_lm(
-    section: ml_collections.ConfigDict,
-) -> tuple[Params, LMConfig]:
-  """The checkpoint that the section's `init` names, and its shape.
-
-  With the section's own NUMBERS.
-  """
-  params = load(section.init, param_dtype=section.param_dtype)
-  cfg = shape_of(section.init)
-  return params, with_numbers(cfg, section)

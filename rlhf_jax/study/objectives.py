@@ -10,7 +10,7 @@ from rlhf_jax import files
 from rlhf_jax.rewards import links
 from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.rewards import references as references_lib
-from rlhf_jax.study import folders, parameters
+from rlhf_jax.study import configs, folders, parameters
 from rlhf_jax.study.configs import registered
 from rlhf_jax.study.errors import ConfigError
 
@@ -48,7 +48,7 @@ def make_objective(
     method: str,
     workdir: str | None = None,
 ) -> objective_lib.Objective:
-  """How a named method turns the rewards of a property into a utility.
+  """The utility of a named method, of the rewards of a property.
 
   With a `workdir`, the numbers of a link that were learned with its reward model
   (its thresholds, its noise) are the options of the link's own transform.
@@ -81,7 +81,7 @@ def make_objective(
 
 def _learned_options(config, workdir, reward, transform) -> dict[str, float]:
   link = links.get(registered(config.reward_model.link))
-  learned = config.scorers.get(reward, 'learned') == 'learned'
+  learned = configs.is_learned(config, reward)
   if not (learned and link.num_parameters and link.utility == transform):
     return {}
   params = parameters.load_reward_params(

@@ -45,14 +45,6 @@ def _digest(stats):
   return whole.hexdigest()
 
 
-def record_base(folder: str, init: str, found: str) -> None:
-  """Writes base.json; a folder that has one of another base is refused."""
-  path = os.path.join(folder, 'base.json')
-  if os.path.exists(path):
-    check_base(folder, init, found)
-  files.write_json(path, {'init': init, 'digest': found})
-
-
 def check_base(folder: str, init: str, found: str) -> None:
   """Raises WorkdirError unless `folder` was trained from the base `found`."""
   path = os.path.join(folder, 'base.json')
@@ -68,7 +60,7 @@ def check_base(folder: str, init: str, found: str) -> None:
 
 
 def sft_digest(config: ml_collections.ConfigDict, workdir: str) -> str:
-  """What decides the parameters of the reference policy."""
+  """A hash of all that decides the parameters of the reference policy."""
   none = config.sft.train.how == 'none'
   file = 'base.json' if none else 'params.digest.json'
   path = os.path.join(workdir, folders.sft(config), file)
@@ -77,7 +69,7 @@ def sft_digest(config: ml_collections.ConfigDict, workdir: str) -> str:
 
 
 def base_digest(config: ml_collections.ConfigDict, workdir: str, name: str):
-  """What decides the base of sft or reward_model; '' for random weights."""
+  """A hash of the base of sft or reward_model; '' for random weights."""
   init = config[name].init
   if init == 'sft':
     return sft_digest(config, workdir)
@@ -98,7 +90,10 @@ def record(
       text_format.of(tokenizer).to_json(),
   )
   if found := base_digest(config, workdir, name):
-    record_base(folder, config[name].init, found)
+    init, path = config[name].init, os.path.join(folder, 'base.json')
+    if os.path.exists(path):
+      check_base(folder, init, found)
+    files.write_json(path, {'init': init, 'digest': found})
 
 
 def check(config, workdir, folder, name):

@@ -31,7 +31,8 @@ def load_reward_init(config: ml_collections.ConfigDict, workdir: str) -> Params:
   """
   if config.reward_model.init == 'sft':
     return load_sft_params(config, workdir)
-  return models.load_lm(config.reward_model)[0]
+  c = config.reward_model
+  return models.load(c.init, param_dtype=c.param_dtype)
 
 
 def load_reward_params(

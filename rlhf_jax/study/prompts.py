@@ -55,7 +55,7 @@ def move_ids(tokenizer) -> tuple[int, ...]:
 def sampling_config(
     config: ml_collections.ConfigDict, tokenizer, *, temperature: float
 ) -> SamplingConfig:
-  """What can be drawn as a response.
+  """The tokens that can be drawn as a response, and the temperature.
 
   In the world: one to max_moves moves, then EOS, and no other token; in text,
   any token that is text, until EOS or the array is full.
@@ -82,7 +82,7 @@ def sampling_config(
 def policy_sampling(
     config: ml_collections.ConfigDict, tokenizer
 ) -> SamplingConfig:
-  """How policies draw responses: `config.sampling`, which learners share."""
+  """The sampling of policies: `config.sampling`, which learners share."""
   c = config.sampling
   found = sampling_config(config, tokenizer, temperature=c.temperature)
   length = c.max_tokens or found.num_tokens

@@ -1,4 +1,4 @@
-"""What a reward model is learned from and tested on, encoded."""
+"""The rows that a reward model learns from, encoded, and the results it left."""
 
 import os
 
@@ -11,17 +11,24 @@ from rlhf_jax.data.text import ratings as ratings_lib
 from rlhf_jax.study import folders, tokenizers
 from rlhf_jax.types import PreferenceBatch, RatingBatch
 
+_KINDS = {
+    'comparisons': (preferences.read_jsonl, batching.encode_comparisons),
+    'ratings': (ratings_lib.read_jsonl, batching.encode_ratings),
+}
 
-def _load(config, workdir, split, *, what, read, encode):
-  """The encoded rows of this reward, role and split in the folder `what`."""
+
+def load(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    split: str,
+    kind: str = 'comparisons',
+) -> tuple[PreferenceBatch | RatingBatch, dict[str, int]]:
+  """The comparisons or ratings of the config's reward and role, and counts."""
   c = config.reward_model
-  path = os.path.join(
-      workdir,
-      folders.data(config),
-      what,
-      f'{c.reward}.{c.role}.{split}.jsonl',
-  )
+  name = f'{c.reward}.{c.role}.{split}.jsonl'
+  path = os.path.join(workdir, folders.data(config), kind, name)
   files.require(path, 'data')
+  read, encode = _KINDS[kind]
   rows, _ = read(path, max_bad_fraction=config.data.max_bad_fraction)
   arrays, counts = encode(
       rows,
@@ -33,29 +40,10 @@ def _load(config, workdir, split, *, what, read, encode):
   return arrays, counts.summary()
 
 
-def load_pairs(
-    config: ml_collections.ConfigDict, workdir: str, split: str
-) -> tuple[PreferenceBatch, dict]:
-  """The encoded comparisons of this reward and role."""
-  return _load(
-      config,
-      workdir,
-      split,
-      what='comparisons',
-      read=preferences.read_jsonl,
-      encode=batching.encode_comparisons,
-  )
-
-
-def load_ratings(
-    config: ml_collections.ConfigDict, workdir: str, split: str
-) -> tuple[RatingBatch, dict]:
-  """The encoded ratings of this reward and role."""
-  return _load(
-      config,
-      workdir,
-      split,
-      what='ratings',
-      read=ratings_lib.read_jsonl,
-      encode=batching.encode_ratings,
-  )
+def results(
+    config: ml_collections.ConfigDict, workdir: str, reward: str, role: str
+) -> dict:
+  """The results.json of a reward model or evaluator."""
+  folder = folders.reward_model(config, reward, role)
+  path = os.path.join(workdir, folder, 'results.json')
+  return files.read_json(path, 'reward_model')

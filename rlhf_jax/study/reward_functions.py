@@ -34,7 +34,7 @@ class RewardFunction:
     return probe.score(probe_of(params), self.features(params, *tokens))
 
   def features(self, params: Params, *tokens: Array) -> Float[Array, 'b d']:
-    """What a probe scores: states of params['trunk']."""
+    """The states of params['trunk'] that a probe scores."""
     return probe.features(
         params['trunk'],
         *tokens,
@@ -50,15 +50,15 @@ def probe_of(params: Params) -> probe.Probe:
 
 
 def is_probe(config: ml_collections.ConfigDict) -> bool:
-  """Whether reward models are heads on frozen states."""
+  """Tells whether reward models are heads on frozen states."""
   return config.reward_model.train.how == 'probe'
 
 
 def of(config: ml_collections.ConfigDict, role: str) -> RewardFunction:
-  """How the reward models of a role score."""
-  train = config.reward_model.train
-  lm_cfg = models.model_config(config, 'reward_model')
-  if train.how == 'probe':
+  """The reward function of the reward models of a role."""
+  c = config.reward_model
+  train, lm_cfg = c.train, models.model_config(config, 'reward_model')
+  if is_probe(config):
     name = 'layer'
     if role != 'reward_model' and train.evaluator_layer:
       name = 'evaluator_layer'
@@ -70,10 +70,6 @@ def of(config: ml_collections.ConfigDict, role: str) -> RewardFunction:
     return RewardFunction(
         lm_cfg=lm_cfg, readout='', layer=train[name], pooling=train.pooling
     )
-  return RewardFunction(lm_cfg=lm_cfg, readout=_readout(config, role))
-
-
-def _readout(config: ml_collections.ConfigDict, role: str) -> str:
-  """How a reward model of this role reads its states out."""
-  c = config.reward_model
-  return c.second_readout if role == 'second_evaluator' else c.readout
+  second = role == 'second_evaluator'
+  readout = c.second_readout if second else c.readout
+  return RewardFunction(lm_cfg=lm_cfg, readout=readout)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import enum
 import functools
 import os
+from typing import Any
 
 import jax
 from jaxtyping import Array
@@ -62,28 +63,16 @@ def sample_sft(
     config: ml_collections.ConfigDict,
     workdir: str,
     prompt_ids: np.ndarray,
-    *,
-    num_samples: int,
-    stream: Stream,
-    progress: Progress = lambda done, total: None,
-    kept: str = '',
+    **options: Any,
 ) -> Iterator[tuple[np.ndarray, Rollout, dict[str, np.ndarray]]]:
-  """Yields SFT responses to `prompt_ids`, `num_samples` each, and their rewards.
+  """Yields SFT responses to `prompt_ids`, with the rewards as their scores.
 
-  Like `sample_policy`, with the rewards of the reward models as scores.
+  Options and what is yielded are those of `sample_policy`.
   """
   params = parameters.load_sft_params(config, workdir)
   score = scorers.load_all(config, workdir, tuple(config.rewards))
   yield from sample_policy(
-      config,
-      workdir,
-      params,
-      prompt_ids,
-      score,
-      num_samples=num_samples,
-      stream=stream,
-      progress=progress,
-      kept=kept,
+      config, workdir, params, prompt_ids, score, **options
   )
 
 

@@ -1,4 +1,4 @@
-"""r(x, y) of every reward, whatever it is that scores it.
+"""The scorers r(x, y) of rewards, learned or not.
 
 A reward is learned from comparisons, known (gold, in the world), or given by a
 rule. Learners, references and tables see one function of prompts and responses.
@@ -51,7 +51,7 @@ def make_rule(name: str):
 def how_scored(
     config: ml_collections.ConfigDict, reward: str, role: str
 ) -> tuple[str, np.float32]:
-  """What scores a reward, and a factor on it; evaluators are always learned."""
+  """The scorer of a reward, and a factor on it; evaluators are always learned."""
   if role != 'reward_model':
     return 'learned', np.float32(1.0)
   how = config.scorers.get(reward, 'learned')
@@ -68,7 +68,7 @@ def gold_table(config: ml_collections.ConfigDict, reward: str) -> np.ndarray:
 
 
 def response_indices(tokens, mask, tokenizer) -> np.ndarray:
-  """Where each response [b t] stands among all responses of the world."""
+  """The index of each response [b t] among all responses of the world."""
   first = prompts_lib.move_ids(tokenizer)[0]
   moves = np.where(mask & (tokens != tokenizer.eos_id), tokens - first, -1)
   return rules.response_index(moves)

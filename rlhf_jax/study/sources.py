@@ -20,7 +20,7 @@ import ml_collections
 
 from rlhf_jax import files
 from rlhf_jax.data import tokenizer as tokenizer_lib
-from rlhf_jax.data.text import hh, hub, preferences
+from rlhf_jax.data.text import hh, preferences
 from rlhf_jax.data.text import ratings as ratings_lib
 from rlhf_jax.data.world import samples
 from rlhf_jax.data.world import world as world_lib
@@ -57,7 +57,7 @@ _world = functools.lru_cache(maxsize=2)(world_lib.make_world)
 
 
 def data_kind(config: ml_collections.ConfigDict) -> str:
-  """What the link of the reward models learns from.
+  """The kind of data that the link of the reward models learns from.
 
   One of comparisons, ties (comparisons with ties), ratings and none.
   """
@@ -65,7 +65,7 @@ def data_kind(config: ml_collections.ConfigDict) -> str:
 
 
 def roles_of(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-  """Who learns from samples of its own."""
+  """The roles, each of which learns from samples of its own."""
   return ('reward_model', *config.judges)
 
 
@@ -77,12 +77,11 @@ def _demonstration_rows(world, prompt, response) -> Iterator[dict]:
 def _write_split(out, kind, reward, role, split, rows: Sequence) -> None:
   """comparisons/ or ratings/ of one role."""
   path = os.path.join(out, kind, f'{reward}.{role}.{split}.jsonl')
-  os.makedirs(os.path.dirname(path), exist_ok=True)
   preferences.write_jsonl(rows, path)
 
 
 def _by_annotators(config, reward, rows: Iterable, where: str) -> list:
-  """Those of `rows` that the annotators of data.annotators.REWARD judged."""
+  """The `rows` that the annotators of data.annotators.REWARD judged."""
   rows = list(rows)
   wanted = tuple(config.data.annotators.get(reward, ()))
   kept = [row for row in rows if not wanted or row.annotator in wanted]
@@ -143,9 +142,9 @@ def _splits_of(what: str) -> tuple[str, ...]:
 
 
 def _world_pairs(config, world, reward, who):
-  """Comparisons for a role, or for test or calibration: nobody's pairs."""
+  """Comparisons for a role, or for test or calibration, from held-out pairs."""
   c, unseen = config.world, who in ('test', 'calibration')
-  pairs = samples.sample_comparisons_with_ties(
+  pairs = samples.sample_comparisons(
       world,
       reward,
       c.num_test_pairs if unseen else c.num_pairs,
@@ -159,7 +158,7 @@ def _world_pairs(config, world, reward, who):
 
 
 def _world_ratings(config, world, reward, who):
-  """Ratings for a role, or for test: nobody's, on held-out prompts."""
+  """Ratings for a role, or for test: those of no role, on held-out prompts."""
   c, held_out = config.world, who == 'test'
   ratings = samples.sample_ratings(
       world,
@@ -208,7 +207,7 @@ def _write_text(config, out, progress):
 
 
 def _usable(config, tokenizer, prompt: str) -> bool:
-  """Whether the tokenizer has a form for a prompt; rows of it drop later."""
+  """Tells whether the tokenizer has a form for a prompt; rows of it drop later."""
   try:
     tokenizer.encode_prompt(prompt, max_tokens=config.data.max_prompt_tokens)
   except tokenizer_lib.UnusableText:
@@ -226,7 +225,7 @@ def _read_comparisons(config, reward, out):
 
 
 def _read_ratings(config, reward):
-  """As `_read_comparisons`, of data.rating_files."""
+  """The same of ratings, from data.rating_files."""
   c = config.data
   name = c.rating_files.get(reward, '')
   if not name:
@@ -243,7 +242,7 @@ def _read_ratings(config, reward):
 
 
 def _place(config, prompt: str) -> tuple[str, str]:
-  """Whose a prompt of a text source is: (a role or alignment, train or test)."""
+  """The owner of a prompt of text, by hash: (a role or alignment, train or test)."""
   roles = roles_of(config)
   halves = {role: (1.0 - _ALIGNMENT_SHARE) / len(roles) for role in roles}
   halves['alignment'] = _ALIGNMENT_SHARE
@@ -294,8 +293,8 @@ def _read_hh(c, reward, out):
 
 
 def _read_hub(c, reward, out):
-  """The same, with files that are missing downloaded first."""
-  hub.fetch(c.path, c.files[reward], split=c.hh_split)
+  """Comparisons of HH, with files that are missing downloaded first."""
+  hh.fetch(c.path, c.files[reward], split=c.hh_split)
   return _read_hh(c, reward, out)
 
 

@@ -1,4 +1,4 @@
-"""How texts become tokens: the tokenizer that a config names."""
+"""The tokenizer that a config names."""
 
 import functools
 

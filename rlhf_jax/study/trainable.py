@@ -17,17 +17,17 @@ from rlhf_jax.types import Params
 
 
 def is_trained(train: ml_collections.ConfigDict) -> bool:
-  """Whether any part is trained; otherwise the model stays as it was read."""
+  """Tells whether any part is trained; otherwise the model stays as it was read."""
   return train.how != 'none'
 
 
 def has_adapters(train: ml_collections.ConfigDict) -> bool:
-  """Whether adapters are trained, beside layers that stay as they were read."""
+  """Tells whether adapters are trained, beside layers that stay as they were read."""
   return train.how == 'lora'
 
 
 def has_layers(train: ml_collections.ConfigDict) -> bool:
-  """Whether layers or their adapters are trained, not a probe of them alone."""
+  """Tells whether layers or their adapters are trained, not a probe of them alone."""
   return train.how != 'probe'
 
 
@@ -46,7 +46,7 @@ def lora_scale(train: ml_collections.ConfigDict) -> float:
 
 
 def shares_lower_layers(train: ml_collections.ConfigDict) -> bool:
-  """Whether `prepare` cuts a model in two: lower layers, and those trained.
+  """Tells whether `prepare` cuts a model in two: lower layers, and those trained.
 
   Models on one base are then made of one cut, which copies the lower layers.
   """

@@ -1,4 +1,4 @@
-"""Asking a judge about pairs of responses, each query once and for all.
+"""The verdicts of a judge on pairs of responses, each asked for once.
 
 Verdicts are kept in a file of lines, one appended for each answer, so that
 nothing is asked again: not by a run that was killed, not by another run, not

@@ -286,17 +286,6 @@ def test_cached_decode_equals_full_forward(scan_layers, step):
 
 
 @pytest.mark.parametrize('scan_layers', [False, True])
-def test_decode_from_an_empty_cache(scan_layers):
-  cfg = dataclasses.replace(CFG, scan_layers=scan_layers)
-  params, tokens = _params(cfg), _tokens((2, 3))
-  want = _states(params, tokens, jnp.ones((2, 3), bool), cfg)
-  cache = cache_lib.init_cache(2, cfg, num_slots=4)
-  got, cache = _decode(params, tokens, cache, cfg)
-  np.testing.assert_allclose(got, want, atol=1e-5)
-  np.testing.assert_array_equal(cache.positions, [3, 3])
-
-
-@pytest.mark.parametrize('scan_layers', [False, True])
 def test_repeated_cache_continues_each_row(scan_layers):
   cfg = dataclasses.replace(CFG, scan_layers=scan_layers)
   params = _params(cfg)

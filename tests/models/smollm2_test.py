@@ -115,7 +115,7 @@ def test_special_tokens(bare, chat):
   assert (bare.bos_id, bare.eos_ids) == (1, (2,))
   # Declared: 2, which ends a response. 16 is <empty_output>.
   assert (bare.pad_id, chat.pad_id) == (16, 16)
-  assert bare.banned_ids(49152) == (1, 16)
+  assert chat.banned_ids(49152) == (1, 16)
   assert not bare.add_bos
 
 

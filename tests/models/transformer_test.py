@@ -20,8 +20,10 @@ CFG = transformer.LMConfig(
 
 def test_rms_norm_by_hand():
   # mean of squares of (3, 4) is 12.5.
-  out = transformer.rms_norm(
-      jnp.array([[3.0, 4.0]]), jnp.array([1.0, 2.0]), eps=0.0
+  out = transformer.norm(
+      {'scale': jnp.array([1.0, 2.0])},
+      jnp.array([[3.0, 4.0]]),
+      dataclasses.replace(CFG, norm_eps=0.0),
   )
   np.testing.assert_allclose(
       out, [[3 / np.sqrt(12.5), 8 / np.sqrt(12.5)]], rtol=1e-6

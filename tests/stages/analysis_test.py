@@ -31,6 +31,7 @@ def _config(**options):
       num_responses=64,
   )
   config.analysis.update(options)
+  config.evaluate.property = 'both'
   return config
 
 
@@ -45,7 +46,7 @@ def _workdir(finished_study, tmp_path_factory):
 
 @pytest.fixture(scope='module', name='both')
 def _both(workdir):
-  return spaces.Listed(_config(), workdir, 'both')
+  return spaces.Listed(_config(), workdir)
 
 
 def _read(workdir, name):
@@ -173,7 +174,7 @@ def _pair(workdir, method):
   config.methods.warm.per_reward = config_dict.ConfigDict(
       {'harmless': {'negated': True}}
   )
-  study = spaces.Listed(config, workdir, 'both')
+  study = spaces.Listed(config, workdir)
   ids = study.prompts.eval_ids
   references = study.references(method)
   centered = {
@@ -208,7 +209,7 @@ def test_judgements_are_read_as_the_method_reads_them(workdir):
 
 def test_saturation_is_of_what_is_declared_a_log_probability(workdir):
   """Not of a utility that happens to be <= 0 everywhere."""
-  study = spaces.Listed(_config(), workdir, 'both')
+  study = spaces.Listed(_config(), workdir)
   for reward in study.rewards:
     study.tables[f'reward_model/{reward}'] -= 100.0
   assert (study.utility('raw', study.prompts.eval_ids) < 0).all()
@@ -259,12 +260,6 @@ def test_the_same_seed_gives_the_same_tables(workdir, tmp_path):
   execute.execute(analysis, _config(), path)
   for name in schema.ANALYSIS:
     pd.testing.assert_frame_equal(_read(workdir, name), _read(path, name))
-
-
-def test_one_judgement_has_no_dependence(both, workdir):
-  single = spaces.Listed(_config(property='helpful'), workdir, 'helpful')
-  with pytest.raises(ValueError, match='measured for two'):
-    analysis.Pair(single)
 
 
 def test_synthetic_table():

@@ -82,7 +82,8 @@ def test_multipliers_survive_a_kill_to_the_bit(
 
 
 def test_optimality_is_under_the_weights_at_the_end(whole):
-  made = spaces.Listed(_config(), whole, 'both')
+  config = configs.with_overrides(_config(), {'evaluate.property': 'both'})
+  made = spaces.Listed(config, whole)
   what = dict(property='both', method='lsc', learner='rloo', kl_coef=0.6)
   _, row = optimality.measure(made, what)
   ids = made.prompts.train_ids

@@ -236,7 +236,7 @@ def test_a_base_that_was_changed_is_refused(made, tmp_path, fields):
 
 def rewards_of_pairs(config, workdir):
   """Rewards of chosen and rejected responses of the training pairs."""
-  pairs, _ = reward_model.reward_data.load_pairs(config, workdir, 'train')
+  pairs, _ = reward_model.reward_data.load(config, workdir, 'train')
   params = parameters.load_reward_params(
       config, workdir, 'helpful', 'reward_model'
   )
@@ -352,7 +352,7 @@ def test_features_are_made_once(made, probed, tmp_path, monkeypatch):
   assert sorted(p.name for p in (out / 'features').iterdir()) == [
       'calibration.npz', 'test.npz', 'train.npz'
   ]  # fmt: skip
-  pairs, _ = reward_model.reward_data.load_pairs(config, workdir, 'train')
+  pairs, _ = reward_model.reward_data.load(config, workdir, 'train')
   with np.load(out / 'features/train.npz') as arrays:
     want = probe.features(
         toy.params(),

@@ -70,7 +70,7 @@ def test_the_head_over_t_is_the_reward_over_t(readout):
   lm_cfg = models.lm_config(
       config.reward_model.lm, tokenizers.make_tokenizer(config)
   )
-  params = heads.init_scalar(jax.random.key(0), lm_cfg, zero_head=False)
+  params = heads.init_scalar(jax.random.key(0), lm_cfg)
   params['head']['bias'] = jnp.asarray(0.3)
   tokens = jnp.array([[3, 4], [5, 6]])
   mask = jnp.array([[True, True], [True, False]])
@@ -167,7 +167,7 @@ def _tied_pairs():
   world = world_lib.make_world(
       0, world_lib.WorldConfig(max_moves=2, lazy_rate=0.0)
   )
-  pairs = samples.sample_comparisons_with_ties(
+  pairs = samples.sample_comparisons(
       world, 'helpful', 10_000, role='reward_model', band=0.5
   )
   ids = lambda x: jnp.asarray(x)[:, None]

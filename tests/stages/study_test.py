@@ -39,7 +39,7 @@ def both(finished_study):
   config = configs.with_overrides(
       tiny.get_config(), {'evaluate.property': 'both'}
   )
-  return spaces.Listed(config, finished_study, 'both')
+  return spaces.Listed(config, finished_study)
 
 
 def _values(rows):
@@ -235,7 +235,7 @@ def test_figures_wait_for_every_seed(finished_study, tmp_path):
 
 def _run_of(config, finished_study, learner='ppo'):
   config = configs.with_overrides(config, {'evaluate.property': 'both'})
-  study = spaces.Listed(config, finished_study, 'both')
+  study = spaces.Listed(config, finished_study)
   what = next(
       w
       for w in optimality.runs(config)
@@ -264,7 +264,10 @@ def test_shares_are_of_what_a_penalized_policy_was_trained_on(finished_study):
       scores = {k: v - 0.5 * length for k, v in scores.items()}
       utility = plain.utility_of('lsc', scores, train)
     np.testing.assert_allclose(
-        study.penalized_utility('lsc', train), utility, rtol=1e-5, atol=1e-5
+        study.utility('lsc', train, penalized=True),
+        utility,
+        rtol=1e-5,
+        atol=1e-5,
     )
     row = optimality.measure(study, what)[1]
     np.testing.assert_allclose(
@@ -298,7 +301,7 @@ def test_utilities_are_computed_once(both):
   ids = both.prompts.eval_ids
   assert both.utility('lsc', ids) is both.utility('lsc', ids)
   assert both.references('lsc') is both.references('lsc')
-  assert both.penalized_utility('lsc', ids) is both.utility('lsc', ids)
+  assert both.utility('lsc', ids, penalized=True) is both.utility('lsc', ids)
 
 
 def test_best_of_k_of_some_methods(finished_study, tmp_path):

@@ -3,14 +3,14 @@
 import pytest
 
 from rlhf_jax.study import checks, configs
-from rlhf_jax.study.checks import rules, tables
+from rlhf_jax.study.checks import rules
 from rlhf_jax.study.errors import ConfigError
 from tests.stages import tiny
 
 _BELOW = {
-    **dict.fromkeys(tables.POSITIVE, (0, 'must be > 0')),
-    **dict.fromkeys(tables.NOT_NEGATIVE, (-1, 'must be >= 0')),
-    **dict.fromkeys(tables.SHARES, (-1, r'must lie in \[0, 1\]')),
+    **dict.fromkeys(rules.POSITIVE, (0, 'must be > 0')),
+    **dict.fromkeys(rules.NOT_NEGATIVE, (-1, 'must be >= 0')),
+    **dict.fromkeys(rules.SHARES, (-1, r'must lie in \[0, 1\]')),
 }
 
 
@@ -33,7 +33,7 @@ def test_the_smallest_study_is_accepted():
 
 
 @pytest.mark.parametrize(
-    'pattern', [*_BELOW, *tables.CHOICES, *tables.NAMES, *tables.NAMES.values()]
+    'pattern', [*_BELOW, *rules.CHOICES, *rules.NAMES, *rules.NAMES.values()]
 )
 def test_every_row_names_a_field(pattern):
   assert _paths(pattern)
@@ -47,13 +47,13 @@ def test_a_number_out_of_bounds_is_refused_by_name(pattern):
     rules.check(_with(path, value))
 
 
-@pytest.mark.parametrize('path', tables.CHOICES)
+@pytest.mark.parametrize('path', rules.CHOICES)
 def test_a_choice_that_is_none_is_refused_by_name(path):
   with pytest.raises(ConfigError, match=f"^{path} is 'no'; it must be one of"):
     rules.check(_with(path, 'no'))
 
 
-@pytest.mark.parametrize('pattern', tables.NAMES)
+@pytest.mark.parametrize('pattern', rules.NAMES)
 def test_an_unknown_name_is_refused_by_name(pattern):
   config = tiny.get_config()
   *sections, name = _paths(pattern)[0].split('.')

@@ -128,7 +128,7 @@ class Template:
     return self.render(turns, add_generation_prompt=True)
 
   def around(self, turns: Sequence[dialogues.Turn]) -> tuple[str, str]:
-    """What the text of a prompt has before and after its last turn's content."""
+    """The text of a prompt before, and after, the content of its last turn."""
     first, second = (
         self.prompt([*turns[:-1], {'role': 'user', 'content': content}])
         for content in ('x', 'y')
@@ -162,7 +162,7 @@ class Template:
   def _after(
       self, prompt: str, turns: Sequence[dialogues.Turn], response: str
   ) -> str:
-    """What the whole dialogue has beyond its prompt."""
+    """The text of the whole dialogue beyond its prompt."""
     whole = self.render(
         [*turns, {'role': 'assistant', 'content': response}],
         add_generation_prompt=False,
@@ -188,7 +188,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 def _environment(date: datetime.date | None) -> jinja2.Environment:
-  """What templates expect around them, without clock and chance."""
+  """The surroundings that templates expect, without clock and chance."""
   env = jinja2.sandbox.ImmutableSandboxedEnvironment(
       trim_blocks=True,
       lstrip_blocks=True,
@@ -216,7 +216,7 @@ def _environment(date: datetime.date | None) -> jinja2.Environment:
 
 
 def _around(first: str, second: str) -> tuple[str, str]:
-  """What surrounds 'x' in the first text and 'y' in the second."""
+  """The surroundings of 'x' in the first text and 'y' in the second."""
   before = _common_prefix(first, second)
   after = first[len(before) + 1 :]
   if (first, second) != (f'{before}x{after}', f'{before}y{after}'):

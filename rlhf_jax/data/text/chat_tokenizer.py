@@ -50,11 +50,7 @@ class ChatTokenizer:
     self.vocab_size = tokenizer.vocab_size
     eos_ids = tokenizer.eos_ids if pretrained else (tokenizer.eos_id,)
     end = template.response_end
-    ends = (
-        [(end.find(tokenizer.transcript([i])), i) for i in eos_ids]
-        if end
-        else []
-    )
+    ends = [(end.find(tokenizer.transcript([i])), i) for i in eos_ids if end]
     at, self.eos_id = min(
         (pair for pair in ends if pair[0] >= 0), default=(0, tokenizer.eos_id)
     )
@@ -145,11 +141,9 @@ class ChatTokenizer:
     return self.tokenizer.decode(ids)
 
   def banned_ids(self, num_rows: int) -> tuple[int, ...]:
-    """See `HFTokenizer.banned_ids`; with the action of this template."""
+    """`HFTokenizer.banned_ids`, with the action of this template."""
     if isinstance(self.tokenizer, pretrained_tokenizer.HFTokenizer):
-      return pretrained_tokenizer.banned_ids(
-          self.tokenizer, self.eos_id, num_rows
-      )
+      return self.tokenizer.banned_ids(num_rows, eos_id=self.eos_id)
     return (self.pad_id, self.bos_id, *range(self.vocab_size, num_rows))
 
 

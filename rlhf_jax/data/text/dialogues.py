@@ -9,8 +9,7 @@ White space around a turn belongs to the form and not to the content. Parsing is
 strict: what it accepts has one reading.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-import os
+from collections.abc import Mapping, Sequence
 import re
 
 from rlhf_jax.data.text import preferences
@@ -23,9 +22,7 @@ _ROLES = {'Human': 'user', 'Assistant': 'assistant'}
 _MARK = re.compile('\n\n(Human|Assistant):')
 
 
-def parse_dialogue(
-    text: str, *, max_human_turns: int = MAX_HUMAN_TURNS
-) -> list[Turn]:
+def parse_dialogue(text: str) -> list[Turn]:
   """The turns of a whole dialogue: human first, alternating, assistant last.
 
   The last turn may be empty (a response of no words), no other may.
@@ -46,10 +43,10 @@ def parse_dialogue(
       raise UnusableText(f'turn {i + 1} of the dialogue is empty')
   if marks[-1] != 'Assistant':
     raise UnusableText('the last turn of the dialogue is not of Assistant')
-  if len(marks) > 2 * max_human_turns:
+  if len(marks) > 2 * MAX_HUMAN_TURNS:
     raise UnusableText(
         f'the dialogue has {len(marks) // 2} turns of Human, more than'
-        f' {max_human_turns}'
+        f' {MAX_HUMAN_TURNS}'
     )
   return [
       {'role': _ROLES[mark], 'content': content}
@@ -57,9 +54,7 @@ def parse_dialogue(
   ]
 
 
-def parse_prompt(
-    text: str, *, max_human_turns: int = MAX_HUMAN_TURNS
-) -> list[Turn]:
+def parse_prompt(text: str) -> list[Turn]:
   """The turns of a prompt, a human's the last.
 
   A text that begins with "\\n\\nHuman:" is a dialogue and ends with
@@ -72,41 +67,10 @@ def parse_prompt(
     if _MARK.search(text):
       raise UnusableText('a mark of a turn stands in a text without turns')
     return [{'role': 'user', 'content': text.strip()}]
-  turns = parse_dialogue(text, max_human_turns=max_human_turns)
+  turns = parse_dialogue(text)
   if turns[-1]['content']:
     raise UnusableText('the prompt does not end with "\\n\\nAssistant:"')
   return turns[:-1]
-
-
-def parse_rows(
-    rows: Iterable[tuple[int, str]],
-    *,
-    path: str | os.PathLike,
-    max_bad_fraction: float,
-    max_human_turns: int = MAX_HUMAN_TURNS,
-) -> tuple[list[list[Turn]], preferences.Report]:
-  """The dialogues of numbered texts, and a report of the malformed ones.
-
-  Args:
-    rows: (line, text) pairs; the line is what the report names.
-    path: the file that messages name.
-    max_bad_fraction: largest share of malformed rows; more is a DataError.
-  """
-
-  def make(row, line, property, path):
-    del line, property, path
-    try:
-      return parse_dialogue(row['text'], max_human_turns=max_human_turns)
-    except UnusableText as e:
-      raise preferences.BadRow('malformed', str(e)) from e
-
-  return preferences.parse_with(
-      make,
-      [(line, {'text': text}) for line, text in rows],
-      path=path,
-      property='',
-      max_bad_fraction=max_bad_fraction,
-  )
 
 
 def check_turns(turns: Sequence[Turn]) -> None:

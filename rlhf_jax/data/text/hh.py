@@ -1,24 +1,28 @@
 """Anthropic's HH comparisons as a TFDS dataset, prepared and read locally.
 
 Bai et al. 2022, arXiv:2204.05862 (MIT licence). Expects the layout of the
-public release, DIRECTORY/SUBSET/{train,test}.jsonl.gz. The dataset is prepared
-once as array_record and read through grain; TensorFlow is not needed.
+public release, DIRECTORY/SUBSET/{train,test}.jsonl.gz; `fetch` downloads files
+that are missing, by the package datasets (the extra [hub]). The dataset is
+prepared once as array_record and read through grain; TensorFlow is not needed.
 
 Help and harm prompts are disjoint, so these data cannot say whether the two
 judgements of one response are independent.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+import gzip
 import hashlib
 import json
 import os
 import pathlib
+import tempfile
 
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
 from rlhf_jax.data.text import preferences
+from rlhf_jax.data.tokenizer import one_line
 
 SUBSETS = (
     'harmless-base',
@@ -27,6 +31,8 @@ SUBSETS = (
     'helpful-rejection-sampled',
 )
 SPLITS = ('train', 'test')
+REPOSITORY = 'Anthropic/hh-rlhf'
+_KEYS = ('chosen', 'rejected')
 _INSTRUCTIONS = (
     'Download the folders of https://huggingface.co/datasets/Anthropic/hh-rlhf'
     ' (SUBSET/train.jsonl.gz and SUBSET/test.jsonl.gz) into one directory.'
@@ -36,7 +42,7 @@ _INSTRUCTIONS = (
 def source_file(
     path: str | os.PathLike, subset: str, split: str
 ) -> pathlib.Path:
-  """Where the public release has a split of a subset."""
+  """The file of the public release that holds a split of a subset."""
   return pathlib.Path(path) / subset / f'{split}.jsonl.gz'
 
 
@@ -176,5 +182,75 @@ def load_hh(
 
 def _row(record: dict) -> tuple[int, dict[str, str]]:
   """Line number and texts of a stored record; TFDS gives texts as bytes."""
-  texts = {key: record[key].decode() for key in ('chosen', 'rejected')}
+  texts = {key: record[key].decode() for key in _KEYS}
   return int(record['line']), texts
+
+
+def fetch(path: str | os.PathLike, subset: str, *, split: str) -> pathlib.Path:
+  """The file of a split, PATH/SUBSET/SPLIT.jsonl.gz, downloaded if it is missing.
+
+  It holds the rows of the hub in their order, the unusable ones too, and appears
+  complete or not at all. A file that is there is never replaced.
+
+  Args:
+    path: directory that holds the subsets.
+    subset: one of SUBSETS.
+    split: 'train', 'test', or a slice of one, which needs all of it.
+
+  Raises:
+    ValueError: the subset is not known.
+    DataError: the split is not known; datasets is not installed; or the hub does
+      not give the rows, or gives other ones than comparisons.
+  """
+  check_subset(subset)
+  split = split.partition('[')[0]
+  if split not in SPLITS:
+    raise preferences.DataError(
+        f'Unknown split {split!r} of HH; known: {", ".join(SPLITS)}.'
+    )
+  target = source_file(path, subset, split)
+  if not target.is_file():
+    _write(_download(subset, split, target), target)
+  return target
+
+
+def _download(subset: str, split: str, target: pathlib.Path):
+  """The rows of the hub."""
+  try:
+    import datasets
+  except ImportError as e:
+    raise preferences.DataError(
+        f'{target} is missing, and to download it the package datasets is needed'
+        f" ({one_line(e)}): pip install -e '.[hub]'."
+    ) from e
+  try:
+    return datasets.load_dataset(REPOSITORY, data_dir=subset, split=split)
+  except Exception as e:  # of the hub and its client: it can be any
+    raise preferences.DataError(
+        f'{target} is missing, and {REPOSITORY} cannot be read from the hub'
+        f' ({type(e).__name__}: {one_line(e)}).'
+    ) from e
+
+
+def _write(rows: Iterable[Mapping[str, object]], target: pathlib.Path) -> None:
+  """The rows as a gzipped file, one JSON object a line."""
+  target.parent.mkdir(parents=True, exist_ok=True)
+  # Of a name of its own: processes of several seeds may download at once.
+  handle, temporary = tempfile.mkstemp(dir=target.parent, suffix='.tmp')
+  os.close(handle)
+  number = 0
+  try:
+    with gzip.open(temporary, 'wt', encoding='utf-8') as f:
+      for number, row in enumerate(rows, start=1):
+        where = f'{REPOSITORY}, {target.parent.name}, row {number}'
+        preferences.require(row, _KEYS, 'chosen and rejected', where)
+        f.write(json.dumps({key: row[key] for key in _KEYS}) + '\n')
+    if not number:
+      raise preferences.DataError(
+          f'{REPOSITORY}, {target.parent.name}: the hub has no rows of it.'
+      )
+    os.chmod(temporary, 0o644)  # mkstemp makes private files
+    os.replace(temporary, target)
+  finally:
+    if os.path.exists(temporary):
+      os.remove(temporary)

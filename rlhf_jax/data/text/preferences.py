@@ -21,20 +21,16 @@ import gzip
 import hashlib
 import json
 import os
-import pathlib
-import tempfile
 from typing import Any
 import zlib
 
+from rlhf_jax import files
+from rlhf_jax.data.tokenizer import one_line
+
 HUMAN = '\n\nHuman:'
 ASSISTANT = '\n\nAssistant:'
-# The fields of Report that count dropped rows, and how messages name them.
-_BAD_KINDS = {
-    'malformed': 'malformed',
-    'prompts_differ': 'with differing prompts',
-    'extra_turn': 'with a turn beyond the response',
-    'identical': 'with identical responses',
-}
+# The fields of Report that count dropped rows.
+_BAD_KINDS = ('malformed', 'prompts_differ', 'extra_turn', 'identical')
 
 
 class DataError(ValueError):
@@ -64,7 +60,7 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-  """What became of every row of a file; rows are named by line, from 1.
+  """The fate of every row of a file; rows are named by line, from 1.
 
   Attributes:
     path: the file.
@@ -85,31 +81,14 @@ class Report:
 
   @property
   def num_dropped(self) -> int:
-    """How many rows are not used."""
+    """The number of rows that are not used."""
     return sum(len(getattr(self, kind)) for kind in _BAD_KINDS)
-
-  @property
-  def num_kept(self) -> int:
-    """How many rows became comparisons."""
-    return self.num_rows - self.num_dropped
-
-  def __str__(self) -> str:
-    dropped = ', '.join(
-        f'{len(lines)} {words} (line {", ".join(map(str, lines[:3]))}'
-        f'{", .." if len(lines) > 3 else ""})'
-        for kind, words in _BAD_KINDS.items()
-        if (lines := getattr(self, kind))
-    )
-    return (
-        f'{self.path}: kept {self.num_kept} of {self.num_rows} rows'
-        f'{"; dropped " + dropped if dropped else ""}.'
-    )
 
 
 def read_jsonl(
     path: str | os.PathLike, *, property: str = '', max_bad_fraction: float
 ) -> tuple[list[Comparison], Report]:
-  """The comparisons of a .jsonl or .jsonl.gz file, and what became of each row.
+  """The comparisons of a .jsonl or .jsonl.gz file, and a report of its rows.
 
   Args:
     path: the file; gzipped if its name ends in .gz.
@@ -154,31 +133,20 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_rows(
-    rows: Iterable[tuple[int, bytes | Mapping[str, str]]],
+    rows: Iterable[tuple[int, bytes | Mapping[str, object]]],
     *,
+    make: Callable | None = None,
     path: str | os.PathLike,
     property: str = '',
     max_bad_fraction: float,
-) -> tuple[list[Comparison], Report]:
-  """The comparisons among numbered rows (JSON or parsed); see `read_jsonl`."""
-  return parse_with(
-      _comparison,
-      rows,
-      path=path,
-      property=property,
-      max_bad_fraction=max_bad_fraction,
-  )
-
-
-def parse_with(
-    make: Callable,
-    rows: Iterable[tuple[int, bytes | Mapping[str, object]]],
-    *,
-    path: str | os.PathLike,
-    property: str,
-    max_bad_fraction: float,
 ) -> tuple[list, Report]:
-  """make(row, line, property, path) of each row, but those it calls a BadRow."""
+  """The comparisons among numbered rows (JSON or parsed); see `read_jsonl`.
+
+  Args:
+    make: from (row, line, property, path) to something else than a comparison;
+      a BadRow that it raises is counted.
+  """
+  make = make or _comparison
   kept = []
   bad: dict[str, list[int]] = {kind: [] for kind in _BAD_KINDS}
   reasons: list[str] = []
@@ -222,7 +190,7 @@ def _decode(content: bytes) -> Mapping[str, object]:
     row = json.loads(content)
   # A RecursionError is how deeply nested JSON fails.
   except (ValueError, RecursionError) as e:
-    raise BadRow('malformed', f'not valid JSON ({_one_line(e)})') from e
+    raise BadRow('malformed', f'not valid JSON ({one_line(e)})') from e
   if not isinstance(row, dict):
     raise BadRow('malformed', 'not a JSON object')
   return row
@@ -326,41 +294,23 @@ def dialogue(prompt: str, response: str) -> str:
 def write_jsonl(rows: Iterable[Any], path: str | os.PathLike) -> None:
   """Writes comparisons (or ratings) in the plain form; reading returns the same.
 
-  Fields that say nothing, '' and False, are left out. The file appears complete
-  or not at all. The same rows give the same bytes, gzipped or not.
+  Fields that say nothing, '' and False, are left out. The same rows give the same
+  bytes, gzipped or not.
   """
-  path = pathlib.Path(path)
-  if not path.parent.is_dir():
-    raise DataError(f'Expected a directory at {path.parent} to write to.')
-  handle, temporary = tempfile.mkstemp(
-      dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp'
-  )
-  try:
-    with contextlib.ExitStack() as stack:
-      f = stack.enter_context(os.fdopen(handle, 'wb'))
-      if path.suffix == '.gz':  # no name and no time in the header
-        f = stack.enter_context(
-            gzip.GzipFile(filename='', mode='wb', fileobj=f, mtime=0)
-        )
-      for made in rows:
-        row = dataclasses.asdict(made)
-        del row['line']
-        for key in ('property', 'annotator', 'tied'):
-          if key in row and not row[key]:
-            del row[key]
-        f.write(json.dumps(row).encode() + b'\n')
-    os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files
-    os.replace(temporary, path)
-  except BaseException:
-    with contextlib.suppress(FileNotFoundError):
-      os.unlink(temporary)
-    raise
-
-
-def _umask() -> int:
-  mask = os.umask(0)
-  os.umask(mask)
-  return mask
+  path = os.fspath(path)
+  with contextlib.ExitStack() as stack:
+    f = stack.enter_context(files.atomic(path, 'wb'))
+    if path.endswith('.gz'):  # no name and no time in the header
+      f = stack.enter_context(
+          gzip.GzipFile(filename='', mode='wb', fileobj=f, mtime=0)
+      )
+    for made in rows:
+      row = dataclasses.asdict(made)
+      del row['line']
+      for key in ('property', 'annotator', 'tied'):
+        if key in row and not row[key]:
+          del row[key]
+      f.write(json.dumps(row).encode() + b'\n')
 
 
 def split_of(prompt: str, *, salt: str, fractions: Mapping[str, float]) -> str:
@@ -386,7 +336,3 @@ def split_of(prompt: str, *, salt: str, fractions: Mapping[str, float]) -> str:
       return name
   # Only rounding leads here: the last split that is not empty.
   return [name for name, share in fractions.items() if share > 0][-1]
-
-
-def _one_line(error: BaseException) -> str:
-  return ' '.join(str(error).split())[:120]

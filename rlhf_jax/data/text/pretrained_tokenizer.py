@@ -9,9 +9,9 @@ Three rules where others guess:
   both; then pad_id is a special token that neither template nor policy uses, so
   that it has a row in every table; failing that, the first id beyond the
   vocabulary. Either way it is never drawn, and masks are carried, not recomputed.
-- A model may stop at several tokens. One is the action that ends a response,
-  `eos_id`. The others, `stop_ids`, are never drawn (`banned_ids`): the policy,
-  and its KL, are those of the distribution without them.
+- A model may stop at several tokens. One is the action that ends a response. The
+  others are never drawn (`banned_ids`): the policy, and its KL, are those of the
+  distribution without them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ import typing
 import tokenizers
 
 from rlhf_jax.data import tokenizer as tokenizer_lib
-from rlhf_jax.data.text import text_format, tokenizer_files
+from rlhf_jax.data.text import tokenizer_files
 
 
 class HFTokenizer:
@@ -39,7 +39,6 @@ class HFTokenizer:
     bos_id: what starts a text; pad_id if the model has no such token.
     eos_id: the first of `eos_ids`.
     eos_ids: all ids that end a response, in the order of the model's files.
-    stop_ids: `eos_ids` but the first.
     add_bos: whether bare texts start with BOS.
     vocab_size: one more than the largest id of a token. A checkpoint may have
       more rows than that.
@@ -80,10 +79,8 @@ class HFTokenizer:
     self.vocab_size = max(ids) + 1
     self._holes = set(range(self.vocab_size)) - set(ids)
 
-    declared = {
-        name: self._declared(name, where)
-        for name in ('bos_token', 'eos_token', 'pad_token', 'unk_token')
-    }
+    names = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
+    declared = {name: self._declared(name, where) for name in names}
     eos = [*eos_ids, declared['eos_token']]
     self.eos_ids = tuple(dict.fromkeys(i for i in eos if i is not None))
     if not self.eos_ids:
@@ -94,8 +91,7 @@ class HFTokenizer:
     for i in self.eos_ids:
       if not 0 <= i < self.vocab_size or i in self._holes:
         raise ValueError(f'{where}: eos_token_id {i} is no token.')
-    self.eos_id, *stops = self.eos_ids
-    self.stop_ids = tuple(stops)
+    self.eos_id = self.eos_ids[0]
 
     special = {
         i: token.content
@@ -138,7 +134,7 @@ class HFTokenizer:
     return max(free, default=self.vocab_size)
 
   def _adds_bos(self, add_bos: bool | None, bos: int | None, where) -> bool:
-    """Whether bare texts start with BOS; what is declared must agree."""
+    """Tells whether bare texts start with BOS; what is declared must agree."""
     added = self._templates.encode('', add_special_tokens=True).ids
     unknown = set(added) - {bos, *self.eos_ids}
     if unknown:
@@ -197,26 +193,6 @@ class HFTokenizer:
     texts = sorted(self._control.values(), key=len, reverse=True)
     return re.compile('|'.join(re.escape(t) for t in texts))
 
-  def encode_prompt(
-      self, text: str, *, max_tokens: int
-  ) -> tokenizer_lib.EncodedPrompt:
-    """BOS if the model has it there, and the last tokens of the text."""
-    start = [self.bos_id] if self.add_bos else []
-    ids = self.encode(text)
-    room = max_tokens - len(start)
-    if not ids or room < 1:
-      raise tokenizer_lib.UnusableText(
-          f'the prompt {text[:40]!r} has no tokens of its own within'
-          f' max_prompt_tokens = {max_tokens}'
-      )
-    cut = 'tokens' if len(ids) > room else 'none'
-    return tokenizer_lib.EncodedPrompt((*start, *ids[-room:]), cut)
-
-  def encode_response(self, text: str, *, prompt: str | None) -> list[int]:
-    """The ids of a response and `eos_id`."""
-    del prompt
-    return [*self.encode(text), self.eos_id]
-
   def decode(self, ids: Iterable[typing.SupportsInt]) -> str:
     """The text of `ids`, up to the first of `eos_ids`, without padding and BOS.
 
@@ -238,27 +214,20 @@ class HFTokenizer:
         raise ValueError(f'Id {i} is no token of this tokenizer.')
     return self._templates.decode(ids, skip_special_tokens=False)
 
-  def banned_ids(self, num_rows: int) -> tuple[int, ...]:
+  def banned_ids(self, num_rows: int, *, eos_id: int) -> tuple[int, ...]:
     """Ids never drawn by a model that has `num_rows` rows of vocabulary.
 
     Padding, BOS, ids that end a response but `eos_id`, and rows of no token:
     `types.SamplingConfig.banned_ids`, with `eos_id` its only end.
     """
-    return banned_ids(self, self.eos_id, num_rows)
-
-  @property
-  def text_format(self) -> text_format.TextFormat:
-    """The record of how bare texts become tokens."""
-    return text_format.TextFormat(
-        template='none',
-        template_hash='',
-        tokenizer=self.fingerprint,
-        eos_id=self.eos_id,
-        stop_ids=self.stop_ids,
-        response_end='',
-        bos='prepended' if self.add_bos else 'none',
-        truncation='tokens',
-    )
+    if num_rows < self.vocab_size:
+      raise ValueError(
+          f'The model has {num_rows} rows of vocabulary, the tokenizer'
+          f' {self.vocab_size} ids.'
+      )
+    banned = {self.pad_id, self.bos_id, *self.eos_ids, *self._holes}
+    banned |= set(range(self.vocab_size, num_rows))
+    return tuple(sorted(i for i in banned - {eos_id} if i < num_rows))
 
 
 def load(
@@ -266,25 +235,6 @@ def load(
 ) -> HFTokenizer:
   """The tokenizer of a model's folder; see `tokenizer_files.read`."""
   return HFTokenizer(**tokenizer_files.read(folder, no_effect=no_effect))
-
-
-def banned_ids(
-    tokenizer: HFTokenizer, eos_id: int, num_rows: int
-) -> tuple[int, ...]:
-  """`HFTokenizer.banned_ids` where `eos_id` is the action."""
-  if num_rows < tokenizer.vocab_size:
-    raise ValueError(
-        f'The model has {num_rows} rows of vocabulary, the tokenizer'
-        f' {tokenizer.vocab_size} ids.'
-    )
-  banned = {
-      tokenizer.pad_id,
-      tokenizer.bos_id,
-      *tokenizer.eos_ids,
-      *tokenizer._holes,
-      *range(tokenizer.vocab_size, num_rows),
-  }
-  return tuple(sorted(i for i in banned - {eos_id} if i < num_rows))
 
 
 def _build(content: Mapping, where: str) -> tokenizers.Tokenizer:

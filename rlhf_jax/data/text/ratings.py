@@ -32,13 +32,13 @@ class Rating:
 def read_jsonl(
     path: str | os.PathLike, *, property: str = '', max_bad_fraction: float
 ) -> tuple[list[Rating], preferences.Report]:
-  """The ratings of a file, and what became of each row.
+  """The ratings of a file, and a report of its rows.
 
   Arguments and errors are those of `preferences.read_jsonl`.
   """
-  return preferences.parse_with(
-      _rating,
+  return preferences.parse_rows(
       list(preferences.read_lines(path)),
+      make=_rating,
       path=path,
       property=property,
       max_bad_fraction=max_bad_fraction,

@@ -1,4 +1,4 @@
-"""How texts become tokens, as a record that checkpoints store and compare.
+"""The form in which texts become tokens, as checkpoints store and compare it.
 
 A reward model that was trained on one form of text gives other scores, without
 an error, on another: end token, start token, template and tokenizer move

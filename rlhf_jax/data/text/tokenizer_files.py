@@ -189,7 +189,7 @@ def _special_tokens(folder: pathlib.Path, config: Mapping) -> dict[str, str]:
 
 
 def _eos_ids(folder: pathlib.Path) -> tuple[int, ...]:
-  """What generation_config.json stops at, one id or several."""
+  """The ids that generation_config.json stops at, one or several."""
   path = folder / 'generation_config.json'
   found = read_json(path, missing={}).get('eos_token_id')
   if found is None:

@@ -1,4 +1,4 @@
-"""What the seed of the embedded world decides, each from a stream of its own.
+"""The draws of the embedded world's seed, each from a stream of its own.
 
 A draw belongs to a stream and to a prompt, not to the order of calls: asking
 for fewer prompts, or sampling something else first, changes no other draw.
@@ -60,7 +60,7 @@ def choose_prompts(
 def taste(
     seed: int, features: Int[np.ndarray, 'x 4'], *, scale: float
 ) -> Float[np.ndarray, 'x v']:
-  """What the writers happen to like: an N(0, scale) logit per prompt, move."""
+  """The taste of the writers: an N(0, scale) logit per prompt and move."""
   noise = stream(seed, 'taste').normal(size=(NUM_PROMPTS, len(rules.MOVES)))
   return scale * noise[prompt_ids(features)]
 
@@ -74,7 +74,7 @@ def annotators(
     cue_scale: float,
     cue_mode: str,
 ) -> tuple[Float[np.ndarray, ' x'], Float[np.ndarray, ' x']]:
-  """How annotators of a property judge each prompt: scale, cue weight.
+  """The scale and cue weight by which annotators of a property judge prompts.
 
   Both are spread by value^heterogeneity about the geometric mean of the values
   that the property gives them. Cue modes: default; equal, which is that mean on

@@ -1,4 +1,4 @@
-"""What is sampled from the embedded world: texts, and what annotators say.
+"""Samples of the embedded world: its texts, and the judgements of annotators.
 
 Everything is by index of prompt and response; `to_comparisons` and `to_ratings`
 make texts of it. Samples are a function of the world's seed, of what is judged
@@ -39,18 +39,11 @@ def _draw_responses(
 
 
 def sample_demonstrations(
-    world: world_lib.World,
-    num: int,
-    *,
-    prompts: Sequence[int] | np.ndarray | None = None,
+    world: world_lib.World, num: int
 ) -> tuple[Int[np.ndarray, ' n'], Int[np.ndarray, ' n']]:
-  """Indices (prompt, response) of demonstrations by the writers.
-
-  Prompts are drawn uniformly, from the training prompts unless given.
-  """
+  """Indices (prompt, response) of demonstrations, on uniform training prompts."""
   rng = draws.stream(world.seed, 'demonstrations')
-  pool = world.train_prompts if prompts is None else np.asarray(prompts)
-  prompt = rng.choice(pool, num)
+  prompt = rng.choice(world.train_prompts, num)
   return prompt, _draw_responses(world, prompt, rng)
 
 
@@ -90,49 +83,44 @@ def sample_comparisons(
     *,
     role: str,
     prompts: Sequence[int] | np.ndarray | None = None,
+    band: float = 0.0,
+    stream: str = '',
 ) -> LabeledPairs:
-  """`num` labelled pairs of the writers' responses, for one role; no ties.
+  """`num` labelled pairs of the writers' responses, for one role.
 
   Both responses are drawn from the writers; pairs of equal responses are never
   shown to an annotator. Roles draw from separate streams, and from disjoint
   quarters of all unordered pairs: what trained a reward model cannot reach the
   evaluator that judges it. Prompts are drawn uniformly, from the training
-  prompts unless given.
-  """
-  return sample_comparisons_with_ties(
-      world, property, num, role=role, prompts=prompts, band=0.0
-  )
-
-
-def sample_comparisons_with_ties(
-    world: world_lib.World,
-    property: str,
-    num: int,
-    *,
-    role: str,
-    prompts: Sequence[int] | np.ndarray | None = None,
-    band: float,
-    stream: str = '',
-) -> LabeledPairs:
-  """`sample_comparisons`, of annotators who call close pairs a tie.
+  prompts unless given. A `stream` with a name draws other pairs of the same
+  quarter.
 
   An annotator feels a difference d = m + logistic noise, with m the log-odds of
   a comparison without ties, and calls a tie if |d| <= band:
 
     P(a preferred) = sigma(m - band)      P(tie) = sigma(m + band) - sigma(m - band)
 
-  The pairs and the differences felt are those of `sample_comparisons`; ties are
-  the close ones among them. A `stream` with a name draws other pairs of the same
-  quarter.
+  The pairs and the differences felt do not depend on `band`.
 
   References:
     Rao and Kupper 1967, with theta = exp(band).
   """
   if band < 0:
     raise ValueError(f'band must be >= 0, got {band}.')
-  prompt, first, second, rng = _sample_pairs(
-      world, property, num, role=role, prompts=prompts, stream=stream
-  )
+  world_lib.check(property, world.config.properties, 'property')
+  world_lib.check(role, ROLES, 'role')
+  names = ('comparisons', property, role) + ((stream,) if stream else ())
+  rng = draws.stream(world.seed, *names)
+  pool = world.train_prompts if prompts is None else np.asarray(prompts)
+  prompt = rng.choice(pool, num)
+  first, second = np.zeros((2, num), np.int64)
+  redraw = np.arange(num)
+  while redraw.size:
+    first[redraw] = _draw_responses(world, prompt[redraw], rng)
+    second[redraw] = _draw_responses(world, prompt[redraw], rng)
+    owner = _pair_hash(prompt, first, second) % len(ROLES)
+    usable = (first != second) & (owner == ROLES.index(role))
+    redraw = np.flatnonzero(~usable)
   a = world_lib.judgement_logits(world, property, prompt, first)
   b = world_lib.judgement_logits(world, property, prompt, second)
   lazy = rng.random(num) < world.config.lazy_rate
@@ -148,25 +136,6 @@ def sample_comparisons_with_ties(
       tied=(uniform >= special.expit(margin - band))
       & (uniform < special.expit(margin + band)),
   )
-
-
-def _sample_pairs(world, property, num, *, role, prompts, stream):
-  """Prompts, two responses to each, and the stream to go on with."""
-  world_lib.check(property, world.config.properties, 'property')
-  world_lib.check(role, ROLES, 'role')
-  names = ('comparisons', property, role) + ((stream,) if stream else ())
-  rng = draws.stream(world.seed, *names)
-  pool = world.train_prompts if prompts is None else np.asarray(prompts)
-  prompt = rng.choice(pool, num)
-  first, second = np.zeros((2, num), np.int64)
-  redraw = np.arange(num)
-  while redraw.size:
-    first[redraw] = _draw_responses(world, prompt[redraw], rng)
-    second[redraw] = _draw_responses(world, prompt[redraw], rng)
-    owner = _pair_hash(prompt, first, second) % len(ROLES)
-    usable = (first != second) & (owner == ROLES.index(role))
-    redraw = np.flatnonzero(~usable)
-  return prompt, first, second, rng
 
 
 def _pair_hash(prompt, first, second) -> np.ndarray:
@@ -186,6 +155,7 @@ def to_comparisons(
     world: world_lib.World, pairs: LabeledPairs
 ) -> list[preferences.Comparison]:
   """The pairs as texts, with the kind of annotator, as a file holds them."""
+  columns = pairs.prompt, pairs.chosen, pairs.rejected, pairs.lazy, pairs.tied
   return [
       preferences.Comparison(
           prompt=world.prompts[x],
@@ -196,16 +166,7 @@ def to_comparisons(
           tied=bool(tied),
           line=i + 1,
       )
-      for i, (x, a, b, lazy, tied) in enumerate(
-          zip(
-              pairs.prompt,
-              pairs.chosen,
-              pairs.rejected,
-              pairs.lazy,
-              pairs.tied,
-              strict=True,
-          )
-      )
+      for i, (x, a, b, lazy, tied) in enumerate(zip(*columns, strict=True))
   ]
 
 
@@ -228,7 +189,7 @@ class LabeledRatings:
 def rating_cuts(
     world: world_lib.World, property: str
 ) -> Float[np.ndarray, ' c']:
-  """Where annotators cut what they feel into ratings.
+  """The cuts at which what annotators feel becomes ratings.
 
   The quantiles RATING_QUANTILES of `judgement_logits` plus logistic noise, over
   annotators, training prompts and the writers' responses: one set of cuts for
@@ -256,21 +217,6 @@ def rating_cuts(
     below = special.expit(middle[:, None] - level) @ mass < target
     low, high = np.where(below, middle, low), np.where(below, high, middle)
   return 0.5 * (low + high)
-
-
-def rating_probabilities(
-    world: world_lib.World, property: str, prompt, response
-) -> np.ndarray:
-  """P(rating = 1 .. 5), over annotators, by index; broadcasts. Last axis 5."""
-  cuts = rating_cuts(world, property)
-  careful, lazy = (
-      special.expit(logit[..., None] - cuts)  # P(rating > j)
-      for logit in world_lib.judgement_logits(world, property, prompt, response)
-  )
-  rate = world.config.lazy_rate
-  above = (1.0 - rate) * careful + rate * lazy
-  ends = np.ones_like(above[..., :1])
-  return -np.diff(np.concatenate([ends, above, 0 * ends], axis=-1), axis=-1)
 
 
 def sample_ratings(
@@ -327,6 +273,7 @@ def to_ratings(
     world: world_lib.World, ratings: LabeledRatings
 ) -> list[ratings_lib.Rating]:
   """The ratings as texts, with the kind of annotator, as a file holds them."""
+  columns = ratings.prompt, ratings.response, ratings.rating, ratings.lazy
   return [
       ratings_lib.Rating(
           prompt=world.prompts[x],
@@ -336,15 +283,7 @@ def to_ratings(
           annotator='lazy' if lazy else 'careful',
           line=i + 1,
       )
-      for i, (x, y, rating, lazy) in enumerate(
-          zip(
-              ratings.prompt,
-              ratings.response,
-              ratings.rating,
-              ratings.lazy,
-              strict=True,
-          )
-      )
+      for i, (x, y, rating, lazy) in enumerate(zip(*columns, strict=True))
   ]
 
 
@@ -358,9 +297,8 @@ def sample_judgements(
     rho: float,
     rng: np.random.Generator,
     ref_logprobs: Float[np.ndarray, 'x y'] | None = None,
-    q: float = 0.85,
 ) -> Bool[np.ndarray, 'n r 2']:
-  """Whether each response was found good, on two properties, again and again.
+  """Verdicts, good or not, on two properties of each response, repeated.
 
   Each judgement has the marginals of `world.judge_probability`; the two of one
   repetition depend on each other, given prompt and response, by a Gaussian
@@ -372,7 +310,7 @@ def sample_judgements(
 
   Args:
     num_repeats: r, judgements of every response.
-    ref_logprobs, q: of `world.judge_probability`.
+    ref_logprobs: of `world.judge_probability`.
   """
   if not -1 <= rho <= 1:
     raise ValueError(f'rho must lie in [-1, 1], got {rho}.')
@@ -380,8 +318,6 @@ def sample_judgements(
   z[1] = rho * z[0] + np.sqrt(1.0 - rho**2) * z[1]
   found = []
   for name, one in zip(properties, z, strict=True):
-    p = world_lib.judge_probability(
-        world, name, ref_logprobs=ref_logprobs, q=q
-    )[prompt, response]
-    found.append(special.ndtr(one) < p[:, None])
+    p = world_lib.judge_probability(world, name, ref_logprobs=ref_logprobs)
+    found.append(special.ndtr(one) < p[prompt, response][:, None])
   return np.stack(found, axis=-1)

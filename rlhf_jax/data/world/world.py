@@ -24,7 +24,7 @@ CUE_MODES = ('default', 'equal', 'reversed')
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
-  """What can be varied about the world.
+  """The numbers of the world that can be varied.
 
   Attributes:
     max_moves: the longest response. There are 9 + 81 + .. + 9^max_moves.
@@ -247,7 +247,7 @@ def _exact_ties(quality: np.ndarray) -> np.ndarray:
 def judgement_logits(
     world: World, property: str, prompt, response
 ) -> tuple[np.ndarray, np.ndarray]:
-  """What a careful, and a lazy, annotator makes of responses, by index.
+  """The logits that a careful, and a lazy, annotator gives responses, by index.
 
     careful: scale(x) Q(x, y) + bias(x, y)         lazy: 2 bias(x, y)
 
@@ -260,28 +260,6 @@ def judgement_logits(
   bias = world.cue_weight[property][prompt] * world.cue[property][response]
   careful = world.scale[property][prompt] * quality + bias
   return np.asarray(careful), np.asarray(2.0 * bias)
-
-
-def label_probabilities(
-    world: World, property: str, prompt, first, second
-) -> tuple[np.ndarray, np.ndarray]:
-  """P(first is preferred) by a careful, and by a lazy, annotator.
-
-  sigma(logit(x, a) - logit(x, b)), with each one's `judgement_logits`
-  """
-  a = judgement_logits(world, property, prompt, first)
-  b = judgement_logits(world, property, prompt, second)
-  careful, lazy = (special.expit(u - v) for u, v in zip(a, b, strict=True))
-  return np.asarray(careful), np.asarray(lazy)
-
-
-def preference_probability(
-    world: World, property: str, prompt, first, second
-) -> np.ndarray:
-  """P(first is preferred to second), over annotators, by index; broadcasts."""
-  careful, lazy = label_probabilities(world, property, prompt, first, second)
-  rate = world.config.lazy_rate
-  return np.asarray((1.0 - rate) * careful + rate * lazy)
 
 
 def oracle_reward(world: World, property: str) -> Float[np.ndarray, 'x y']:
@@ -332,7 +310,7 @@ def judge_probability(
 
 
 def response_statistics(world: World) -> dict[str, Float[np.ndarray, 'x y']]:
-  """What is counted about every (prompt, response), by name of the metric.
+  """Counts and labels of every (prompt, response), by name of the metric.
 
   The mean of an entry over a policy is a rate of the policy: the absolute gold
   labels, the shortcuts, refusals and length.

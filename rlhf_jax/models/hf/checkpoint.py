@@ -16,17 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import processes, sharding
+from rlhf_jax import files, processes, sharding
 from rlhf_jax.models.config import LMConfig
-from rlhf_jax.models.hf import (
-    config as hf_config,
-)
-from rlhf_jax.models.hf import (
-    files as hf_files,
-)
-from rlhf_jax.models.hf import (
-    names as hf_names,
-)
+from rlhf_jax.models.hf import config as hf_config
+from rlhf_jax.models.hf import names as hf_names
+from rlhf_jax.models.hf import tensor_files
 from rlhf_jax.models.hf.fields import PretrainedError
 from rlhf_jax.types import Params
 
@@ -67,7 +61,7 @@ def load(
   scalar = hf_config.is_scalar(config, path)
   family = hf_config.model_type(config, path)
   wanted = hf_names.tensors(cfg, family, scalar=scalar)
-  with hf_files.opened(folder) as stored:
+  with tensor_files.opened(folder) as stored:
     stored = checked(wanted, stored, family, folder)
     params = assemble(wanted, stored, cfg, dtype=dtype, shardings=shardings)
   if scalar:
@@ -77,7 +71,7 @@ def load(
 
 def assemble(
     wanted: list[hf_names.Tensor],
-    stored: Mapping[str, hf_files.Stored],
+    stored: Mapping[str, tensor_files.Stored],
     cfg: LMConfig,
     *,
     dtype: str,
@@ -149,8 +143,8 @@ def export(
       _tensor(tensor, leaves, jnp.dtype(dtype))
     return
   os.makedirs(folder, exist_ok=True)
-  hf_files.remove(folder)
-  hf_files.write(
+  tensor_files.remove(folder)
+  tensor_files.write(
       folder,
       {tensor.name: int(np.prod(tensor.shape)) for tensor in wanted},
       lambda name: _tensor(by_name[name], leaves, jnp.dtype(dtype)),
@@ -158,15 +152,15 @@ def export(
       max_shard_bytes=max_shard_bytes,
   )
   # Last, so that a folder with a config is whole.
-  hf_files.write_json(os.path.join(folder, 'config.json'), fields)
+  files.write_json(os.path.join(folder, 'config.json'), fields)
 
 
 def checked(
     wanted: list[hf_names.Tensor],
-    stored: Mapping[str, hf_files.Stored],
+    stored: Mapping[str, tensor_files.Stored],
     family: str,
     folder: str,
-) -> dict[str, hf_files.Stored]:
+) -> dict[str, tensor_files.Stored]:
   """Exactly the tensors wanted, under their full names; else an error."""
   stored = {k: v for k, v in stored.items() if not _BUFFERS.match(k)}
   prefix = 'transformer.'

@@ -52,7 +52,7 @@ def architecture(family: str, scalar: bool) -> str:
 
 
 def is_scalar(config: Mapping[str, typing.Any], where: str) -> bool:
-  """Whether the checkpoint scores sequences instead of predicting tokens."""
+  """Tells whether the checkpoint scores sequences instead of predicting tokens."""
   family = model_type(config, where)
   found = config.get('architectures')
   if isinstance(found, list):
@@ -198,7 +198,7 @@ def _like_llama(f: Fields, family: str) -> dict[str, typing.Any]:
 
 
 def _windows(f: Fields, family: str, num_layers: int) -> dict[str, typing.Any]:
-  """Which layers see a window, and how far it reaches."""
+  """The window of LMConfig, and the layers that see it."""
   if family == 'llama':
     return {}
   window = f.number('sliding_window', 4096, null=True)

@@ -49,7 +49,7 @@ class Tensor:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """In the file."""
+    """The shape in the file."""
     *rows, _ = self.leaves[0].matrix
     shape = (*rows, sum(leaf.matrix[-1] for leaf in self.leaves))
     return shape[::-1] if self.transposed else shape

@@ -124,7 +124,7 @@ def _one(f, fields, theta):
 
 
 def _attention_factor(inner, factor):
-  """As given, or by the two mscale fields, or None for yarn's own."""
+  """The factor as given, or by the two mscale fields; None for yarn's own."""
   given = inner.number('attention_factor', None, float)
   scales = [
       inner.number(n, None, float, zero=True)

@@ -1,7 +1,7 @@
 """Refusals of configs that cannot work, before anything runs.
 
 Every message is one line that names the field and what it may be. Bounds and
-choices of single fields, and fields without effect, are rows of `tables`; what
+choices of single fields, and fields without effect, are rows of `rules`; what
 depends on several fields is checked in the module of their section.
 """
 

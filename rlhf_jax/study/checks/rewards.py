@@ -6,8 +6,7 @@ from rlhf_jax.learners import reward_model as learner
 from rlhf_jax.models import heads
 from rlhf_jax.rewards import links, references
 from rlhf_jax.study import configs, objectives
-from rlhf_jax.study.checks.rules import require, require_one_of
-from rlhf_jax.study.checks.tables import CALIBRATIONS
+from rlhf_jax.study.checks.rules import CALIBRATIONS, require, require_one_of
 from rlhf_jax.study.errors import ConfigError
 
 ROLES = ('reward_model', 'evaluator', 'second_evaluator')
@@ -21,7 +20,7 @@ def check(c: ml_collections.ConfigDict) -> None:
 
 
 def reads_margins(link: links.Link) -> bool:
-  """Whether P(y+ preferred) is sigma(r+ - r-), as calibration takes it to be."""
+  """Tells whether P(y+ preferred) is sigma(r+ - r-), as calibration assumes."""
   return link.utility == 'log_sigmoid_centered'
 
 
@@ -58,7 +57,7 @@ def link_of(config: ml_collections.ConfigDict) -> links.Link:
 
 def _check_reward_model(c):
   link = _registered_link(c)
-  learned = [r for r in c.rewards if c.scorers.get(r, 'learned') == 'learned']
+  learned = [r for r in c.rewards if configs.is_learned(c, r)]
   if 'reward_model' in c.stages and (learned or c.judges):
     link_of(c)
   if c.reward_model.train.how != 'probe':  # which has no read-out

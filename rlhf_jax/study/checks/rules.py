@@ -1,12 +1,153 @@
-"""The rows of `tables`, applied to a config."""
+"""Bounds and choices of the fields of a config, and when one has no effect.
+
+A path is dotted; `*` in it stands for every name in a section.
+"""
 
 from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
 
-from rlhf_jax.study.checks import tables
+from rlhf_jax.models import heads, probe
 from rlhf_jax.study.errors import ConfigError
+
+POSITIVE = (
+    'reward_scales.*',
+    'sampling.temperature',
+    'sft.batch_size',
+    'sft.checkpoint_every',
+    'sft.optim.peak_lr',
+    'sft.num_microbatches',
+    'reward_model.num_epochs',
+    'reward_model.batch_size',
+    'reward_model.num_microbatches',
+    'reward_model.checkpoint_every',
+    'reward_model.optim.peak_lr',
+    'reward_model.link_lr_factor',
+    'references.num_samples',
+    'references.batch_size',
+    'policy.num_steps',
+    'policy.prompts_per_step',
+    'policy.samples_per_prompt',
+    'policy.num_epochs',
+    'policy.num_minibatches',
+    'policy.num_microbatches',
+    'policy.checkpoint_every',
+    'policy.clip_eps',
+    'policy.optim.peak_lr',
+    'policy.kl_horizon',
+    'best_of_k.num_samples',
+)
+
+NOT_NEGATIVE = (
+    'sft.chunk_size',
+    'policy.chunk_size',
+    'sft.train.last_n',
+    'sft.train.rank',
+    'sft.train.alpha',
+    'reward_model.train.last_n',
+    'reward_model.train.rank',
+    'reward_model.train.alpha',
+    'reward_model.train.layer',
+    'reward_model.train.evaluator_layer',
+    'reward_model.train.hidden_width',
+    'policy.train.last_n',
+    'policy.train.rank',
+    'policy.train.alpha',
+)
+
+# In [0, 1].
+SHARES = (
+    'data.max_bad_fraction',
+    'data.max_dropped_fraction',
+    'data.test_fraction',
+)
+
+CALIBRATIONS = ('none', 'temperature', 'isotonic')
+_DTYPES = ('float32', 'bfloat16')
+
+CHOICES = {
+    'sft.train.how': ('full', 'last_n', 'lora', 'none'),
+    'reward_model.train.how': ('full', 'last_n', 'lora', 'probe'),
+    'policy.train.how': ('full', 'last_n', 'lora'),
+    'reward_model.train.pooling': ('', *probe.POOLINGS),  # '' without a probe
+    'sft.param_dtype': _DTYPES,
+    'reward_model.param_dtype': _DTYPES,
+    'reward_model.calibration': CALIBRATIONS,
+    'reward_model.second_readout': tuple(heads.READOUTS),
+    'samples.of': ('sft', 'policy'),
+}
+
+# Lists of names, or sections, whose names must be among those of another.
+NAMES = {
+    'properties.*': 'rewards',
+    'scorers': 'rewards',
+    'reward_scales': 'rewards',
+    'references.specs.*.per_reward': 'rewards',
+    'methods.*.weights': 'rewards',
+    'methods.*.per_reward': 'rewards',
+    'methods.*.properties': 'properties',
+    'best_of_k.methods': 'methods',
+}
+# Those that a regime, which has fewer rewards and properties, need not narrow.
+SHARED_WITH_REGIMES = (
+    'scorers',
+    'reward_scales',
+    'references.specs.*.per_reward',
+    'methods.*.weights',
+    'methods.*.per_reward',
+    'methods.*.properties',
+    'best_of_k.methods',
+)
+
+# Fields of a section `train` that each way of training needs; others have no
+# effect with it, and those in OPTIONAL may be 0.
+TRAIN_FIELDS = {
+    'last_n': ('last_n',),
+    'lora': ('rank', 'alpha', 'targets'),
+    'probe': ('layer', 'pooling', 'evaluator_layer', 'hidden_width'),
+}
+OPTIONAL = ('evaluator_layer', 'hidden_width')
+
+# (when, why, {path: the value that it must then have}); the reason is filled in
+# from the config.
+UNUSED = (
+    (
+        lambda c: c.data.tokenizer != 'pretrained',
+        'data.tokenizer={c.data.tokenizer}',
+        {'data.pretrained': ''},
+    ),
+    (
+        lambda c: c.data.template != 'own',
+        'data.template={c.data.template!r}',
+        {'data.system': ''},
+    ),
+    (
+        lambda c: not c.sft.init,
+        'sft.init={c.sft.init!r}',
+        {'sft.param_dtype': 'float32'},
+    ),
+    (
+        lambda c: c.reward_model.init in ('', 'sft'),
+        'reward_model.init={c.reward_model.init!r}',
+        {'reward_model.param_dtype': 'float32'},
+    ),
+    (
+        lambda c: c.sft.train.how == 'none',
+        'sft.train.how=none',
+        {'sft.num_epochs': 0, 'sft.num_microbatches': 1, 'sft.chunk_size': 0},
+    ),
+    (
+        lambda c: c.reward_model.train.how == 'probe',
+        'reward_model.train.how=probe',
+        {
+            'reward_model.readout': '',
+            'reward_model.margin': 0.0,
+            'reward_model.center_coef': 0.0,
+            'reward_model.num_microbatches': 1,
+        },
+    ),
+)
 
 
 def require(holds: bool, message: str) -> None:
@@ -38,8 +179,8 @@ def fields(
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ConfigError for a field that a row of the tables refuses."""
-  for pattern, of in tables.NAMES.items():
-    if config.regime and pattern in tables.SHARED_WITH_REGIMES:
+  for pattern, of in NAMES.items():
+    if config.regime and pattern in SHARED_WITH_REGIMES:
       continue
     for path, names in fields(config, pattern):
       unknown = sorted(set(names) - set(config[of]))
@@ -47,20 +188,20 @@ def check(config: ml_collections.ConfigDict) -> None:
           not unknown,
           f'{path} names {unknown}, which are not in {of} {tuple(config[of])}.',
       )
-  for pattern, known in tables.CHOICES.items():
+  for pattern, known in CHOICES.items():
     for path, value in fields(config, pattern):
       require_one_of(path, value, known)
   for patterns, holds, bound in (
-      (tables.POSITIVE, lambda value: value > 0, 'be > 0'),
-      (tables.NOT_NEGATIVE, lambda value: value >= 0, 'be >= 0'),
-      (tables.SHARES, lambda value: 0 <= value <= 1, 'lie in [0, 1]'),
+      (POSITIVE, lambda value: value > 0, 'be > 0'),
+      (NOT_NEGATIVE, lambda value: value >= 0, 'be >= 0'),
+      (SHARES, lambda value: 0 <= value <= 1, 'lie in [0, 1]'),
   ):
     for pattern in patterns:
       for path, value in fields(config, pattern):
         require(holds(value), f'{path} must {bound}, got {value}.')
   for name in ('sft', 'reward_model', 'policy'):
     _check_train(config[name].train, f'{name}.train')
-  for holds, why, neutral in tables.UNUSED:
+  for holds, why, neutral in UNUSED:
     if holds(config):
       for pattern, wanted in neutral.items():
         for path, value in fields(config, pattern):
@@ -78,12 +219,12 @@ def require_neutral(path: str, value: Any, neutral: Any, why: str) -> None:
 
 def _check_train(train, where):
   """Refuses what the way of training lacks, and what it has no use for."""
-  for how, names in tables.TRAIN_FIELDS.items():
+  for how, names in TRAIN_FIELDS.items():
     for name in names:
       if name not in train:
         continue
       path, value = f'{where}.{name}', train[name]
       if how != train.how:
         require_neutral(path, value, type(value)(), f'{where}.how={train.how}')
-      elif name not in tables.OPTIONAL:
+      elif name not in OPTIONAL:
         require(bool(value), f'{where}.how={how} needs {path}, got {value!r}.')

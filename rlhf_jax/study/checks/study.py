@@ -27,11 +27,7 @@ def check(c: ml_collections.ConfigDict) -> None:
       set(c.judges) <= set(_EVALUATORS) and len(set(c.judges)) == len(c.judges),
       f'judges must be distinct and of {_EVALUATORS}, got {tuple(c.judges)}.',
   )
-  require(
-      c.data.source in sources.SOURCES,
-      f'Unknown data.source {c.data.source!r}; known:'
-      f' {", ".join(sources.SOURCES)}.',
-  )
+  sources.of(c)  # raises unless it is known
   require(
       c.data.source != 'hub' or bool(c.data.path),
       'data.source=hub needs data.path: the folder to keep the files in.',

@@ -10,7 +10,6 @@ import types
 import pytest
 
 from rlhf_jax.data.text import hh, preferences
-from rlhf_jax.data.text import hub as hh_hub
 
 
 def rows(num):
@@ -54,7 +53,7 @@ def one_line(excinfo):
 
 def test_rows_of_the_hub_in_their_order(hub, tmp_path):
   hub.rows[1] = {'chosen': 'useless', 'rejected': None}  # kept as it is
-  path = hh_hub.fetch(tmp_path / 'new', 'helpful-base', split='train')
+  path = hh.fetch(tmp_path / 'new', 'helpful-base', split='train')
   assert hub.calls == [
       (
           ('Anthropic/hh-rlhf',),
@@ -70,7 +69,7 @@ def test_rows_of_the_hub_in_their_order(hub, tmp_path):
 
 def test_hh_reads_what_was_downloaded(hub, tmp_path):
   hub.rows = [*rows(4), {'chosen': 'useless', 'rejected': None}, *rows(6)[4:]]
-  hh_hub.fetch(tmp_path, 'helpful-base', split='train')
+  hh.fetch(tmp_path, 'helpful-base', split='train')
   found, report = hh.load_hh(
       tmp_path,
       'helpful-base',
@@ -90,16 +89,16 @@ def test_a_file_that_is_there_is_left_alone(tmp_path, monkeypatch):
   path = tmp_path / 'harmless-base' / 'test.jsonl.gz'
   path.parent.mkdir()
   path.write_bytes(b'of the user')
-  assert hh_hub.fetch(tmp_path, 'harmless-base', split='test') == path
+  assert hh.fetch(tmp_path, 'harmless-base', split='test') == path
   # A slice is of the same file.
-  assert hh_hub.fetch(tmp_path, 'harmless-base', split='test[:10%]') == path
+  assert hh.fetch(tmp_path, 'harmless-base', split='test[:10%]') == path
   assert path.read_bytes() == b'of the user'
 
 
 def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'datasets', None)
   with pytest.raises(preferences.DataError) as e:
-    hh_hub.fetch(tmp_path, 'harmless-base', split='test')
+    hh.fetch(tmp_path, 'harmless-base', split='test')
   message = one_line(e)
   assert str(tmp_path / 'harmless-base' / 'test.jsonl.gz') in message
   assert 'datasets' in message and '[hub]' in message
@@ -109,7 +108,7 @@ def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
 def test_what_the_client_raises_is_one_line(hub, tmp_path):
   hub.rows = ConnectionError('no route\nto huggingface.co')
   with pytest.raises(preferences.DataError) as e:
-    hh_hub.fetch(tmp_path, 'helpful-base', split='train')
+    hh.fetch(tmp_path, 'helpful-base', split='train')
   message = one_line(e)
   assert 'Anthropic/hh-rlhf' in message
   assert 'ConnectionError: no route to huggingface.co' in message
@@ -136,16 +135,16 @@ def broken():
 def test_nothing_half_made_is_left(hub, tmp_path, found, error, match):
   hub.rows = found
   with pytest.raises(error, match=match) as e:
-    hh_hub.fetch(tmp_path, 'helpful-base', split='train')
+    hh.fetch(tmp_path, 'helpful-base', split='train')
   one_line(e)
   assert not list((tmp_path / 'helpful-base').iterdir())
   hub.rows = rows(2)
-  assert hh_hub.fetch(tmp_path, 'helpful-base', split='train').is_file()
+  assert hh.fetch(tmp_path, 'helpful-base', split='train').is_file()
 
 
 def test_unknown_subsets_and_splits_list_the_known(hub, tmp_path):
   with pytest.raises(ValueError, match='harmless-base, helpful-base'):
-    hh_hub.fetch(tmp_path, 'red-team-attempts', split='train')
+    hh.fetch(tmp_path, 'red-team-attempts', split='train')
   with pytest.raises(preferences.DataError, match='known: train, test'):
-    hh_hub.fetch(tmp_path, 'helpful-base', split='validation')
+    hh.fetch(tmp_path, 'helpful-base', split='validation')
   assert not hub.calls

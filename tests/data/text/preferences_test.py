@@ -63,7 +63,7 @@ class ReadTest(parameterized.TestCase):
             )
         ],
     )
-    self.assertEqual((report.num_rows, report.num_kept), (1, 1))
+    self.assertEqual((report.num_rows, report.num_dropped), (1, 0))
 
   def test_plain_form_and_what_the_row_says_of_itself(self):
     row = {'prompt': 'p', 'chosen': 'a', 'rejected': 'b'}
@@ -116,8 +116,6 @@ class ReadTest(parameterized.TestCase):
     self.assertEqual(report.extra_turn, (6, 10))
     self.assertEqual(report.num_rows, 11)
     self.assertEqual(report.num_dropped, 9)
-    for part in ('kept 2 of 11', '5 malformed (line 2, 7, 8, ..)', 'line 5'):
-      self.assertIn(part, str(report))
 
   def test_which_dialogue_was_rejected_cannot_be_told_from_extra_turns(self):
     long, short = _turns('a', 'x', 'b', 'y'), _turns('a', 'z')
@@ -227,10 +225,6 @@ class WriteTest(absltest.TestCase):
     self.assertEqual(path.read_bytes(), before)
     self.assertEqual(os.listdir(self.dir), ['a.jsonl'])
 
-  def test_missing_directory_is_named(self):
-    with self.assertRaisesRegex(preferences.DataError, 'nowhere'):
-      preferences.write_jsonl(self.rows, self.dir / 'nowhere' / 'a.jsonl')
-
   def test_dialogue_splits_back(self):
     text = preferences.dialogue('law why harm-0 easy', 'FACT WHY')
     self.assertEqual(
@@ -306,7 +300,7 @@ class HHFilesTest(parameterized.TestCase):
     self.assertLen(report.prompts_differ, num_rows - same_prompt)
     self.assertLen(report.identical, identical)
     self.assertEmpty(report.malformed)
-    self.assertLen(rows, report.num_kept)
+    self.assertLen(rows, num_rows - report.num_dropped)
     for row in rows:
       self.assertEndsWith(row.prompt, preferences.ASSISTANT)
       self.assertNotIn(preferences.ASSISTANT, row.chosen + row.rejected)

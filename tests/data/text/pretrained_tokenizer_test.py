@@ -9,7 +9,7 @@ import numpy as np
 from rlhf_jax import types
 from rlhf_jax.data import batching
 from rlhf_jax.data import tokenizer as tokenizer_lib
-from rlhf_jax.data.text import pretrained_tokenizer, text_format
+from rlhf_jax.data.text import pretrained_tokenizer
 from rlhf_jax.ops import logprobs
 from tests.data.text import tiny_bpe
 
@@ -38,7 +38,7 @@ class EncodeTest(parameterized.TestCase):
 
   def test_ids_by_hand(self):
     tokenizer = _make()
-    self.assertIsInstance(tokenizer, tokenizer_lib.PromptTokenizer)
+    self.assertIsInstance(tokenizer, tokenizer_lib.Tokenizer)
     self.assertEqual(
         tokenizer.encode('hi hi a'),
         [tiny_bpe.HI, tiny_bpe.SPACE_HI, ord(' '), ord('a')],
@@ -68,17 +68,6 @@ class EncodeTest(parameterized.TestCase):
 
   def test_leftover_truncation_is_not_applied(self):
     self.assertLen(_make().encode('a' * 10), 10)
-
-  def test_prompt_and_response(self):
-    tokenizer = _make()
-    prompt = tokenizer.encode_prompt('abc', max_tokens=2)
-    self.assertEqual((prompt.ids, prompt.cut), ((98, 99), 'tokens'))
-    prompt = tokenizer.encode_prompt('abc', max_tokens=3)
-    self.assertEqual((prompt.ids, prompt.cut), ((97, 98, 99), 'none'))
-    for response, want in (('a', [97, END]), ('', [END])):
-      self.assertEqual(tokenizer.encode_response(response, prompt=None), want)
-    with self.assertRaisesRegex(tokenizer_lib.UnusableText, 'no tokens'):
-      tokenizer.encode_prompt('', max_tokens=3)
 
   def test_decode(self):
     tokenizer = _make()
@@ -117,8 +106,8 @@ class PadTest(parameterized.TestCase):
     self.assertEqual((tokenizer.eos_id, tokenizer.vocab_size), (258, 259))
     self.assertEqual((tokenizer.pad_id, tokenizer.bos_id), (259, 259))
     # A table may have a row there, which is not drawn either.
-    self.assertEqual(tokenizer.banned_ids(259), ())
-    self.assertEqual(tokenizer.banned_ids(261), (259, 260))
+    self.assertEqual(tokenizer.banned_ids(259, eos_id=258), ())
+    self.assertEqual(tokenizer.banned_ids(261, eos_id=258), (259, 260))
 
   def test_padding_and_end_stay_distinct_in_a_batch(self):
     tokens, mask = batching.encode_responses(
@@ -134,14 +123,16 @@ class EndTest(parameterized.TestCase):
 
   def test_the_first_is_the_action_and_the_others_are_never_drawn(self):
     tokenizer = _make(eos_ids=(TEXT_END, END, TEXT_END))
-    self.assertEqual((tokenizer.eos_id, tokenizer.stop_ids), (TEXT_END, (END,)))
+    self.assertEqual(
+        (tokenizer.eos_id, tokenizer.eos_ids), (TEXT_END, (TEXT_END, END))
+    )
     self.assertEqual(tokenizer.decode([97, END, 98]), 'a')
     sampling = types.SamplingConfig(
         num_tokens=3,
         temperature=1.0,
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
-        banned_ids=tokenizer.banned_ids(264),
+        banned_ids=tokenizer.banned_ids(264, eos_id=TEXT_END),
     )
     logits = logprobs.action_logits(
         jnp.zeros((1, 264)), jnp.array([1]), sampling=sampling
@@ -156,7 +147,7 @@ class EndTest(parameterized.TestCase):
 
   def test_fewer_rows_than_ids(self):
     with self.assertRaisesRegex(ValueError, '261 rows .* 262 ids'):
-      _make().banned_ids(261)
+      _make().banned_ids(261, eos_id=END)
 
   @parameterized.parameters(
       (dict(declared={}), 'no token ends a response'),
@@ -176,13 +167,6 @@ class StartTest(parameterized.TestCase):
     tokenizer = _make(post_processor=post)
     self.assertTrue(tokenizer.add_bos)
     self.assertEqual(tokenizer.encode('a'), [97])
-    for width, want, cut in (
-        (3, (START, 97, 98), 'none'), (2, (START, 98), 'tokens')
-    ):  # fmt: skip
-      prompt = tokenizer.encode_prompt('ab', max_tokens=width)
-      self.assertEqual((prompt.ids, prompt.cut), (want, cut))
-    with self.assertRaisesRegex(tokenizer_lib.UnusableText, 'of its own'):
-      tokenizer.encode_prompt('ab', max_tokens=1)
     self.assertFalse(_make().add_bos)
     self.assertTrue(_make(add_bos=True).add_bos)
 
@@ -218,13 +202,6 @@ class FingerprintTest(absltest.TestCase):
     # Padding changes no id of a text.
     padded = _make(declared=DECLARED | {'pad_token': '<|extra|>'})
     self.assertEqual(padded.fingerprint, prints[0])
-
-  def test_record(self):
-    record = text_format.of(_make(eos_ids=(TEXT_END,), add_bos=True))
-    self.assertEqual(
-        (record.eos_id, record.stop_ids, record.bos, record.truncation),
-        (TEXT_END, (END,), 'prepended', 'tokens'),
-    )
 
   def test_random_merges_are_refused(self):
     content = tiny_bpe.content()

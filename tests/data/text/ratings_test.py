@@ -25,7 +25,7 @@ class ReadTest(parameterized.TestCase):
         [_ROW, _ROW | {'rating': 5.0, 'property': 'x', 'annotator': 'me'}]
     )
     rows, report = ratings.read_jsonl(path, property='y', max_bad_fraction=0.0)
-    self.assertEqual(report.num_kept, 2)
+    self.assertEqual((report.num_rows, report.num_dropped), (2, 0))
     self.assertEqual(
         rows,
         [

@@ -10,6 +10,7 @@ from rlhf_jax.data.text import ratings as ratings_lib
 from rlhf_jax.data.world import samples
 from rlhf_jax.data.world import world as world_lib
 from rlhf_jax.evaluation import independence
+from tests.data.world import probabilities
 
 WORLD = world_lib.make_world(0, world_lib.WorldConfig())
 
@@ -17,10 +18,8 @@ WORLD = world_lib.make_world(0, world_lib.WorldConfig())
 class SamplingTest(parameterized.TestCase):
 
   def test_demonstrations_follow_the_writers(self):
-    x = int(WORLD.train_prompts[3])
-    prompt, response = samples.sample_demonstrations(WORLD, 20_000, prompts=[x])
-    np.testing.assert_array_equal(prompt, x)
-    p = np.exp(WORLD.generator_logprobs[x])
+    prompt, response = samples.sample_demonstrations(WORLD, 20_000)
+    p = np.exp(WORLD.generator_logprobs[prompt]).mean(0)
     # Lengths and single moves, within 4 standard errors.
     for feature in [WORLD.lengths == n for n in (1, 2, 3, 4)] + [
         WORLD.counts[:, k] > 0 for k in range(9)
@@ -73,9 +72,7 @@ class SamplingTest(parameterized.TestCase):
     self.assertAlmostEqual(pairs.lazy.mean(), 0.1, delta=4 * np.sqrt(0.09 / n))
     low = np.minimum(pairs.chosen, pairs.rejected)
     high = np.maximum(pairs.chosen, pairs.rejected)
-    careful, lazy = world_lib.label_probabilities(
-        WORLD, name, pairs.prompt, low, high
-    )
+    careful, lazy = probabilities.label(WORLD, name, pairs.prompt, low, high)
     p = np.where(pairs.lazy, lazy, careful)
     won = pairs.chosen == low
     for rows in (pairs.lazy, ~pairs.lazy, p > 0.8, p < 0.2):
@@ -122,7 +119,7 @@ class SamplingTest(parameterized.TestCase):
     preferences.write_jsonl(rows, path)
     back, report = preferences.read_jsonl(path, max_bad_fraction=0.0)
     self.assertEqual(back, rows)
-    self.assertEqual(report.num_kept, 300)
+    self.assertEqual((report.num_rows, report.num_dropped), (300, 0))
 
 
 class TiesTest(parameterized.TestCase):
@@ -130,33 +127,29 @@ class TiesTest(parameterized.TestCase):
   def test_same_pairs_with_the_close_ones_tied(self):
     kwargs = dict(role='reward_model')
     plain = samples.sample_comparisons(WORLD, 'helpful', 5_000, **kwargs)
-    tied = samples.sample_comparisons_with_ties(
+    tied = samples.sample_comparisons(
         WORLD, 'helpful', 5_000, band=0.5, **kwargs
     )
     self.assertFalse(plain.tied.any())
     np.testing.assert_array_equal(plain.chosen, tied.chosen)
     np.testing.assert_array_equal(plain.lazy, tied.lazy)
-    wider = samples.sample_comparisons_with_ties(
+    wider = samples.sample_comparisons(
         WORLD, 'helpful', 5_000, band=1.0, **kwargs
     )
     self.assertTrue((wider.tied >= tied.tied).all())
     self.assertGreater(wider.tied.sum(), tied.tied.sum())
     with self.assertRaisesRegex(ValueError, 'band'):
-      samples.sample_comparisons_with_ties(
-          WORLD, 'helpful', 5, band=-1.0, **kwargs
-      )
+      samples.sample_comparisons(WORLD, 'helpful', 5, band=-1.0, **kwargs)
 
   @parameterized.parameters('helpful', 'harmless')
   def test_shares_follow_rao_and_kupper(self, name):
     band, n = 0.7, 20_000
-    pairs = samples.sample_comparisons_with_ties(
+    pairs = samples.sample_comparisons(
         WORLD, name, n, role='evaluator', band=band
     )
     low = np.minimum(pairs.chosen, pairs.rejected)
     high = np.maximum(pairs.chosen, pairs.rejected)
-    careful, lazy = world_lib.label_probabilities(
-        WORLD, name, pairs.prompt, low, high
-    )
+    careful, lazy = probabilities.label(WORLD, name, pairs.prompt, low, high)
     p = np.where(pairs.lazy, lazy, careful)
     odds, theta = p / (1 - p), np.exp(band)
     wins = odds / (odds + theta)  # Rao and Kupper 1967, Eq. 2.3
@@ -170,7 +163,7 @@ class TiesTest(parameterized.TestCase):
         self.assertLess(abs((got - want)[rows].mean()), 4 * error)
 
   def test_ties_survive_a_file(self):
-    pairs = samples.sample_comparisons_with_ties(
+    pairs = samples.sample_comparisons(
         WORLD, 'harmless', 200, role='evaluator', band=0.5
     )
     rows = samples.to_comparisons(WORLD, pairs)
@@ -187,7 +180,7 @@ class RatingsTest(parameterized.TestCase):
   def test_every_rating_is_as_common_under_the_writers(self):
     x = WORLD.train_prompts
     for name in ('helpful', 'harmless'):
-      p = samples.rating_probabilities(
+      p = probabilities.rating(
           WORLD, name, x[:, None], np.arange(len(WORLD.responses))
       )
       np.testing.assert_allclose(p.sum(-1), 1.0, atol=1e-12)
@@ -204,7 +197,7 @@ class RatingsTest(parameterized.TestCase):
     got = samples.sample_ratings(WORLD, name, n, role=role)
     self.assertAlmostEqual(got.lazy.mean(), 0.1, delta=4 * np.sqrt(0.09 / n))
     self.assertFalse(WORLD.is_eval[got.prompt].any())
-    p = samples.rating_probabilities(WORLD, name, got.prompt, got.response)
+    p = probabilities.rating(WORLD, name, got.prompt, got.response)
     for rating in range(1, 6):
       want = p[:, rating - 1]
       for rows in (want > -1, want > 0.25, want < 0.15):
@@ -219,7 +212,7 @@ class RatingsTest(parameterized.TestCase):
     every = np.arange(len(world.responses))
     for name in cfg.properties:
       for x in (0, 50, 191):
-        p = samples.rating_probabilities(world, name, x, every)
+        p = probabilities.rating(world, name, x, every)
         mean = p @ np.arange(1, 6)
         order = np.argsort(world.gold[name][x], kind='stable')
         self.assertGreaterEqual(np.diff(mean[order]).min(), -1e-12)
@@ -230,7 +223,7 @@ class RatingsTest(parameterized.TestCase):
     world = world_lib.make_world(0, cfg)
     every = np.arange(len(world.responses))
     hard = int(np.flatnonzero(world.prompt_features[:, 3] == 2)[0])
-    p = samples.rating_probabilities(world, 'helpful', hard, every)
+    p = probabilities.rating(world, 'helpful', hard, every)
     order = np.argsort(world.cue['helpful'], kind='stable')
     self.assertGreaterEqual(np.diff((p @ np.arange(5))[order]).min(), -1e-12)
 
@@ -296,15 +289,15 @@ class JudgementsTest(parameterized.TestCase):
     else:
       self.assertGreater(p_value, 0.01)
 
-  def test_reference_and_level_are_passed_on(self):
+  def test_reference_is_passed_on(self):
     prompt, response = np.arange(50), np.arange(50) * 100
-    kwargs = dict(rho=0.0)
+    gold = WORLD.gold['helpful']
     strict, lax = (
         samples.sample_judgements(
-            WORLD, ('helpful', 'harmless'), prompt, response, 40,
-            rng=np.random.default_rng(0), q=q, **kwargs,
-        )
-        for q in (0.95, 0.2)
+            WORLD, ('helpful', 'harmless'), prompt, response, 40, rho=0.0,
+            rng=np.random.default_rng(0), ref_logprobs=logprobs,
+        )[..., 0]
+        for logprobs in (WORLD.generator_logprobs + 3 * gold, None)
     )  # fmt: skip
     self.assertTrue((strict <= lax).all())
     self.assertLess(strict.mean(), lax.mean())

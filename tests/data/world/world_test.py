@@ -7,6 +7,7 @@ import numpy as np
 
 from rlhf_jax.data.world import properties, rules
 from rlhf_jax.data.world import world as world_lib
+from tests.data.world import probabilities
 from tests.reference import world_numpy as reference
 
 WORLD = world_lib.make_world(0, world_lib.WorldConfig())
@@ -120,9 +121,9 @@ class TwinTest(parameterized.TestCase):
           WORLD.responses[b],
           jitter[x],
       )
-      got = world_lib.preference_probability(WORLD, name, x, a, b)
+      got = probabilities.preference(WORLD, name, x, a, b)
       np.testing.assert_allclose(got, want, atol=1e-6)
-      swapped = world_lib.preference_probability(WORLD, name, x, b, a)
+      swapped = probabilities.preference(WORLD, name, x, b, a)
       np.testing.assert_allclose(got + swapped, 1.0, atol=1e-12)
 
 
@@ -324,7 +325,7 @@ class JudgeTest(parameterized.TestCase):
       self.assertEqual((r.dtype, r.shape), (np.float32, (192, 90)))
       x, a, b = np.arange(90), np.arange(90), np.arange(90)[::-1]
       np.testing.assert_allclose(
-          world_lib.preference_probability(world, name, x, a, b),
+          probabilities.preference(world, name, x, a, b),
           1 / (1 + np.exp(r[x, b] - r[x, a])),
           atol=1e-6,
       )

@@ -75,7 +75,7 @@ def test_parameters_are_those_that_the_config_makes(name):
   params, cfg = checkpoints.load(name)
   key = jax.random.key(0)
   if name in checkpoints.SCORES:
-    init = lambda: heads.init_scalar(key, cfg, zero_head=False)
+    init = lambda: heads.init_scalar(key, cfg)
   else:
     init = lambda: lm.init(key, cfg)
   assert _shapes(params) == _shapes(jax.eval_shape(init))

@@ -1,4 +1,4 @@
-"""What can be good about a response, in the embedded world: one file each.
+"""The properties that make a response good in the world: one file each.
 
 A property has a gold quality, and annotators who judge it imperfectly. To add
 one, register it in a new module, as `brevity` does. Modules of this package are

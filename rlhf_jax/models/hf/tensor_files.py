@@ -3,15 +3,14 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import dataclasses
-import json
 import os
 import re
-import typing
 
 import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
+from rlhf_jax import files
 from rlhf_jax.models.hf import fields
 from rlhf_jax.models.hf.fields import PretrainedError
 
@@ -127,7 +126,7 @@ def write(
     weight_map |= dict.fromkeys(names, file)
   total = sum(counts.values())
   metadata = {'total_parameters': total, 'total_size': total * itemsize}
-  write_json(
+  files.write_json(
       os.path.join(folder, INDEX),
       {'metadata': metadata, 'weight_map': weight_map},
   )
@@ -136,12 +135,6 @@ def write(
 def _save(path: str, names: Iterable[str], make) -> None:
   arrays = {name: np.ascontiguousarray(make(name)) for name in names}
   safetensors_numpy.save_file(arrays, path, metadata={'format': 'pt'})
-
-
-def write_json(path: str, content: Mapping[str, typing.Any]) -> None:
-  """As the library writes it: indented, in the order of the keys."""
-  with open(path, 'w', encoding='utf-8') as f:
-    f.write(json.dumps(content, indent=2, sort_keys=True) + '\n')
 
 
 def remove(folder: str) -> None:
