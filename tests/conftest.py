@@ -44,6 +44,7 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 FIRST = (
     'tests/stages/study_test.py',
     'tests/measure/sampled_test.py',
+    'tests/figures/make_test.py',
     'tests/stages/pretrained_test.py',
     'tests/distributed_test.py',
     'tests/stages/paper_hh_test.py',
@@ -83,11 +84,17 @@ def finished_study(session_dir):
 
 
 @pytest.fixture(scope='session')
-def run(tmp_path_factory):
-  """A run with known curves, three seeds and every learner."""
+def drawn(session_dir):
+  """A run with known curves, all learners, and the tables of its figures."""
   from tests.figures import runs
 
-  return runs.make(tmp_path_factory.mktemp('run'))
+  return runs.drawn(str(session_dir / 'run'))
+
+
+@pytest.fixture(scope='session')
+def run(drawn):
+  """The folder of a run with three seeds and every learner; not to be written to."""
+  return drawn[0]
 
 
 @pytest.fixture(scope='session')
@@ -101,15 +108,13 @@ def bare_run(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def computed(run, tmp_path_factory):
+def computed(drawn):
   """The table of every figure of `run`, each from its INPUTS alone."""
-  from tests.figures import runs
-
-  return runs.compute(run, tmp_path_factory.mktemp)
+  return drawn[1]
 
 
 @pytest.fixture(scope='session')
-def built(run, computed):
+def built(run):
   """The folder of all figures of `run`."""
   return os.path.join(run, 'figures')
 

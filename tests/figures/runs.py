@@ -2,12 +2,15 @@
 
 import json
 import os
+import pickle
+import tempfile
 
 import numpy as np
 import pytest
 
 from rlhf_jax.figures import make as figures
 from tests.figures import synthetic
+from tests.stages import study
 
 ALL_LEARNERS = ('ppo', 'best_of', 'grpo', 'grpo_std', 'dpo', 'raft')
 
@@ -86,25 +89,39 @@ def build(workdir):
   return out
 
 
-def compute(run, folder_of):
+def drawn(workdir):
+  """(folder of a run, tables of its figures), made once for all processes."""
+  made = workdir + '.pickle'
+  with study.locked(workdir + '.lock'):
+    if not os.path.exists(made):
+      os.makedirs(workdir)
+      tables = compute(make(workdir))
+      with open(made, 'wb') as f:
+        pickle.dump(tables, f)
+  with open(made, 'rb') as f:
+    return workdir, pickle.load(f)
+
+
+def compute(run):
   """The table of every figure, from a folder that holds its INPUTS alone.
 
-  They are drawn into the folder `figures` of the run; `folder_of(name)` makes an
-  empty folder.
+  They are drawn into the folder `figures` of the run.
   """
   tables = {}
   for name, module in figures.FIGURES.items():
-    folder = str(folder_of(name))
-    for table in module.INPUTS:
-      os.symlink(
-          os.path.join(run, 'evaluation', table), os.path.join(folder, table)
-      )
-    with pytest.MonkeyPatch.context() as patch:
-      make_table = module.table
+    make_table = module.table
 
-      def keep(folder, make_table=make_table, name=name):
-        return tables.setdefault(name, make_table(folder))
+    def keep(folder, make_table=make_table, name=name):
+      return tables.setdefault(name, make_table(folder))
 
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+      for table in module.INPUTS:
+        os.symlink(
+            os.path.join(run, 'evaluation', table), os.path.join(folder, table)
+        )
       patch.setattr(module, 'table', keep)
       figures.build(folder, os.path.join(run, 'figures'), [name])
   return tables
