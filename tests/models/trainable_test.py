@@ -60,6 +60,9 @@ def _adapted(params, targets):
   return adapters.attach(params, jax.tree.map(lambda a: a + 0.1, new))
 
 
+HOW = ('full', 'last_n', 'lora')
+
+
 def _prepared(how, cfg=CFG, last_n=1, targets='layers/.*kernel'):
   """Params as `how` needs them, and their (trained, frozen)."""
   params = _params(cfg)
@@ -70,7 +73,7 @@ def _prepared(how, cfg=CFG, last_n=1, targets='layers/.*kernel'):
   return params, adapters.split(params, adapters.trainable(params, how=how))
 
 
-@pytest.mark.parametrize('how', adapters.HOW)
+@pytest.mark.parametrize('how', HOW)
 def test_what_is_trained(how):
   params, (trained, frozen) = _prepared(how)
   paths = set(_paths(params))
@@ -85,7 +88,7 @@ def test_what_is_trained(how):
   assert len(want) == {'full': 12, 'lora': 14, 'last_n': 11}[how]
 
 
-@pytest.mark.parametrize('how', adapters.HOW)
+@pytest.mark.parametrize('how', HOW)
 def test_combine_is_the_inverse_of_split_and_copies_nothing(how):
   params, (trained, frozen) = _prepared(how)
   got, want = _paths(adapters.combine(trained, frozen)), _paths(params)
@@ -93,7 +96,7 @@ def test_combine_is_the_inverse_of_split_and_copies_nothing(how):
   assert all(got[path] is want[path] for path in want)
 
 
-@pytest.mark.parametrize('how', adapters.HOW)
+@pytest.mark.parametrize('how', HOW)
 def test_split_and_combine_are_jittable(how):
   params, _ = _prepared(how)
   mask = adapters.trainable(params, how=how)
