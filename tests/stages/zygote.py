@@ -123,9 +123,13 @@ def _serve(cache):
   jax.config.update('jax_num_cpu_devices', 8)
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
-  from absl import app, flags  # noqa: F401
+  # Everything that scripts import, with the stages behind it.
+  from absl import app  # noqa: F401
   from ml_collections import config_flags  # noqa: F401
   import tqdm  # noqa: F401
+
+  from rlhf_jax.launch import graph, provenance, workers  # noqa: F401
+  from rlhf_jax.study import checks  # noqa: F401
 
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
