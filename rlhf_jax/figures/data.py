@@ -98,7 +98,7 @@ def _by_unit(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def unit(frame: pd.DataFrame) -> str:
-  """What intervals are over: seeds or prompts."""
+  """The unit that intervals are over: seeds or prompts."""
   if 'unit' not in frame or not len(frame):
     return 'seeds'
   found = frame['unit'].dropna()

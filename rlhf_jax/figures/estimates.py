@@ -34,7 +34,7 @@ def interval(values: Iterable[float]) -> dict[str, float]:
 
 
 def _strength(rows: pd.DataFrame) -> pd.Series:
-  """What rows of different seeds share along a curve of one family and method.
+  """The number that pairs rows of different seeds along one curve.
 
   Exact optima lie on a grid of KL, best-of-k on a grid of k. Trained policies
   share kl_coef when it is set in the config; when each seed solves for its own,

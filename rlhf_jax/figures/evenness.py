@@ -157,7 +157,7 @@ _DASHES = {
 
 
 def _note(frame: pd.DataFrame) -> str:
-  """What intervals there are; the curves of a single run have none."""
+  """A sentence on the intervals; the curves of a single run have none."""
   if data.unit(frame) == 'prompts':
     return 'One run: intervals of spreads are a bootstrap over prompts.'
   return words.seeds_note(frame)

@@ -258,7 +258,7 @@ def _dashes(line: Line2D) -> tuple:
 
 
 def _label(line: Line2D, own: str, legend) -> str:
-  """What a line is, by its own label or by the legend."""
+  """The words for a line, from its own label or from the legend."""
   if not own.startswith('_'):
     return _plain(own)
   if same_color(line.get_color(), names.color('sft')):

@@ -72,7 +72,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
 
 
 def _gains(rows: pd.DataFrame, panel) -> pd.DataFrame:
-  """What one regime shows in one panel."""
+  """Rows of one regime in one panel: gains, areas, or where a curve ends."""
   property, metric, judge, _ = panel
   what = dict(property=property, metric=metric, judge=judge)
   own = data.select(rows, **what)

@@ -11,7 +11,7 @@ _MOST = 3  # measures that are named
 def sentences(
     evaluation_dir: str, results: pd.DataFrame, summary: comparisons.Summary
 ) -> list[str]:
-  """What LSC gains over raw, where it loses, how near training comes.
+  """Three sentences: the gain over raw, the losses, how near training comes.
 
   Of the optima of the last property of the study, which combines the others.
   """

@@ -10,7 +10,8 @@ from scipy import stats
 
 from rlhf_jax.evaluation import schema
 from rlhf_jax.figures import data, estimates, evenness, make, words
-from rlhf_jax.report import pairwise, report
+from rlhf_jax.report import pairwise
+from tests.report import pages
 
 NAMES = ('F1', 'F4', 'F5', 'F6', 'F7')
 KLS = (0.5, 1.0, 1.5)
@@ -188,7 +189,7 @@ def test_the_judge_is_a_table_of_policies(run):
 
 
 def test_the_page_says_what_repeats(run):
-  path = report.write_report(str(run), str(run / 'report.html'))
+  path = pages.report_of(str(run), str(run / 'report.html'))
   with open(path, encoding='utf-8') as f:
     page = f.read()
   assert 'Pairwise judge' in page
