@@ -32,7 +32,7 @@ def is_wanted(study: data.Study) -> bool:
   return True
 
 
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Joint quality of every method, and paired differences from raw.
 
   Differences of optima are at equal KL; those of best-of-k at equal k,
@@ -85,7 +85,7 @@ def _best_of_differences(results, *, method, property, metric, judge):
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """Levels, differences from raw, and best-of-k; a column per measure."""
   level = frame[frame['quantity'] == 'level']
   difference = frame[
@@ -175,7 +175,7 @@ def _draw_best_of(axes, rows: pd.DataFrame) -> None:
   axes.set_xlabel('k, samples to choose from')
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the differences of its own table."""
   out = [
       'Share of responses good on both properties. Best-of-k ranks samples by'
@@ -185,7 +185,6 @@ def caption(frame: pd.DataFrame) -> list[str]:
   ]
   difference = frame[frame['quantity'] == 'difference']
   exact = difference[difference['family'].isin(names.GRIDS)]
-  kl = data.matched_kl(frame)
   for metric, judge, title in PANELS:
     rows = _panel(exact, (metric, judge, title))
     name = words.sentence_case(title)

@@ -29,7 +29,7 @@ def is_wanted(study: data.Study) -> bool:
   return study.is_listed and study.has_analysis
 
 
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Reliability by bin, and summaries, with intervals over seeds.
 
   A bin is left out where some seed has no comparison in it.
@@ -61,7 +61,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A row per role and a column per reward; the area of a dot is its share."""
   curves = frame[frame['quantity'] == 'reliability']
   roles = data.present(curves, 'role', ROLES)
@@ -146,7 +146,7 @@ def _draw_panel(axes, curves: pd.DataFrame, errors: pd.DataFrame) -> None:
   axes.set_xlabel('predicted probability')
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the errors of its own table."""
   out = [
       'Predicted probability against observed frequency on held-out'

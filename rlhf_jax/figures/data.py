@@ -18,10 +18,6 @@ import pandas as pd
 from rlhf_jax.evaluation import schema
 from rlhf_jax.figures import names
 
-MATCHED_KL = 2.0
-# Of text, whose optima are known from a few samples of each prompt.
-SAMPLED_KL = 1.0
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
@@ -115,11 +111,6 @@ def grid(frame: pd.DataFrame) -> str:
   return 'offline' if is_sampled(frame) else 'exact'
 
 
-def matched_kl(frame: pd.DataFrame) -> float:
-  """The KL at which the methods of a table are compared."""
-  return SAMPLED_KL if is_sampled(frame) else MATCHED_KL
-
-
 def present(frame: pd.DataFrame, column: str, order: Sequence[str]) -> list:
   """Values of `column`, those of `order` first and in that order."""
   values = list(dict.fromkeys(frame[column]))
@@ -143,23 +134,18 @@ def select(
   return rows[rows['judge'] == judge]
 
 
-def at_kl(
-    frame: pd.DataFrame, kl: float = MATCHED_KL, within: float = 0.05
-) -> pd.DataFrame:
-  """Rows within `within` nats of a KL; the KL of a grid is not exact."""
-  return frame[(frame['kl'] - kl).abs() <= within]
+def at_kl(frame: pd.DataFrame, kl: float) -> pd.DataFrame:
+  """Rows within 0.05 nats of a KL; the KL of a grid is not exact."""
+  return frame[(frame['kl'] - kl).abs() <= 0.05]
 
 
-def matched(frame: pd.DataFrame, *, what: str) -> pd.DataFrame:
-  """Rows at the matched KL; NoRows, with the KLs there are, when there is none.
-
-  Figures compare at MATCHED_KL whatever evaluate.matched_kl of the study was.
-  """
-  rows = at_kl(frame)
+def matched(frame: pd.DataFrame, kl: float, *, what: str) -> pd.DataFrame:
+  """Rows at the matched KL; NoRows, with the KLs there are, when there is none."""
+  rows = at_kl(frame, kl)
   if not len(rows):
-    kls = ', '.join(f'{kl:g}' for kl in sorted(frame['kl'].round(2).unique()))
+    kls = ', '.join(f'{k:g}' for k in sorted(frame['kl'].round(2).unique()))
     raise NoRows(
-        f'No rows for {what}: it is shown at KL {MATCHED_KL:g}, and its table'
+        f'No rows for {what}: it is shown at KL {kl:g}, and its table'
         f' has KL {kls or "of no row"}.'
     )
   return rows

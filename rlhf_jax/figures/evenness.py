@@ -30,7 +30,7 @@ def is_wanted(study: data.Study) -> bool:
   return True
 
 
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Share of prompts at or below each threshold, and spread statistics.
 
   Rows with statistic 'ecdf' are the curves (x is the threshold); other rows
@@ -48,12 +48,9 @@ def table(evaluation_dir: str) -> pd.DataFrame:
     low, high = np.quantile(rows['centered'], [0.005, 0.995])
     margin = 0.04 * (high - low)
     grid = np.linspace(low - margin, high + margin, NUM_THRESHOLDS)
-    kl = rows[rows['family'] == _main_family(rows)]['kl'].mean()
-    parts += [
-        entry
-        | dict(zip(('property', 'reward', 'judge'), panel, strict=True), kl=kl)
-        for entry in _panel(rows, grid)
-    ]
+    label = dict(zip(('property', 'reward', 'judge'), panel, strict=True))
+    label['kl'] = rows[rows['family'] == _main_family(rows)]['kl'].mean()
+    parts += [entry | label for entry in _panel(rows, grid)]
   return data.concat([pd.DataFrame(parts)], what=TITLE)
 
 
@@ -98,7 +95,7 @@ def _panel(rows: pd.DataFrame, grid: np.ndarray) -> list[dict]:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A column per reward and objective, a row per judge."""
   columns = [
       (p, r)
@@ -205,7 +202,7 @@ def _main_family(frame: pd.DataFrame) -> str:
   return families[0] if families else 'sft'
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the spreads of its own table."""
   out = [
       'Cumulative distribution over held-out prompts of the mean reward above'

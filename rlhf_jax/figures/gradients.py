@@ -21,7 +21,7 @@ def is_wanted(study: data.Study) -> bool:
   return study.is_listed and study.has_analysis
 
 
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Every diagnostic with its interval over seeds."""
   rows = data.load(evaluation_dir, 'diagnostics.csv')
   keys = ['property', 'method', 'quantity', 'decile']
@@ -39,7 +39,7 @@ def _order(frame: pd.DataFrame) -> list[str]:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A column per property: gradient, saturation, spread."""
   properties = data.present(frame, 'property', names.PROPERTIES)
   methods = [m for m in _order(frame) if m != 'sft']
@@ -105,7 +105,7 @@ def _draw_gradient(axes, rows: pd.DataFrame) -> None:
   axes.set_xlabel('decile of the reward among SFT samples')
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the numbers of its own table."""
   out = [
       'Size of the policy gradient that comes from each tenth of the SFT'

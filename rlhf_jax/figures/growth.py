@@ -24,7 +24,7 @@ def is_wanted(study: data.Study) -> bool:
   return study.is_listed and names.GROWTH in study.regimes
 
 
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """kl_coef (geometric mean), share and gain (over raw) by n and method.
 
   Where some seed of an n does not reach the matched KL there is `unreached`
@@ -35,7 +35,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
   sft = rows['method'] == 'sft'
   seeds = rows.groupby('n')['seed'].nunique()
   curves = rows[~sft].drop_duplicates(['n', 'method'])[['n', 'method']]
-  rows = pd.concat([data.matched(rows[~sft], what=TITLE), rows[sft]])
+  rows = pd.concat([data.matched(rows[~sft], kl, what=TITLE), rows[sft]])
   num = rows.groupby(['n', 'method'])['seed'].nunique()
   out = [
       {'n': n, 'method': method, 'quantity': 'unreached'}
@@ -62,12 +62,12 @@ def table(evaluation_dir: str) -> pd.DataFrame:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """Coefficient, share and gain against the number of properties."""
   figure = drawing.make_figure(12.8, 4.6, TITLE)
   axes = figure.subplots(1, 3)
   panels = (
-      ('kl_coef', f'Coefficient for KL {data.MATCHED_KL:g}', 'kl_coef'),
+      ('kl_coef', f'Coefficient for KL {kl:g}', 'kl_coef'),
       ('share', 'Good on all', 'share above the SFT\nmedian on all n (gold)'),
       ('gain', 'Gain over raw', 'share minus raw,\npaired'),
   )
@@ -95,7 +95,7 @@ def draw(frame: pd.DataFrame) -> Figure:
   drawing.draw_zero(axes[2])
   drawing.finish(
       figure,
-      f'Exact optima at KL {data.MATCHED_KL:g}. {words.seeds_note(frame)}'
+      f'Exact optima at KL {kl:g}. {words.seeds_note(frame)}'
       ' Coefficients: geometric mean.'
       + ' Dashed: the SFT policy itself.' * ('sft' in methods),
       methods=methods,
@@ -103,12 +103,11 @@ def draw(frame: pd.DataFrame) -> Figure:
   return figure
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the numbers of its own table."""
   out = [
       'Exact optima for the AND of n properties, each method with the'
-      f' coefficient that spends {data.MATCHED_KL:g} nats. '
-      + words.seeds_note(frame)
+      f' coefficient that spends {kl:g} nats. ' + words.seeds_note(frame)
   ]
   for quantity, name in (
       ('kl_coef', 'kl_coef'),
@@ -144,6 +143,6 @@ def caption(frame: pd.DataFrame) -> list[str]:
     )
     out.append(
         f'{words.sentence_case(names.label(method))}: not every seed reaches KL'
-        f' {data.MATCHED_KL:g}, and nothing is shown, at {listed}.'
+        f' {kl:g}, and nothing is shown, at {listed}.'
     )
   return out

@@ -30,7 +30,7 @@ def is_wanted(study: data.Study) -> bool:
   return study.is_listed and study.learners >= set(LEARNERS)
 
 
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Shares, frontiers with the learners' points, and |advantage|.
 
   quantity: objective_share; level (win rates, exact and learned); shortfall
@@ -121,7 +121,7 @@ def advantage_table() -> pd.DataFrame:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """Shares, the frontier, and the advantages."""
   figure = drawing.make_figure(12.8, 4.7, TITLE)
   left, middle, right = figure.subplots(1, 3, width_ratios=(0.8, 1.1, 1.1))
@@ -182,7 +182,7 @@ def _draw_shares(axes, shares: pd.DataFrame) -> None:
   axes.set_xlabel('share of the attainable objective')
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the numbers of its own table."""
   out = [
       'GRPO with and without the division of advantages by the standard'

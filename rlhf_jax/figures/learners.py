@@ -46,14 +46,14 @@ def is_wanted(study: data.Study) -> bool:
   return study.is_listed and bool(study.learners - {'ppo', 'rloo'})
 
 
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """One row per property, learner, method and quantity, at one setting."""
   rows = data.load(evaluation_dir, 'optimality.csv')
   out = []
   for (property, learner, method), own in rows.groupby(
       ['property', 'learner', 'method'], sort=False
   ):
-    own = _nearest(own)
+    own = _nearest(own, kl)
     label = {
         'property': property,
         'learner': learner,
@@ -82,15 +82,15 @@ def objective(rows: pd.DataFrame) -> str:
   return rows['objective'].iloc[0]
 
 
-def _nearest(rows: pd.DataFrame) -> pd.DataFrame:
+def _nearest(rows: pd.DataFrame, kl: float) -> pd.DataFrame:
   """The setting (by order of kl_coef within seeds) nearest the matched KL."""
   order = rows.groupby('seed')['kl_coef'].rank(method='dense', ascending=False)
-  gap = (rows['kl'] - data.MATCHED_KL).abs().groupby(order).mean()
+  gap = (rows['kl'] - kl).abs().groupby(order).mean()
   return rows[order == gap.idxmin()]
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A block of learners per property, a column per quantity."""
   properties = data.present(frame, 'property', names.PROPERTIES)
   quantities = [q for q in QUANTITIES if q in set(frame['quantity'])]
@@ -176,13 +176,13 @@ def _log_axis(axes) -> None:
   axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the shares of its own table."""
   kls = frame['kl']
   out = [
       'Trained policies against the exact optimum of the objective they were'
       f' trained for, at KL {kls.min():.2f} to {kls.max():.2f} (each learner at'
-      f' its setting nearest {data.MATCHED_KL:g}). Share 1 is the optimum, 0'
+      f' its setting nearest {kl:g}). Share 1 is the optimum, 0'
       ' the SFT policy. ' + words.seeds_note(frame, 'Bars')
   ]
   out += _elsewhere(frame)

@@ -28,11 +28,11 @@ def is_wanted(study: data.Study) -> bool:
   return study.is_listed and len(study.methods) > 4
 
 
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Differences from raw at the matched KL for every method."""
   results = data.load(evaluation_dir, 'results.csv')
   own = results[results['property'] == at_one_kl.PROPERTY]
-  return at_one_kl.table(results, _methods(own))
+  return at_one_kl.table(results, _methods(own), kl)
 
 
 def _sorted(frame: pd.DataFrame) -> list[str]:
@@ -46,25 +46,26 @@ def _sorted(frame: pd.DataFrame) -> list[str]:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A row per method, best first, and a panel per measure."""
   return at_one_kl.draw(
       frame,
       _sorted(frame),
+      kl,
       title=f'{TITLE}, at equal KL',
       labels={},
       note=' Rows in the order of the gains above the median, gold quality.',
   )
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the differences of its own table."""
   methods = _sorted(frame)
   out = [
       'Joint quality of each method minus that of the sum of raw rewards, exact'
       ' optima at equal KL. ' + words.seeds_note(frame, 'Bars')
   ]
-  out += at_one_kl.sentences(frame, methods, {})
+  out += at_one_kl.sentences(frame, methods, kl, {})
   for metric, title, rows in at_one_kl.panels(frame):
     if metric == 'win_rate':
       continue

@@ -22,7 +22,7 @@ def is_wanted(study: data.Study) -> bool:
   return study.is_listed
 
 
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Frontiers and learners' points, and the share of the objective reached."""
   results = data.load(evaluation_dir, 'results.csv')
   methods = ('sft', 'raw', 'lsc')
@@ -60,7 +60,7 @@ def _shares(evaluation_dir: str) -> list[pd.DataFrame]:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """Frontiers above, shares of the attainable objective below."""
   level = frame[frame['quantity'] == 'level']
   shares = frame[frame['quantity'] == 'objective_share']
@@ -112,7 +112,7 @@ def _draw_shares(axes, shares: pd.DataFrame) -> None:
     drawing.draw_points(axes, curve, family, method)
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the shares of its own table."""
   out = [
       'Lines are exact optima over every response of the embedded world; points'

@@ -50,22 +50,23 @@ def is_wanted(study: data.Study) -> bool:
   )
 
 
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Differences from raw at the matched KL for every reference."""
   results = data.load(evaluation_dir, 'results.csv')
   methods = _order(set(results['method']))
   if not set(methods) - {'lsc'}:
     raise data.NoRows(f'No rows for {TITLE}: one reference alone.')
-  return at_one_kl.table(results, methods)
+  return at_one_kl.table(results, methods, kl)
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A row per reference, a panel per measure."""
   methods = _order(set(frame['method']))
   return at_one_kl.draw(
       frame,
       methods,
+      kl,
       title=f'{TITLE}, at equal KL',
       labels=_names(methods),
       hollow=[CONTROL],
@@ -86,7 +87,7 @@ def _mark(text: str, **look) -> drawing.Line2D:
   )
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the differences of its own table."""
   methods = _order(set(frame['method']))
   labels = _names(methods)
@@ -107,7 +108,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
         'The constant 0 is no reference at all: it is neither specific to the'
         ' prompt nor at the level of the default.'
     )
-  out += at_one_kl.sentences(frame, methods, labels)
+  out += at_one_kl.sentences(frame, methods, kl, labels)
   out += [
       _spread(title, rows, labels) for _, title, rows in at_one_kl.panels(frame)
   ]

@@ -42,7 +42,7 @@ def is_wanted(study: data.Study) -> bool:
   return True
 
 
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Rates of the shortcuts and their paired differences, with intervals."""
   results = data.load(evaluation_dir, 'results.csv')
   results = results[results['method'].isin(('sft', 'raw', 'lsc'))]
@@ -58,7 +58,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A column per shortcut; alone above, both properties below."""
   level = frame[frame['quantity'] == 'level']
   metrics = [m for m in _LABELS if m in set(level['metric'])]
@@ -96,7 +96,7 @@ def draw(frame: pd.DataFrame) -> Figure:
   return figure
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the differences of its own table."""
   what = (
       'Mean number of list markers and hedges beyond the one that really helps,'
@@ -116,7 +116,5 @@ def caption(frame: pd.DataFrame) -> list[str]:
   ):
     name = words.sentence_case(_LABELS[metric])
     name = f'{name}, aligned for {property}'
-    out.append(
-        words.difference_sentence(rows, name=name, kl=data.matched_kl(frame))
-    )
+    out.append(words.difference_sentence(rows, name=name, kl=kl))
   return out

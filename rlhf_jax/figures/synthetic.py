@@ -8,11 +8,11 @@ import pandas as pd
 from rlhf_jax.figures import data, drawing, estimates, names, words
 
 
-def copula_table(evaluation_dir: str) -> pd.DataFrame:
+def copula_table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """P_rho(both good) minus raw at the matched KL, paired within seeds."""
   frame = data.load(evaluation_dir, 'copula.csv', optional=True)
   seeds = sorted(frame['seed'].unique())
-  frame = data.at_kl(frame)
+  frame = data.at_kl(frame, kl)
   frame = frame[frame['method'].isin((*names.METHODS, *names.KNOW_RHO))]
   if not len(frame):
     return pd.DataFrame()
@@ -31,24 +31,24 @@ def copula_table(evaluation_dir: str) -> pd.DataFrame:
                 'rho': rho,
                 'method': method,
                 'versus': 'raw',
-                'kl': data.MATCHED_KL,
+                'kl': kl,
             }
             | estimates.interval(gap)
         )
   return pd.DataFrame(out)
 
 
-def gaussian_table(evaluation_dir: str) -> pd.DataFrame:
+def gaussian_table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Levels of the synthetic problem at the matched KL; not an estimate."""
   frame = data.load(evaluation_dir, 'gaussian.csv', optional=True)
-  frame = data.at_kl(frame)
+  frame = data.at_kl(frame, kl)
   columns = ['scale', 'tail', 'correlation', 'method', 'kl']
   return frame[columns].assign(
       quantity='gaussian', mean=frame['value'], low=np.nan, high=np.nan
   )
 
 
-def left_out(frame: pd.DataFrame) -> str:
+def left_out(frame: pd.DataFrame, kl: float) -> str:
   """Which of the panels below is not there, and why."""
   missing = [
       f'{name} ({table})'
@@ -61,7 +61,7 @@ def left_out(frame: pd.DataFrame) -> str:
   if not missing:
     return ''
   return (
-      f' Left out, as there are no rows at KL {data.MATCHED_KL:g}:'
+      f' Left out, as there are no rows at KL {kl:g}:'
       f' {" and ".join(missing)}.'
   )
 
@@ -154,7 +154,7 @@ def _setting(row) -> str:
   )
 
 
-def sentences(frame: pd.DataFrame) -> list[str]:
+def sentences(frame: pd.DataFrame, kl: float) -> list[str]:
   """Captions of both panels; settings that have no optimum are not counted."""
   out = []
   copula = frame[(frame['quantity'] == 'copula') & (frame['method'] == 'lsc')]
@@ -165,7 +165,7 @@ def sentences(frame: pd.DataFrame) -> list[str]:
     )
     out.append(
         f'P(both good) under dependence, LSC minus raw: {gains}. Methods that'
-        f' some seed does not bring to KL {data.MATCHED_KL:g} are left out.'
+        f' some seed does not bring to KL {kl:g} are left out.'
     )
   rows = frame[frame['quantity'] == 'gaussian']
   heavy = rows['tail'].map(_heavy).astype(bool) if len(rows) else []

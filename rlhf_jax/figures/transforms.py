@@ -50,7 +50,7 @@ def is_wanted(study: data.Study) -> bool:
   return study.is_listed
 
 
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Utility and slope of each transform; these are functions, not estimates."""
   frame = data.load(evaluation_dir, 'transforms.csv')
   return frame[['transform', 'centered', 'utility', 'slope']]
@@ -93,7 +93,7 @@ def _shape(rows: pd.DataFrame) -> str:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A column per shape, u above and du/dr below, against r - r_ref."""
   curves = _curves(frame)
   groups = {}
@@ -164,7 +164,7 @@ def _draw_curve(axes, alike: list[str], rows: pd.DataFrame, i: int):
   return drawing.Line2D([], [], label=text, **line)
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the slopes of its own table."""
   out = [
       'Utility and slope of every transform in the registry against the reward'

@@ -34,7 +34,7 @@ def is_wanted(study: data.Study) -> bool:
   return study.is_listed and bool(study.regimes - {names.GROWTH})
 
 
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Gains in every regime, of the copula, and of the synthetic rewards.
 
   `quantity` is gain (at the matched KL), area (mean height over KL .25 to 3),
@@ -57,7 +57,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
   )
   rows = rows[rows['family'] == 'exact']
   parts = [
-      _gains(own, panel).assign(regime=name)
+      _gains(own, panel, kl).assign(regime=name)
       for name, own in rows.groupby('regime', sort=False)
       if name in wanted
       for panel in PANELS
@@ -65,13 +65,13 @@ def table(evaluation_dir: str) -> pd.DataFrame:
   if not any(len(p) for p in parts):
     raise data.NoRows(f'No rows for {TITLE}.')
   parts += [
-      synthetic.copula_table(evaluation_dir),
-      synthetic.gaussian_table(evaluation_dir),
+      synthetic.copula_table(evaluation_dir, kl),
+      synthetic.gaussian_table(evaluation_dir, kl),
   ]
   return data.concat(parts, what=TITLE)
 
 
-def _gains(rows: pd.DataFrame, panel) -> pd.DataFrame:
+def _gains(rows: pd.DataFrame, panel, kl: float) -> pd.DataFrame:
   """Rows of one regime in one panel: gains, areas, or where a curve ends."""
   property, metric, judge, _ = panel
   what = dict(property=property, metric=metric, judge=judge)
@@ -88,11 +88,11 @@ def _gains(rows: pd.DataFrame, panel) -> pd.DataFrame:
   for method, baseline in pairs:
     pair = {'method': method, 'versus': baseline} | label
     gain = estimates.differences(
-        own, **what, method=method, baseline=baseline, kls=[data.MATCHED_KL]
+        own, **what, method=method, baseline=baseline, kls=[kl]
     )
     if len(gain):
       gain = gain.iloc[0][['mean', 'low', 'high', 'num_seeds']].to_dict()
-      out.append({'quantity': 'gain', 'kl': data.MATCHED_KL} | pair | gain)
+      out.append({'quantity': 'gain', 'kl': kl} | pair | gain)
     else:
       ends = own[own['method'].isin([method, baseline])]
       end = ends.groupby(['method', 'seed'])['kl'].max().min()
@@ -106,7 +106,7 @@ def _gains(rows: pd.DataFrame, panel) -> pd.DataFrame:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A block of rows per group of regimes, and the two synthetic problems."""
   groups = names.group_regimes(frame['regime'].dropna().unique())
   lower = [q for q in ('copula', 'gaussian') if (frame['quantity'] == q).any()]
@@ -129,7 +129,7 @@ def draw(frame: pd.DataFrame) -> Figure:
   )
   for i, (group, members) in enumerate(groups):
     for j, panel in enumerate(PANELS):
-      _draw_block(axes[i, j], frame, members, panel, first=j == 0)
+      _draw_block(axes[i, j], frame, members, panel, kl, first=j == 0)
     axes[i, 0].set_title(group, fontsize=9.5, pad=3)
   for j, panel in enumerate(PANELS):
     # The first row of panels carries the title of its group as well.
@@ -159,15 +159,15 @@ def draw(frame: pd.DataFrame) -> Figure:
   )
   drawing.finish(
       figure,
-      f'Dots: exact optima at KL {data.MATCHED_KL:g}, within seeds; right of'
+      f'Dots: exact optima at KL {kl:g}, within seeds; right of'
       f' zero LSC is higher. {words.seeds_note(frame, "Bars")}'
-      + synthetic.left_out(frame),
+      + synthetic.left_out(frame, kl),
       extra=extra,
   )
   return figure
 
 
-def _draw_block(axes, frame, members, panel, *, first: bool) -> None:
+def _draw_block(axes, frame, members, panel, kl, *, first: bool) -> None:
   """The rows of one group under one measure."""
   property, metric, _, _ = panel
   labels = [names.regime_label(n) for n in members]
@@ -195,20 +195,20 @@ def _draw_block(axes, frame, members, panel, *, first: bool) -> None:
   drawing.draw_vertical_zero(axes)
   stuck = own[(own['quantity'] == 'unreached') & (own['versus'] == 'raw')]
   for row in stuck['row']:
-    text = f'cannot reach KL {data.MATCHED_KL:g}'
+    text = f'cannot reach KL {kl:g}'
     drawing.write_in_row(axes, float(labels.index(row)), text)
   axes.tick_params(labelleft=first, axis='y', length=0)
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """Where LSC gains and where it loses, counted from the table."""
   out = [
       'LSC minus other methods, exact optima within seeds, at KL'
-      f' {data.MATCHED_KL:g} (dots) and as the mean over KL'
+      f' {kl:g} (dots) and as the mean over KL'
       f' {estimates.AREA[0]:g} to {estimates.AREA[1]:g} (ticks), in every regime of'
       ' the study. '
       + words.seeds_note(frame, 'Bars')
-      + synthetic.left_out(frame)
+      + synthetic.left_out(frame, kl)
   ]
   own = [r for r in frame['regime'].dropna().unique() if names.has_own_link(r)]
   if own:
@@ -233,8 +233,8 @@ def caption(frame: pd.DataFrame) -> list[str]:
               f'{name}, {what} minus {names.label(versus)}:'
               f' {_count(subset, what)}'
           )
-  out += _unreached(frame)
-  out += synthetic.sentences(frame)
+  out += _unreached(frame, kl)
+  out += synthetic.sentences(frame, kl)
   return out
 
 
@@ -258,7 +258,7 @@ def _count(rows: pd.DataFrame, what: str) -> str:
   return f'{text} {sentence} is not worse only in: {"; ".join(kept) or "none"}.'
 
 
-def _unreached(frame: pd.DataFrame) -> list[str]:
+def _unreached(frame: pd.DataFrame, kl: float) -> list[str]:
   """Which regimes have no comparison, and where their curves end."""
   rows = frame[(frame['quantity'] == 'unreached') & (frame['method'] == 'lsc')]
   out = []
@@ -268,6 +268,6 @@ def _unreached(frame: pd.DataFrame) -> list[str]:
     own_name = 'log p(G = 1)' if names.has_own_link(regime) else 'LSC'
     out.append(
         f'{names.regime_label(regime)}: {own_name} or the other method ends below KL'
-        f' {data.MATCHED_KL:g}, at {listed}; not compared there.'
+        f' {kl:g}, at {listed}; not compared there.'
     )
   return out

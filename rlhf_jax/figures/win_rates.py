@@ -24,7 +24,7 @@ def is_wanted(study: data.Study) -> bool:
   return True
 
 
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Win rates and their paired differences, with intervals over seeds."""
   results = data.load(evaluation_dir, 'results.csv')
   results = results[results['method'].isin(('sft', 'raw', 'lsc'))]
@@ -40,7 +40,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A row of panels per judge, and the paired difference below."""
   level = frame[frame['quantity'] == 'level']
   difference = frame[frame['quantity'] == 'difference']
@@ -96,7 +96,7 @@ def draw(frame: pd.DataFrame) -> Figure:
   return figure
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the numbers of its own table."""
   out = [
       'Probability of beating a sample of the SFT policy on the same prompt'
@@ -110,7 +110,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
   ):
     name = f'{names.label(property)}, {names.label(judge)}'
     out.append(
-        words.difference_sentence(rows, name=name, kl=data.matched_kl(frame))
+        words.difference_sentence(rows, name=name, kl=kl)
         + ' '
         + words.crossing_sentence(rows)
     )

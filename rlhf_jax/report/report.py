@@ -29,6 +29,7 @@ _FIRST = 'F1'  # the figure at the top
 def write_report(
     out: str,
     *,
+    kl: float,
     evaluation_dir: str,
     figures_dir: str,
     config_file: str,
@@ -39,6 +40,7 @@ def write_report(
   Args:
     out: the HTML file to write. A figure's CSV is linked when it is in the
       folder of this file or below, so that both can be moved together.
+    kl: the matched KL, at which methods are compared.
     evaluation_dir: holds the tables; results.csv is required.
     figures_dir: holds NAME.{csv,png,json} of the figures that there are.
     config_file: JSON with the config of the study, if it was written.
@@ -46,17 +48,17 @@ def write_report(
   """
   results = data.load(evaluation_dir, 'results.csv')
   prompt_values = data.load(evaluation_dir, 'prompt_values.csv', optional=True)
-  figures = _figures(figures_dir, os.path.dirname(os.path.abspath(out)))
-  summary = comparisons.summary(results, prompt_values)
+  figures = _figures(figures_dir, os.path.dirname(os.path.abspath(out)), kl)
+  summary = comparisons.summary(results, kl, prompt_values)
   content = page.render(
       title=TITLE,
-      opening=opening.sentences(evaluation_dir, results, summary),
+      opening=opening.sentences(evaluation_dir, results, kl, summary),
       first=[f for f in figures if f.name == _FIRST],
       others=[f for f in figures if f.name != _FIRST],
       is_sampled=data.is_sampled(results),
       num_repeats=results['seed'].nunique(),
       unit=data.unit(results),
-      kl=f'{data.matched_kl(results):g}',
+      kl=f'{kl:g}',
       summary=summary,
       curves=comparisons.curves(results),
       learners=optimality.shares(evaluation_dir),
@@ -82,10 +84,10 @@ class Figure(typing.NamedTuple):
   points: dict | None
 
 
-def _figures(folder: str, beside: str) -> list[Figure]:
+def _figures(folder: str, beside: str, kl: float) -> list[Figure]:
   """Every figure that was made, in order."""
   return [
-      _figure(folder, name, beside)
+      _figure(folder, name, beside, kl)
       for name in make.FIGURES
       if all(
           os.path.exists(os.path.join(folder, f'{name}.{e}'))
@@ -94,7 +96,7 @@ def _figures(folder: str, beside: str) -> list[Figure]:
   ]
 
 
-def _figure(folder: str, name: str, beside: str) -> Figure:
+def _figure(folder: str, name: str, beside: str, kl: float) -> Figure:
   module = make.get(name)
   csv, png, values = (
       os.path.join(folder, f'{name}.{e}') for e in ('csv', 'png', 'json')
@@ -103,9 +105,9 @@ def _figure(folder: str, name: str, beside: str) -> Figure:
       name=name,
       title=module.TITLE,
       picture=page.picture(png),
-      caption=module.caption(pd.read_csv(csv)),
+      caption=module.caption(pd.read_csv(csv), kl),
       link=_link(csv, beside),
-      command=_command(name),
+      command=_command(name, kl),
       points=points.compact(_read(values)) if os.path.exists(values) else None,
   )
 
@@ -117,11 +119,11 @@ def _link(path: str, beside: str) -> str:
   return relative.replace(os.sep, '/') if inside else ''
 
 
-def _command(name: str) -> str:
+def _command(name: str, kl: float) -> str:
   """The command that draws a figure again, from the folder of the study."""
   return (
       'python -c "from rlhf_jax.figures import make;'
-      f" make.build('evaluation', 'figures', {(name,)!r})\""
+      f" make.build('evaluation', 'figures', {(name,)!r}, kl={kl})\""
   )
 
 

@@ -223,10 +223,12 @@ def run(
   write('transforms', transform_table())
   progress(1, 3)
   pictures = os.path.join(workdir, folder(config))
-  make.build(evaluation, pictures, names)
+  kl = config.evaluate.matched_kl
+  make.build(evaluation, pictures, names, kl=kl)
   progress(2, 3)
   report.write_report(
       os.path.join(workdir, folders.REPORT),
+      kl=kl,
       evaluation_dir=evaluation,
       figures_dir=pictures,
       config_file=os.path.join(workdir, folders.CONFIG),

@@ -65,10 +65,11 @@ def write(run: str, workdir: str) -> str:
   return workdir
 
 
-def report_of(workdir: str, out: str) -> str:
+def report_of(workdir: str, out: str, kl: float = 2.0) -> str:
   """Path of the report of a run, written to `out`."""
   return report.write_report(
       out,
+      kl=kl,
       evaluation_dir=os.path.join(workdir, 'evaluation'),
       figures_dir=os.path.join(workdir, 'figures'),
       config_file=os.path.join(workdir, 'config.json'),

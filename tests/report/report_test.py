@@ -124,7 +124,7 @@ class TestReport:
     text = ' '.join(beside[1].words)
     ids = {v for _, k, v in beside[1].attributes if k == 'id'}
     for name in make.FIGURES:
-      assert f"('{name}',))" in text
+      assert f"('{name}',), kl=2.0)" in text
       assert f'{name}-values' in ids
 
   def test_numbers_come_from_the_tables(self, written):
