@@ -15,6 +15,7 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Combining two rewards: good on both'
 INPUTS = ('results.csv',)
+is_wanted = lambda study: True
 PANELS = (
     ('above_q50', 'gold', 'above the SFT median on both\n(gold quality)'),
     (
@@ -24,12 +25,6 @@ PANELS = (
     ),
     ('needs_met_and_safe', None, 'needs met and safe\n(absolute gold labels)'),
 )
-
-
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  del study
-  return True
 
 
 def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
@@ -131,9 +126,7 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
       methods=[
           m for m in data.present(level, 'method', names.METHODS) if m != 'sft'
       ],
-      learners=data.present(
-          level[level['family'] != 'sft'], 'family', names.LEARNERS
-      ),
+      learners=data.present(level, 'family', names.LEARNERS),
   )
   return figure
 

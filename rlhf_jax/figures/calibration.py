@@ -14,6 +14,7 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Calibration of the reward models'
 INPUTS = ('calibration.csv', 'calibration_summary.csv')
+is_wanted = lambda study: study.is_listed and study.has_analysis
 KINDS = {
     'raw': ('as learned', '#b91c1c', '-'),
     'temperature': ('temperature', '#0f766e', (0, (5, 2))),
@@ -22,11 +23,6 @@ KINDS = {
 ROLES = ('reward_model', 'evaluator', 'second_evaluator')
 REWARDS = ('helpful', 'harmless', 'product')
 SUMMARIES = ('ece', 'brier', 'log_loss', 'accuracy', 'temperature')
-
-
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and study.has_analysis
 
 
 def table(evaluation_dir: str, kl: float) -> pd.DataFrame:

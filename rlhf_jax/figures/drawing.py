@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import functools
 import textwrap
+import typing
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -60,13 +61,13 @@ def styled(fn):
 
 
 @styled
-def save(figure: Figure, path: str) -> None:
+def save(figure: Figure, file: str | typing.BinaryIO) -> None:
   """Writes a PNG, and leaves everything in the figure where it was drawn.
 
   Some settings are read only when the figure is rendered. Figure.savefig would
   lay the figure out by a drawing of its own first, for the same picture.
   """
-  FigureCanvasAgg(figure).print_png(path, metadata={'Software': None})
+  FigureCanvasAgg(figure).print_png(file, metadata={'Software': None})
   figure.set_layout_engine('none')  # a second layout costs as much as the first
 
 
@@ -79,6 +80,11 @@ def make_figure(width: float, height: float, title: str) -> Figure:
   return figure
 
 
+def mark(text: str, color: str, marker: str = 'o', **look) -> Line2D:
+  """An entry of a legend: a marker without a line."""
+  return Line2D([], [], ls='', marker=marker, color=color, label=text, **look)
+
+
 def finish(
     figure: Figure,
     note: str,
@@ -87,25 +93,25 @@ def finish(
     learners: Sequence[str] = (),
     extra: Sequence[Line2D] = (),
 ) -> None:
-  """Adds the shared legend and, under the panels, the note on intervals."""
+  """Adds the shared legend and, under the panels, the note on intervals.
+
+  Of learners, SFT has no entry: notes explain its dashed line.
+  """
   handles = [
       Line2D([], [], color=names.color(m), lw=3, label=names.label(m))
       for m in methods
   ]
-  for learner in learners:
+  for learner in [n for n in learners if n != 'sft']:
     if learner in names.GRIDS:
       handle = Line2D(
           [], [], color=names.SOFT, lw=2, label=names.label(learner)
       )
     else:
-      handle = Line2D(
-          [],
-          [],
-          color=names.SOFT,
-          ls='',
-          marker=names.marker(learner),
+      handle = mark(
+          names.label(learner),
+          names.SOFT,
+          names.marker(learner),
           mfc='white' if learner == 'best_of' else names.SOFT,
-          label=names.label(learner),
       )
     handles.append(handle)
   handles += list(extra)

@@ -1,13 +1,4 @@
-"""Numbers behind the figures: means and intervals over seeds, from CSV files.
-
-The interval of every figure is over seeds, because a seed redraws everything
-that is random (held-out prompts, labels, initialisations), and runs that share
-a seed share all of it. Methods are therefore compared by the difference within
-each seed, whose interval is far narrower than that of either method alone.
-
-Tables of text have a row for each prompt. Where they are of one seed, prompts are
-what repeats: they take the place of seeds, and `unit` says so.
-"""
+"""Numbers behind the figures: means and intervals over seeds (see `data`)."""
 
 from collections.abc import Iterable, Sequence
 

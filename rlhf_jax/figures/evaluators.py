@@ -16,6 +16,7 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Win rate under several judges'
 INPUTS = ('results.csv',)
+is_wanted = lambda study: study.is_listed and len(study.judges) > 1
 METRIC = 'win_rate'
 JUDGES = ('evaluator', 'second_evaluator', 'gold')
 _SHORT_JUDGES = {
@@ -23,11 +24,6 @@ _SHORT_JUDGES = {
     'second_evaluator': '2nd evaluator',
     'gold': 'gold',
 }
-
-
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and len(study.judges) > 1
 
 
 def table(evaluation_dir: str, kl: float) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'How evenly prompts improve at matched KL'
 INPUTS = ('prompts.csv',)
+is_wanted = lambda study: True
 JUDGES = ('reward_model', 'evaluator', 'gold')
 NUM_THRESHOLDS = 81
 
@@ -22,12 +23,6 @@ _STATISTICS = {
     'p90': lambda v: np.quantile(v, 0.9),
     'below_reference': lambda v: (v < 0).mean(),
 }
-
-
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  del study
-  return True
 
 
 def table(evaluation_dir: str, kl: float) -> pd.DataFrame:

@@ -13,12 +13,8 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'What each transform pays for'
 INPUTS = ('diagnostics.csv',)
+is_wanted = lambda study: study.is_listed and study.has_analysis
 _SD = {'reward_sd_before': 'before', 'reward_sd_after': 'after'}
-
-
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and study.has_analysis
 
 
 def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
@@ -70,14 +66,13 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
       ax.tick_params(labelleft=j == 0)
   axes[0, 0].set_ylabel('share of the gradient')
   drawn = frame[frame['quantity'] == 'gradient_share']
-  mark = dict(ls='', marker='o', color=names.SOFT)
   drawing.finish(
       figure,
       words.seeds_note(frame) + ' Thin line: equal shares.',
       methods=[m for m in methods if m in _curves(drawn)],
       extra=[
-          drawing.Line2D([], [], mfc='white', label='sd before', **mark),
-          drawing.Line2D([], [], label='sd after, or share', **mark),
+          drawing.mark('sd before', names.SOFT, mfc='white'),
+          drawing.mark('sd after, or share', names.SOFT),
       ],
   )
   return figure

@@ -16,12 +16,8 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'From one property to many'
 INPUTS = ('growth.csv',)
+is_wanted = lambda study: study.is_listed and names.GROWTH in study.regimes
 METRIC = 'above_q50'
-
-
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and names.GROWTH in study.regimes
 
 
 def table(evaluation_dir: str, kl: float) -> pd.DataFrame:

@@ -17,17 +17,13 @@ from rlhf_jax.ops import advantages
 TITLE = "GRPO's division by the standard deviation"
 INPUTS = ('optimality.csv', 'results.csv')
 LEARNERS = ('grpo', 'grpo_std')
+is_wanted = lambda study: study.is_listed and study.learners >= set(LEARNERS)
 METHODS = ('raw', 'lsc')
 PANEL = ('win_rate', 'gold')
 NUM_SAMPLES = 8  # a prompt
 NUM_PROMPTS = 4_000
 OFFSETS = np.linspace(-6.0, 6.0, 25)  # mean of r - r_ref
 _DASHES = {'grpo': '-', 'grpo_std': (0, (4, 2))}
-
-
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and study.learners >= set(LEARNERS)
 
 
 def table(evaluation_dir: str, kl: float) -> pd.DataFrame:

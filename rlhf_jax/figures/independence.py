@@ -22,6 +22,11 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Judgements that depend on each other'
 INPUTS = ('independence.csv', 'copula.csv')
+is_wanted = (
+    lambda study: study.is_listed
+    and study.has_analysis
+    and len(study.rewards) > 1
+)
 LEVEL = 0.05  # of the test
 _SMALLEST = 1e-12  # p-values below are drawn here
 _NO_GAP = (
@@ -29,11 +34,6 @@ _NO_GAP = (
     ' not at this KL in every seed.'
 )
 _GREYS = ('#94a3b8', '#0f766e', '#7c2d12', '#1e293b')
-
-
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and study.has_analysis and len(study.rewards) > 1
 
 
 def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
@@ -196,16 +196,8 @@ def _draw_tests(axes, rows: pd.DataFrame) -> list[drawing.Line2D]:
         mew=0.5,
         color=color,
     )
-    handles.append(
-        drawing.Line2D(
-            [],
-            [],
-            ls='',
-            marker='o',
-            color=color,
-            label=f'test, {int(num)} judgements a response',
-        )
-    )
+    text = f'test, {int(num)} judgements a response'
+    handles.append(drawing.mark(text, color))
   axes.axhline(LEVEL, color=names.INK, lw=1, ls=(0, (4, 3)))
   axes.set_yscale('log')
   axes.set_ylim(_SMALLEST / 3, 3)

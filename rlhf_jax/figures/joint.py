@@ -14,6 +14,7 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Joint distribution of the two rewards'
 INPUTS = ('joint.csv',)
+is_wanted = lambda study: True
 METHODS = ('sft', 'raw', 'lsc', 'min')
 NUM_BINS = 32
 _REWARDS = ('helpful', 'harmless')
@@ -23,12 +24,6 @@ QUADRANTS = {
     'harmless_only': 'above harmless only',
     'neither': 'above neither',
 }
-
-
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  del study
-  return True
 
 
 def table(evaluation_dir: str, kl: float) -> pd.DataFrame:

@@ -19,6 +19,9 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'How near the optimum each learner comes'
 INPUTS = ('optimality.csv',)
+is_wanted = lambda study: study.is_listed and bool(
+    study.learners - {'ppo', 'rloo'}
+)
 QUANTITIES = {
     'objective_share': 'share of the\nattainable objective',
     'frontier_share': "share of the frontier's\ngain at the same KL",
@@ -39,11 +42,6 @@ SAME_NOTE = (
     ' up to rounding: where both are there they are one result, not two.'
 )
 _SMALLEST = 1e-4  # nats or seconds; below, a logarithm would be of rounding
-
-
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and bool(study.learners - {'ppo', 'rloo'})
 
 
 def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
@@ -140,17 +138,7 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
       f'{words.seeds_note(frame, "Bars")} Dashed: the exact optimum. KL from it'
       ' and seconds are geometric means.',
       methods=methods,
-      extra=[
-          drawing.Line2D(
-              [],
-              [],
-              ls='',
-              marker='o',
-              color=names.SOFT,
-              mfc='white',
-              label='another optimum by design',
-          )
-      ]
+      extra=[drawing.mark('another optimum by design', names.SOFT, mfc='white')]
       if elsewhere
       else [],
   )

@@ -9,7 +9,7 @@ A figure is a module with
 
   TITLE              its title
   INPUTS             the tables of the evaluation that it reads
-  is_wanted(study)   whether a study has the numbers for it
+  is_wanted(study)   true of a data.Study that has the numbers for it
   table(folder, kl)  its numbers, from the tables of an evaluation
   draw(frame, kl)    the picture of these numbers
   caption(frame, kl) sentences on them
@@ -23,6 +23,7 @@ import os
 
 import pandas as pd
 
+from rlhf_jax import files
 from rlhf_jax.figures import (
     both,
     calibration,
@@ -108,7 +109,9 @@ def build(
   os.makedirs(out_dir, exist_ok=True)
   paths, made, left_out = [], {}, {}
   for name, module in modules.items():
-    csv, png = (os.path.join(out_dir, f'{name}.{e}') for e in ('csv', 'png'))
+    csv, png, values = (
+        os.path.join(out_dir, f'{name}.{e}') for e in ('csv', 'png', 'json')
+    )
     try:
       table = module.table(evaluation_dir, kl)
     except (FileNotFoundError, data.NoRows) as error:
@@ -116,11 +119,12 @@ def build(
         raise
       left_out[name] = str(error)
       continue
-    _atomic(csv, lambda p, t=table: t.to_csv(p, index=False))
+    files.write_table(csv, table)
     figure = module.draw(pd.read_csv(csv), kl)
-    _atomic(png, lambda p, f=figure: drawing.save(f, p))
-    values = os.path.join(out_dir, f'{name}.json')
-    _atomic(values, lambda p, f=figure: _write(p, json.dumps(points.points(f))))
+    with files.atomic(png, 'wb') as f:
+      drawing.save(figure, f)
+    with files.atomic(values) as f:
+      f.write(json.dumps(points.points(figure)))
     paths += [csv, png, values]
     made[name] = module
   if command is None:
@@ -129,8 +133,8 @@ def build(
         f' make.build({evaluation_dir!r}, {out_dir!r}, {tuple(made)!r}, kl={kl})"'
     )
   readme = os.path.join(out_dir, 'README.txt')
-  text = _readme(made, left_out, evaluation_dir, command)
-  _atomic(readme, lambda p: _write(p, text))
+  with files.atomic(readme) as f:
+    f.write(_readme(made, left_out, evaluation_dir, command))
   return [*paths, readme]
 
 
@@ -145,19 +149,3 @@ def _readme(made, left_out, evaluation_dir: str, command: str) -> str:
     ]
   lines += [f'{name} was left out: {why}' for name, why in left_out.items()]
   return '\n'.join(lines)
-
-
-def _write(path: str, text: str) -> None:
-  with open(path, 'w', encoding='utf-8') as f:
-    f.write(text)
-
-
-def _atomic(path: str, write) -> None:
-  """Writes beside `path` and renames: a reader never sees half a file."""
-  partial = f'{path}.partial'
-  try:
-    write(partial)
-    os.replace(partial, path)
-  finally:
-    if os.path.exists(partial):
-      os.remove(partial)

@@ -12,6 +12,7 @@ from rlhf_jax.figures import at_one_kl, data, drawing, names, words
 
 TITLE = 'Every way to combine two rewards'
 INPUTS = ('results.csv',)
+is_wanted = lambda study: study.is_listed and len(study.methods) > 4
 
 
 def _methods(frame: pd.DataFrame) -> list[str]:
@@ -21,11 +22,6 @@ def _methods(frame: pd.DataFrame) -> list[str]:
       for m in data.present(frame, 'method', tuple(names.LABELS))
       if m not in ('sft', 'raw') and not m.startswith(names.REFERENCE_PREFIX)
   ]
-
-
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and len(study.methods) > 4
 
 
 def table(evaluation_dir: str, kl: float) -> pd.DataFrame:

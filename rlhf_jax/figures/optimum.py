@@ -13,13 +13,9 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Exact optimum and learned policies'
 INPUTS = ('results.csv', 'optimality.csv')
+is_wanted = lambda study: study.is_listed
 METRIC = 'win_rate'
 FAMILIES = ('ppo', 'rloo')
-
-
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed
 
 
 def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
@@ -97,9 +93,7 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
       + (' above, the optimum below.' if rows == 2 else '.')
       + words.best_of_note(level),
       methods=[m for m in methods if m != 'sft'],
-      learners=data.present(
-          frame[frame['family'] != 'sft'], 'family', names.LEARNERS
-      ),
+      learners=data.present(frame, 'family', names.LEARNERS),
   )
   return figure
 

@@ -18,6 +18,9 @@ from rlhf_jax.figures import at_one_kl, data, drawing, names, words
 
 TITLE = 'The reference of LSC'
 INPUTS = ('results.csv',)
+is_wanted = lambda study: study.is_listed and any(
+    name.startswith(names.REFERENCE_PREFIX) for name in study.methods
+)
 CONTROL = f'{names.REFERENCE_PREFIX}pooled'
 CONSTANT = f'{names.REFERENCE_PREFIX}constant'
 
@@ -43,13 +46,6 @@ def _names(methods) -> dict[str, str]:
   return labels
 
 
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and any(
-      name.startswith(names.REFERENCE_PREFIX) for name in study.methods
-  )
-
-
 def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Differences from raw at the matched KL for every reference."""
   results = data.load(evaluation_dir, 'results.csv')
@@ -63,6 +59,10 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
 def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A row per reference, a panel per measure."""
   methods = _order(set(frame['method']))
+  extra = [drawing.mark('LSC with this reference', names.color('lsc'))]
+  if CONTROL in methods:
+    text = 'negative control: one quantile for all'
+    extra.append(drawing.mark(text, names.color('lsc'), mfc='white'))
   return at_one_kl.draw(
       frame,
       methods,
@@ -70,20 +70,7 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
       title=f'{TITLE}, at equal KL',
       labels=_names(methods),
       hollow=[CONTROL],
-      extra=[
-          _mark('LSC with this reference'),
-          *(
-              [_mark('negative control: one quantile for all', mfc='white')]
-              if CONTROL in methods
-              else []
-          ),
-      ],
-  )
-
-
-def _mark(text: str, **look) -> drawing.Line2D:
-  return drawing.Line2D(
-      [], [], ls='', marker='o', color=names.color('lsc'), label=text, **look
+      extra=extra,
   )
 
 

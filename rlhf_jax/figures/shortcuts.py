@@ -13,6 +13,7 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Shortcuts at equal KL'
 INPUTS = ('results.csv',)
+is_wanted = lambda study: True
 METRICS = {
     'excess_lists': 'list markers\nbeyond the useful one',
     'excess_hedges': 'hedges\nbeyond the useful one',
@@ -34,12 +35,6 @@ _HOME = {
     'refuses': 'harmless',
     'num_words': 'helpful',
 }
-
-
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  del study
-  return True
 
 
 def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
@@ -89,9 +84,7 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
       + ' Dashed: the SFT policy.'
       + words.best_of_note(level),
       methods=[m for m in ('raw', 'lsc') if m in set(level['method'])],
-      learners=data.present(
-          level[level['family'] != 'sft'], 'family', names.LEARNERS
-      ),
+      learners=data.present(level, 'family', names.LEARNERS),
   )
   return figure
 

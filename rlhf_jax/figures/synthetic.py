@@ -111,7 +111,7 @@ def _draw_gaussian(axes, rows: pd.DataFrame) -> None:
   star = '; *: an optimum of LSC alone' if heavy else ''
   axes.set_xlabel(f'P(both above the 85% quantile of SFT){star}')
   handles = [
-      mark(names.short(m), names.color(m))
+      drawing.mark(names.short(m), names.color(m))
       for m in data.present(rows, 'method', names.METHODS)
   ]
   # Beside the title, where no dot can be.
@@ -134,11 +134,6 @@ def _legend(axes, **kwargs) -> None:
       columnspacing=0.9,
       borderpad=0.1,
   )
-
-
-def mark(text: str, color: str, marker: str = 'o') -> drawing.Line2D:
-  """An entry of a legend: a marker without a line."""
-  return drawing.Line2D([], [], ls='', marker=marker, color=color, label=text)
 
 
 def _heavy(tail: str) -> bool:

@@ -15,6 +15,7 @@ from rlhf_jax.figures import data, drawing, names, words
 
 TITLE = 'Utility and slope of the reward transforms'
 INPUTS = ('transforms.csv',)
+is_wanted = lambda study: study.is_listed
 LSC = 'log_sigmoid_centered'
 _MARKED = (-4.0, -2.0, 0.0, 2.0, 4.0)
 
@@ -43,11 +44,6 @@ SHAPES = {
     'linear': 'No saturation',
 }
 _FLAT = 0.2  # of the fastest rise
-
-
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed
 
 
 def table(evaluation_dir: str, kl: float) -> pd.DataFrame:

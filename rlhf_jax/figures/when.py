@@ -19,6 +19,9 @@ from rlhf_jax.figures import data, drawing, estimates, names, synthetic, words
 
 TITLE = 'When LSC helps'
 INPUTS = ('regimes.csv', 'results.csv', 'copula.csv', 'gaussian.csv')
+is_wanted = lambda study: study.is_listed and bool(
+    study.regimes - {names.GROWTH}
+)
 OWN_LINK = "the link's own log p(G = 1)"  # in the place of LSC
 BASELINES = ('raw', 'z_sum', 'min', 'sigmoid_sum')
 PANELS = (
@@ -27,11 +30,6 @@ PANELS = (
     ('both', 'above_q50', 'gold', 'both: above\nSFT median (gold)'),
     ('both', 'needs_met_and_safe', None, 'both: needs met\nand safe'),
 )
-
-
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and bool(study.regimes - {names.GROWTH})
 
 
 def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
@@ -138,24 +136,14 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
     axes[-1, j].set_xlabel('LSC minus the other method')
   shown = [b for b in BASELINES if b in set(frame['versus'])]
   extra = [
-      synthetic.mark(f'LSC minus {names.label(b)}', names.color(b))
-      for b in shown
+      drawing.mark(f'LSC minus {names.label(b)}', names.color(b)) for b in shown
   ]
   if 'lsc_floor' in set(frame['method']):
     extra.append(
-        synthetic.mark('LSC with a floor minus LSC', names.color('lsc_floor'))
+        drawing.mark('LSC with a floor minus LSC', names.color('lsc_floor'))
     )
   extra.append(
-      drawing.Line2D(
-          [],
-          [],
-          ls='',
-          marker='|',
-          ms=10,
-          mew=2,
-          color=names.SOFT,
-          label='the same over KL .25 to 3',
-      )
+      drawing.mark('the same over KL .25 to 3', names.SOFT, '|', ms=10, mew=2)
   )
   drawing.finish(
       figure,

@@ -14,14 +14,9 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Win rate at equal KL: raw reward and LSC'
 INPUTS = ('results.csv',)
+is_wanted = lambda study: True
 METRIC = 'win_rate'
 JUDGES = ('evaluator', 'gold')
-
-
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  del study
-  return True
 
 
 def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
@@ -79,9 +74,7 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
       figure,
       words.seeds_note(frame) + ' Dashed: the SFT policy itself.',
       methods=[m for m in ('raw', 'lsc') if m in set(level['method'])],
-      learners=data.present(
-          level[level['family'] != 'sft'], 'family', names.LEARNERS
-      ),
+      learners=data.present(level, 'family', names.LEARNERS),
       extra=[
           drawing.Line2D(
               [],
