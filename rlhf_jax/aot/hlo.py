@@ -1,4 +1,4 @@
-"""What a compiled program costs a device, read from the compiler's own text.
+"""The cost of a compiled program on a device, read from the compiler's own text.
 
 XLA's `cost_analysis()` counts the body of a loop once, however often it runs. Here
 every computation counts as often as it is called: a loop's by the trip count that
@@ -67,7 +67,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """Of one run of a program, on one device.
+  """The cost of one run of a program, on one device.
 
   Attributes:
     flops: of products.
@@ -125,7 +125,7 @@ class _Module:
     return self._cost(self._entry, fused=False)
 
   def _cost(self, name: str, *, fused: bool) -> Cost:
-    """Of a computation; inside a fusion nothing goes through memory."""
+    """The cost of a computation; inside a fusion nothing goes through memory."""
     if (name, fused) not in self._found:
       ops = self._computations[name]
       total = Cost()
@@ -162,7 +162,7 @@ class _Module:
     return own + sum(inside, Cost())
 
   def _trips(self, loop: hlo_text.Op) -> float | None:
-    """How often a loop runs; None if that is not written down.
+    """The number of runs of a loop; None if that is not written down.
 
     Where the compiler does not say, it is read from the condition i < n and from
     what the body adds to i, which begins at 0 in the loops of JAX and of the

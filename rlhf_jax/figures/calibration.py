@@ -169,7 +169,7 @@ def caption(frame: pd.DataFrame, kl: float) -> list[str]:
 
 
 def _verdict(name: str, rows: pd.DataFrame) -> list[str]:
-  """Said only where calibrating did not lower the error."""
+  """A sentence on kinds of calibration that did not lower the error."""
   ece = rows[rows['quantity'] == 'ece'].set_index('kind')['mean']
   worse = [
       KINDS[k][0]

@@ -51,7 +51,8 @@ def load(
 ) -> pd.DataFrame:
   """The table `name` of an evaluation directory, its columns checked.
 
-  Columns are those of the schema, and those of `also`. An optional table that is not there, or holds no row, is an empty frame.
+  Columns are those of the schema, and those of `also`. An optional table that is
+  not there, or holds no row, is an empty frame.
   A column `family` is added where there is a `learner`: the learner without its
   number, so that best_of_4 and best_of_16 are two points of one curve. A table
   with a row for each prompt and `kind` of prompt is read by `_by_unit`.
@@ -102,12 +103,12 @@ def unit(frame: pd.DataFrame) -> str:
 
 
 def is_sampled(frame: pd.DataFrame) -> bool:
-  """Whether responses were sampled, so that optima are estimates: of text."""
+  """Tells whether responses were sampled (text): optima are then estimates."""
   return bool((frame['family'] == 'offline').any())
 
 
 def grid(frame: pd.DataFrame) -> str:
-  """The one of GRIDS that the rows have; a study has one kind."""
+  """The name in GRIDS that the rows have; a study has one kind."""
   return 'offline' if is_sampled(frame) else 'exact'
 
 
@@ -152,7 +153,7 @@ def matched(frame: pd.DataFrame, kl: float, *, what: str) -> pd.DataFrame:
 
 
 def in_all_seeds(values: pd.Series) -> bool:
-  """Whether one value a seed is there for every seed, and there are seeds.
+  """Tells whether every seed has its value, and there are seeds.
 
   A mean over those seeds that happen to reach a KL is of other seeds than the
   means beside it.

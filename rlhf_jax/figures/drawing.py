@@ -131,7 +131,7 @@ def finish(
 
 
 def _columns(handles: Sequence[Line2D], width: float) -> int:
-  """As many columns as fit beside each other, in rows of equal length."""
+  """The number of columns that fit beside each other, in rows of equal length."""
   widest = max((len(h.get_label()) for h in handles), default=1)
   fit = max(1, int(width / (0.55 + 0.085 * widest)))
   total = sum(0.65 + 0.085 * len(h.get_label()) for h in handles)

@@ -224,7 +224,7 @@ def caption(frame: pd.DataFrame, kl: float) -> list[str]:
 
 
 def _orders(orders: dict[str, tuple[str, ...]]) -> str:
-  """Whether the order of mean ranks depends on the judge, and the orders."""
+  """The orders by mean rank, and whether they depend on the judge."""
   spell = lambda order: ', '.join(names.short(m) for m in order)
   if len(set(orders.values())) == 1:
     order = next(iter(orders.values()))

@@ -164,7 +164,7 @@ def _draw_policies(axes, frame: pd.DataFrame, kl: float) -> None:
 
 
 def _left_out(frame: pd.DataFrame, kl: float) -> list[str]:
-  """Why panels are not there."""
+  """Sentences on panels that are not there, and why."""
   if not (frame['quantity'] == 'joint').any():
     return [
         'Aligned policies are left out: no method has rows at KL'

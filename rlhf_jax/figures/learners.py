@@ -208,7 +208,7 @@ def _listed(share: pd.DataFrame) -> str:
 
 
 def _elsewhere(frame: pd.DataFrame) -> list[str]:
-  """Which learners are measured against an optimum that is not theirs."""
+  """A sentence on learners measured against an optimum that is not theirs."""
   rows = frame[frame['objective'] != TILTED].drop_duplicates('learner')
   if not len(rows):
     return []
@@ -225,9 +225,10 @@ def _elsewhere(frame: pd.DataFrame) -> list[str]:
 
 
 def _compare(name: str, own: pd.DataFrame) -> list[str]:
-  """For how many learners LSC is nearer its optimum than raw, by the means.
+  """The number of learners that LSC brings less near its optimum than raw.
 
-  Of those that converge to it; of two with the same update, the first.
+  By the means, of those that converge to it; of two with the same update, the
+  first.
   """
   own = own[own['objective'] == TILTED]
   share = own[own['quantity'] == 'objective_share'].pivot(

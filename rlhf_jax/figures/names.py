@@ -235,7 +235,7 @@ def regime_label(name: str) -> str:
 
 
 def has_own_link(name: str) -> bool:
-  """Whether the method `lsc` of a regime is its link's own log p(G = 1).
+  """Tells whether `lsc` of a regime is its link's own log p(G = 1).
 
   The transform is then log_isotonic, probit or another link's, and not the log
   of the sigmoid of the centered reward: log p(good) all the same, but not LSC.

@@ -1,4 +1,4 @@
-"""Where the data of a finished figure is in its picture, and what it says.
+"""Places of the data in the picture of a finished figure, and their words.
 
 The figure is asked, not its table: lines, error bars, bars and bands are walked
 as they were drawn, so any figure has hover values without code of its own.
@@ -59,7 +59,7 @@ def points(figure: Figure) -> list[dict]:
 
 
 def compact(found: list[dict]) -> dict:
-  """The same points in a third of the characters, as the page embeds them.
+  """The points in a third of the characters, as the page embeds them.
 
   `words` lists every (label, panel, x_label, y_label) once; a point is
   [left, top, x, y, index into words], and [along, low, high] after it where
@@ -96,7 +96,7 @@ def _point(axes, x, y, interval, ticks, words) -> list[dict]:
 
 
 def _word_ticks(axis) -> list[tuple[float, str]]:
-  """Where an axis has words instead of numbers, if only a shared one shows."""
+  """Places where an axis has words for numbers, if only a shared one shows."""
   places = axis.get_ticklocs()
   texts = axis.get_major_formatter().format_ticks(places)
   return [
@@ -160,7 +160,7 @@ def _series(axes: Axes, legend) -> list[tuple[str, list]]:
 
 
 def _ends(group: BarContainer) -> list[tuple[float, float]]:
-  """Where each bar ends, in the middle of its width."""
+  """The end of each bar, in the middle of its width."""
   if group.orientation == 'horizontal':
     return [
         (p.get_x() + p.get_width(), p.get_y() + p.get_height() / 2)

@@ -49,7 +49,7 @@ def gaussian_table(evaluation_dir: str, kl: float) -> pd.DataFrame:
 
 
 def left_out(frame: pd.DataFrame, kl: float) -> str:
-  """Which of the panels below is not there, and why."""
+  """A sentence on the lower panels that are not there, and why."""
   missing = [
       f'{name} ({table})'
       for quantity, name, table in (
@@ -137,7 +137,7 @@ def _legend(axes, **kwargs) -> None:
 
 
 def _heavy(tail: str) -> bool:
-  """Whether a tail is Student's t, by its degrees of freedom: 't5'."""
+  """Tells whether a tail is Student's t, by its degrees of freedom: 't5'."""
   return re.fullmatch(r't\d+', str(tail)) is not None
 
 

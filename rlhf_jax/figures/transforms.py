@@ -75,7 +75,7 @@ def _slope_at(rows: pd.DataFrame, at: float) -> float:
 
 
 def _shape(rows: pd.DataFrame) -> str:
-  """Which of SHAPES, by mean rise of u over sixths of the plotted range.
+  """The key in SHAPES, by mean rise of u over sixths of the plotted range.
 
   The mean over a sixth and not the slope, which is zero between the steps of a
   quantile.

@@ -189,7 +189,7 @@ def _draw_block(axes, frame, members, panel, kl, *, first: bool) -> None:
 
 
 def caption(frame: pd.DataFrame, kl: float) -> list[str]:
-  """Where LSC gains and where it loses, counted from the table."""
+  """Counts of the regimes where LSC gains and loses, from the table."""
   out = [
       'LSC minus other methods, exact optima within seeds, at KL'
       f' {kl:g} (dots) and as the mean over KL'
@@ -227,7 +227,7 @@ def caption(frame: pd.DataFrame, kl: float) -> list[str]:
 
 
 def _count(rows: pd.DataFrame, what: str) -> str:
-  """How many regimes have an established sign, and which are against LSC."""
+  """Counts of regimes by established sign, and those against LSC by name."""
   signs = np.array([words.established(r) for _, r in rows.iterrows()])
   worst, best = (rows.loc[rows['mean'].agg(f)] for f in ('idxmin', 'idxmax'))
   text = (
@@ -247,7 +247,7 @@ def _count(rows: pd.DataFrame, what: str) -> str:
 
 
 def _unreached(frame: pd.DataFrame, kl: float) -> list[str]:
-  """Which regimes have no comparison, and where their curves end."""
+  """A sentence for each regime without comparison: where its curves end."""
   rows = frame[(frame['quantity'] == 'unreached') & (frame['method'] == 'lsc')]
   out = []
   for regime, own in rows.groupby('regime', sort=False):

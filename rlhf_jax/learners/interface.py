@@ -72,7 +72,7 @@ class Learner:
 
   @property
   def requires_log_probability(self) -> bool:
-    """Whether u must be <= 0 everywhere."""
+    """True where u must be <= 0 everywhere."""
     return self.utility_range[1] <= 0
 
   def __post_init__(self):

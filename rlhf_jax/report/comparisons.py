@@ -94,7 +94,7 @@ def _direction(metric: str, row) -> str:
 
 
 def has_better_direction(metric: str) -> bool:
-  """Whether more of a metric is better, or less of it."""
+  """Tells whether a metric has a better direction: more of it, or less."""
   return METRICS.get(metric, (metric, None))[1] is not None
 
 
@@ -105,7 +105,7 @@ def _difference(metric: str, row) -> page.Difference:
 
 
 def _is_proxy(metric: str, judge: str) -> bool:
-  """Whether a reward model judges the policy that was trained on it."""
+  """Tells whether a reward model judges the policy that was trained on it."""
   return judge == 'reward_model' and metric.startswith(('win_', 'above_'))
 
 

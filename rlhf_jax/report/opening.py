@@ -65,7 +65,7 @@ def _by(judge: str) -> str:
 
 
 def _losses(summary: comparisons.Summary) -> str:
-  """How many measures are worse under LSC, and some of them by name."""
+  """The number of measures that are worse under LSC, some of them by name."""
   outcomes = summary.outcomes
   worse = [o for o in outcomes if o.kind == 'worse']
   total = sum(comparisons.has_better_direction(o.metric) for o in outcomes)
