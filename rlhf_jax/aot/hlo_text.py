@@ -68,12 +68,12 @@ def parse(text: str):
 
 
 def root_of(ops: dict[str, Op]) -> Op:
-  """The instruction whose value a computation returns."""
+  """The operation whose value a computation returns."""
   return next(op for op in ops.values() if op.is_root)
 
 
 def behind(op: Op, ops: dict[str, Op]) -> Op:
-  """The name of the operand that an operation copies."""
+  """The operation whose value an operation copies, if need be through others."""
   while op.opcode in ('copy', 'bitcast'):
     op = ops[op.operands[0]]
   return op

@@ -31,6 +31,32 @@ class Reliability:
   confidence: Float[Array, ' j']  # mean predicted probability
   frequency: Float[Array, ' j']  # how often it came true
 
+  def error(self) -> Float[Array, '']:
+    """ECE = sum_j share_j |frequency_j - confidence_j|."""
+    return (self.share * jnp.abs(self.frequency - self.confidence)).sum()
+
+
+def binned(
+    predicted: Float[Array, ' b'],
+    came_true: Float[Array, ' b'],
+    weight: Float[Array, ' b'],
+    *,
+    num_bins: int,
+) -> Reliability:
+  """Predictions p in [0, 1] against outcomes, bin by bin.
+
+  Bin j of J holds those in [j / J, (j + 1) / J), the last one p = 1 too.
+  """
+  index = jnp.clip((predicted * num_bins).astype(jnp.int32), 0, num_bins - 1)
+  total = lambda x: jax.ops.segment_sum(x, index, num_segments=num_bins)
+  count = total(weight)
+  at_least_one = jnp.maximum(count, 1.0)
+  return Reliability(
+      share=count / jnp.maximum(count.sum(), 1.0),
+      confidence=total(weight * predicted) / at_least_one,
+      frequency=total(weight * came_true) / at_least_one,
+  )
+
 
 def _mask(margins: Array, valid: Array | None) -> Array:
   return jnp.ones_like(margins, bool) if valid is None else valid
@@ -80,8 +106,7 @@ def reliability(
 ) -> Reliability:
   """Predicted probability against how often it came true, bin by bin.
 
-  Bin j of J holds predictions p in [j / J, (j + 1) / J), the last one p = 1 too.
-  The curve of a calibrated model is the diagonal. Mirrored predictions make it
+  Bins are those of `binned`. The curve of a calibrated model is the diagonal. Mirrored predictions make it
   symmetric about (1/2, 1/2).
 
   References:
@@ -92,18 +117,7 @@ def reliability(
   p = jax.nn.sigmoid(jnp.concatenate([m, -m]))
   came_true = jnp.concatenate([jnp.ones_like(m), jnp.zeros_like(m)])
   weight = jnp.concatenate([mask, mask]).astype(jnp.float32)
-  index = jnp.clip((p * num_bins).astype(jnp.int32), 0, num_bins - 1)
-
-  def total(x: Array) -> Array:
-    return jax.ops.segment_sum(x, index, num_segments=num_bins)
-
-  count = total(weight)
-  at_least_one = jnp.maximum(count, 1.0)
-  return Reliability(
-      share=count / jnp.maximum(count.sum(), 1.0),
-      confidence=total(weight * p) / at_least_one,
-      frequency=total(weight * came_true) / at_least_one,
-  )
+  return binned(p, came_true, weight, num_bins=num_bins)
 
 
 def expected_calibration_error(
@@ -121,11 +135,9 @@ def expected_calibration_error(
   References:
     Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599, Eq. 3.
   """
-  curve = reliability(
+  return reliability(
       margins, valid, num_bins=num_bins, temperature=temperature
-  )
-  gap = jnp.abs(curve.frequency - curve.confidence)
-  return (curve.share * gap).sum()
+  ).error()
 
 
 def fit_temperature(
