@@ -95,9 +95,7 @@ def panels(frame: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
   """(metric, title, rows) of the panels that the table has."""
   out = []
   for metric, judge, title in PANELS:
-    rows = frame[frame['metric'] == metric]
-    if judge is not None:
-      rows = rows[rows['judge'] == judge]
+    rows = data.where(frame, metric=metric, judge=judge)
     if len(rows):
       out.append((metric, title, rows))
   return out

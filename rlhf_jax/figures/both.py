@@ -59,7 +59,7 @@ def _best_of_differences(results, *, method, property, metric, judge):
     return pd.DataFrame()
   out = []
   for learner, at_k in wide.groupby('learner'):
-    mine = rows[(rows['learner'] == learner) & (rows['method'] == method)]
+    mine = data.where(rows, learner=learner, method=method)
     out.append(
         {
             'family': 'best_of',
@@ -86,7 +86,9 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   difference = frame[
       (frame['quantity'] == 'difference') & frame['family'].isin(names.GRIDS)
   ]
-  panels = [p for p in PANELS if len(_panel(level, p))]
+  panels = [
+      p for p in PANELS if len(data.where(level, metric=p[0], judge=p[1]))
+  ]
   kinds = ['level']
   kinds += ['difference'] * int(len(difference) > 0)
   kinds += ['best_of'] * int((level['family'] == 'best_of').any())
@@ -97,17 +99,18 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   axes = figure.subplots(
       len(kinds), len(panels), squeeze=False, height_ratios=ratios
   )
-  for j, panel in enumerate(panels):
+  for j, (metric, judge, title) in enumerate(panels):
     rows = dict(zip(kinds, axes[:, j], strict=True))
-    shown = _panel(level, panel)
+    shown = data.where(level, metric=metric, judge=judge)
     drawing.draw_levels(
         rows['level'], shown, learners=(*names.GRIDS, 'ppo', 'rloo')
     )
-    rows['level'].set_title(panel[2], fontsize=10)
+    rows['level'].set_title(title, fontsize=10)
     if 'difference' in rows:
       rows['difference'].sharex(rows['level'])
       rows['difference'].sharey(axes[kinds.index('difference'), 0])
-      _draw_differences(rows['difference'], _panel(difference, panel))
+      gaps = data.where(difference, metric=metric, judge=judge)
+      _draw_differences(rows['difference'], gaps)
     if 'best_of' in rows:
       _draw_best_of(rows['best_of'], shown)
     axes[max(i for i, k in enumerate(kinds) if k != 'best_of'), j].set_xlabel(
@@ -136,12 +139,6 @@ def _draw_differences(axes, rows: pd.DataFrame) -> None:
   for method, curve in rows.groupby('method', sort=False):
     own = method.removesuffix('-raw')
     drawing.draw_band(axes, curve, color=names.color(own), shade=0.12)
-
-
-def _panel(level: pd.DataFrame, panel) -> pd.DataFrame:
-  metric, judge, _ = panel
-  rows = level[level['metric'] == metric]
-  return rows if judge is None else rows[rows['judge'] == judge]
 
 
 def _draw_best_of(axes, rows: pd.DataFrame) -> None:
@@ -179,7 +176,7 @@ def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   difference = frame[frame['quantity'] == 'difference']
   exact = difference[difference['family'].isin(names.GRIDS)]
   for metric, judge, title in PANELS:
-    rows = _panel(exact, (metric, judge, title))
+    rows = data.where(exact, metric=metric, judge=judge)
     name = words.sentence_case(title)
     lsc = rows[rows['method'] == 'lsc-raw']
     if len(lsc):
@@ -193,12 +190,8 @@ def caption(frame: pd.DataFrame, kl: float) -> list[str]:
         )
     if others:
       out.append(f'{name}, others minus raw at KL {kl:g}: {"; ".join(others)}.')
-    best = difference[
-        (difference['family'] == 'best_of')
-        & (difference['method'] == 'lsc-raw')
-        & (difference['metric'] == metric)
-    ]
-    best = best if judge is None else best[best['judge'] == judge]
+    what = dict(family='best_of', method='lsc-raw', metric=metric, judge=judge)
+    best = data.where(difference, **what)
     if len(best):
       pieces = ', '.join(
           f'{words.signed(r)} at k = {r["strength"]:g}'

@@ -68,13 +68,10 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   axes = figure.subplots(len(roles), len(rewards), squeeze=False)
   for i, role in enumerate(roles):
     for j, reward in enumerate(rewards):
-      rows = curves[(curves['role'] == role) & (curves['reward'] == reward)]
+      what = dict(role=role, reward=reward)
+      rows = data.where(curves, **what)
       if len(rows):
-        errors = frame[
-            (frame['role'] == role)
-            & (frame['reward'] == reward)
-            & (frame['quantity'] == 'ece')
-        ]
+        errors = data.where(frame, quantity='ece', **what)
         _draw_panel(axes[i, j], rows, errors)
         axes[i, j].set_title(_title(reward, role))
         axes[i, j].set_ylabel(

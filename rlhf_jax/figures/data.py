@@ -119,6 +119,14 @@ def present(frame: pd.DataFrame, column: str, order: Sequence[str]) -> list:
   return known + [v for v in values if v not in known]
 
 
+def where(frame: pd.DataFrame, **values) -> pd.DataFrame:
+  """The rows whose columns have these values; None stands for any."""
+  for column, value in values.items():
+    if value is not None:
+      frame = frame[frame[column] == value]
+  return frame
+
+
 def select(
     results: pd.DataFrame, *, property: str, metric: str, judge: str | None
 ) -> pd.DataFrame:
@@ -127,9 +135,7 @@ def select(
   Metrics that nobody judges (lengths, shares of list markers) carry whatever
   the evaluation wrote as their judge; the first of names.JUDGES that is there counts.
   """
-  rows = results[
-      (results['property'] == property) & (results['metric'] == metric)
-  ]
+  rows = where(results, property=property, metric=metric)
   if judge is None and len(rows):
     judge = present(rows, 'judge', names.JUDGES[::-1])[0]
   return rows[rows['judge'] == judge]

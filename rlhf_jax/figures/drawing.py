@@ -1,8 +1,9 @@
 """Pieces of the figures: curves, points, rows of dots, legends and notes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import functools
 import textwrap
+import types
 import typing
 
 import matplotlib
@@ -13,7 +14,7 @@ from matplotlib.lines import Line2D
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.figures import names
+from rlhf_jax.figures import data, names
 
 LANE = 0.8  # share of a row's height that its lanes fill
 
@@ -156,6 +157,31 @@ def draw_band(
         alpha=shade,
         lw=0,
     )
+
+
+def draw_methods(
+    axes: Axes,
+    rows: pd.DataFrame,
+    *,
+    dashes: Mapping[str, tuple] = types.MappingProxyType({}),
+    is_labelled: bool = False,
+    **line,
+) -> None:
+  """Draws a curve with dots and its band for each method.
+
+  Args:
+    axes: gets the curves.
+    rows: mean, low and high by method.
+    dashes: line styles of the methods that are not solid.
+    is_labelled: names the curves for a legend of the axes.
+    **line: as of draw_band.
+  """
+  for method in data.present(rows, 'method', names.METHODS):
+    look = dict(color=names.color(method), ls=dashes.get(method, '-'))
+    if is_labelled:
+      look['label'] = names.short(method)
+    drawn = rows[rows['method'] == method]
+    draw_band(axes, drawn, marker='o', **look, **line)
 
 
 def draw_levels(

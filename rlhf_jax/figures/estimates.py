@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from rlhf_jax.evaluation import intervals
@@ -22,6 +23,12 @@ def interval(values: Iterable[float]) -> dict[str, float]:
       'high': float(estimate.high),
       'num_seeds': estimate.num_seeds,
   }
+
+
+def geometric_interval(values: npt.ArrayLike) -> dict[str, float]:
+  """The geometric mean over seeds; its interval is that of the logarithm."""
+  found = interval(np.log(values))
+  return found | {k: np.exp(found[k]) for k in ('mean', 'low', 'high')}
 
 
 def _strength(rows: pd.DataFrame) -> pd.Series:
@@ -102,7 +109,7 @@ def seed_values(
   Linear between the two nearest points of the seed's own curve, NaN beyond its
   ends: a curve is never extended.
   """
-  rows = rows[(rows['method'] == method) & (rows['family'] == family)]
+  rows = data.where(rows, method=method, family=family)
   seeds, kl, value = (rows[c].to_numpy() for c in ('seed', 'kl', 'value'))
   out = {}
   for seed in np.unique(seeds):

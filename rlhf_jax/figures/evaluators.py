@@ -136,7 +136,7 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   for j, property in enumerate(properties):
     axes[0, j].set_title(names.label(property))
     for i, judge in enumerate(judges):
-      rows = level[(level['property'] == property) & (level['judge'] == judge)]
+      rows = data.where(level, property=property, judge=judge)
       drawing.draw_levels(axes[i, j], rows)
       axes[i, 0].set_ylabel(f'win rate against SFT\n({names.label(judge)})')
       axes[i, j].sharex(axes[0, j])

@@ -106,11 +106,8 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   axes = figure.subplots(len(judges), len(columns), squeeze=False, sharey=True)
   for i, judge in enumerate(judges):
     for j, (property, reward) in enumerate(columns):
-      panel = frame[
-          (frame['property'] == property)
-          & (frame['reward'] == reward)
-          & (frame['judge'] == judge)
-      ]
+      what = dict(property=property, reward=reward, judge=judge)
+      panel = data.where(frame, **what)
       if len(panel):
         _draw_panel(axes[i, j], panel)
       else:

@@ -84,16 +84,8 @@ def _curves(rows: pd.DataFrame) -> list[str]:
 
 
 def _draw_gradient(axes, rows: pd.DataFrame) -> None:
-  for method in _curves(rows):
-    drawing.draw_band(
-        axes,
-        rows[rows['method'] == method],
-        x='decile',
-        shade=0.1,
-        color=names.color(method),
-        marker='o',
-        ms=4,
-    )
+  rows = rows[rows['method'].isin(_curves(rows))]
+  drawing.draw_methods(axes, rows, x='decile', shade=0.1, ms=4)
   axes.axhline(0.1, color=names.INK, lw=0.8, zorder=1)
   axes.set_xticks(range(1, 11))
   axes.set_ylim(bottom=0)

@@ -9,7 +9,6 @@ seeds.
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-import numpy as np
 import pandas as pd
 
 from rlhf_jax.figures import data, drawing, estimates, names, words
@@ -45,11 +44,10 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
     label = {'n': n, 'method': method, 'kl': own['kl'].mean()}
     coefs = own['kl_coef'].dropna()
     if len(coefs) and (coefs > 0).all():
-      found = estimates.interval(np.log(coefs))
-      found |= {k: np.exp(found[k]) for k in ('mean', 'low', 'high')}
+      found = estimates.geometric_interval(coefs)
       out.append(label | {'quantity': 'kl_coef'} | found)
     out.append(label | {'quantity': 'share'} | estimates.interval(own['value']))
-    raw = rows[(rows['n'] == n) & (rows['method'] == 'raw')]
+    raw = data.where(rows, n=n, method='raw')
     pair = own.merge(raw, on='seed', suffixes=('', '_raw'))
     if method not in ('raw', 'sft') and len(pair) == seeds[n]:
       gain = estimates.interval(pair['value'] - pair['value_raw'])
@@ -71,17 +69,9 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   methods = data.present(shown, 'method', names.METHODS)
   for ax, (quantity, title, ylabel) in zip(axes, panels, strict=True):
     rows = frame[frame['quantity'] == quantity]
-    for method in data.present(rows, 'method', names.METHODS):
-      drawing.draw_band(
-          ax,
-          rows[rows['method'] == method],
-          x='n',
-          shade=0.1,
-          color=names.color(method),
-          marker='o',
-          ms=5,
-          ls=(0, (4, 3)) if method == 'sft' else '-',
-      )
+    drawing.draw_methods(
+        ax, rows, x='n', dashes={'sft': (0, (4, 3))}, shade=0.1, ms=5
+    )
     ax.set_title(title)
     ax.set_ylabel(ylabel)
     ax.set_xlabel('n, properties in the AND')

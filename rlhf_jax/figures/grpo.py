@@ -209,7 +209,7 @@ def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   for family in LEARNERS:
     pieces = []
     for method in METHODS:
-      own = curves[(curves['family'] == family) & (curves['method'] == method)]
+      own = data.where(curves, family=family, method=method)
       low, high = np.interp((-3.0, 3.0), own['offset'], own['mean'])
       pieces.append(f'{names.short(method)} {low:.2f} and {high:.2f}')
     out.append(

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.figures import data, drawing, estimates, names, words
+from rlhf_jax.figures import data, drawing, estimates, names, synthetic, words
 
 TITLE = 'Judgements that depend on each other'
 INPUTS = ('independence.csv', 'copula.csv')
@@ -140,17 +140,9 @@ def _draw_policies(axes, frame: pd.DataFrame, kl: float) -> None:
   left, right = axes
   for ax, quantity in ((left, 'joint'), (right, 'gap')):
     rows = frame[frame['quantity'] == quantity]
-    for method in data.present(rows, 'method', names.METHODS):
-      drawing.draw_band(
-          ax,
-          rows[rows['method'] == method],
-          x='rho',
-          shade=0.1,
-          color=names.color(method),
-          marker='o',
-          ms=4,
-          ls=(0, (4, 2)) if method in names.KNOW_RHO else '-',
-      )
+    drawing.draw_methods(
+        ax, rows, x='rho', dashes=synthetic.DASHES, shade=0.1, ms=4
+    )
   left.set_title(f'Aligned policies at KL {kl:g}')
   left.set_ylabel('P(both good)')
   gaps = frame[frame['quantity'] == 'gap']

@@ -66,9 +66,8 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
       if not len(values):
         continue
       if quantity in LOGARITHMIC:
-        found = estimates.interval(np.log(np.maximum(values, _SMALLEST)))
-        for key in ('mean', 'low', 'high'):
-          found[key] = np.exp(found[key])
+        values = np.maximum(values, _SMALLEST)
+        found = estimates.geometric_interval(values)
       else:
         found = estimates.interval(values)
       out.append(label | {'quantity': quantity} | found)
@@ -110,9 +109,7 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   methods = data.present(frame, 'method', names.METHODS)
   for i, (property, shown) in enumerate(learners.items()):
     for j, quantity in enumerate(quantities):
-      own = frame[
-          (frame['property'] == property) & (frame['quantity'] == quantity)
-      ]
+      own = data.where(frame, property=property, quantity=quantity)
       _draw_block(axes[i, j], own, shown, methods, first=j == 0)
       if i == 0:
         axes[i, j].set_title(f'{QUANTITIES[quantity]}\n ', fontsize=10)
@@ -180,8 +177,7 @@ def caption(frame: pd.DataFrame, kl: float) -> list[str]:
     own = frame[frame['property'] == property]
     name = names.label(property)
     for method in data.present(own, 'method', names.METHODS):
-      rows = own[own['method'] == method]
-      share = rows[rows['quantity'] == 'objective_share']
+      share = data.where(own, method=method, quantity='objective_share')
       share = share.sort_values('mean', ascending=False)
       own_optimum = share['objective'] == TILTED
       parts = [_listed(share[own_optimum])]
@@ -230,8 +226,7 @@ def _compare(name: str, own: pd.DataFrame) -> list[str]:
   By the means, of those that converge to it; of two with the same update, the
   first.
   """
-  own = own[own['objective'] == TILTED]
-  share = own[own['quantity'] == 'objective_share'].pivot(
+  share = data.where(own, objective=TILTED, quantity='objective_share').pivot(
       index='learner', columns='method', values='mean'
   )
   if not {'raw', 'lsc'} <= set(share.columns):

@@ -33,11 +33,9 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
 
 def _sorted(frame: pd.DataFrame) -> list[str]:
   """Best first by the gain above the median; others, as they come, after."""
-  gains = frame[
-      (frame['quantity'] == 'difference')
-      & (frame['metric'] == 'above_q50')
-      & (frame['judge'] == 'gold')
-  ].set_index('method')['mean']
+  gains = data.where(
+      frame, quantity='difference', metric='above_q50', judge='gold'
+  ).set_index('method')['mean']
   return sorted(_methods(frame), key=lambda m: -gains.get(m, float('-inf')))
 
 

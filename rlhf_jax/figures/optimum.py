@@ -25,9 +25,7 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   results = results[results['method'].isin(methods)]
   parts = []
   for property in data.present(results, 'property', names.PROPERTIES):
-    rows = results[
-        (results['property'] == property) & (results['metric'] == METRIC)
-    ]
+    rows = data.where(results, property=property, metric=METRIC)
     judge = data.present(rows, 'judge', names.JUDGES)[:1]
     if judge:
       parts.append(

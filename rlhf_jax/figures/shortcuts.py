@@ -71,9 +71,7 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   for i, kind in enumerate(kinds):
     for j, metric in enumerate(metrics):
       property = 'both' if kind == 'both' else _HOME[metric]
-      rows = level[
-          (level['metric'] == metric) & (level['property'] == property)
-      ]
+      rows = data.where(level, metric=metric, property=property)
       drawing.draw_levels(axes[i, j], rows)
       axes[i, j].set_title(f'Aligned for {names.label(property).lower()}')
       axes[i, j].set_ylabel(_LABELS[metric])

@@ -7,6 +7,8 @@ import pandas as pd
 
 from rlhf_jax.figures import data, drawing, estimates, names, words
 
+DASHES = dict.fromkeys(names.KNOW_RHO, (0, (4, 2)))
+
 
 def copula_table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """P_rho(both good) minus raw at the matched KL, paired within seeds."""
@@ -79,18 +81,9 @@ def draw(figure, frame: pd.DataFrame, kinds) -> None:
 
 def _draw_copula(axes, rows: pd.DataFrame) -> None:
   drawing.draw_zero(axes)
-  for method in data.present(rows, 'method', names.METHODS):
-    drawing.draw_band(
-        axes,
-        rows[rows['method'] == method],
-        x='rho',
-        shade=0.09,
-        color=names.color(method),
-        marker='o',
-        ms=4,
-        ls=(0, (4, 2)) if method in names.KNOW_RHO else '-',
-        label=names.short(method),
-    )
+  drawing.draw_methods(
+      axes, rows, x='rho', dashes=DASHES, is_labelled=True, shade=0.09, ms=4
+  )
   axes.set_title('Dependence', pad=34)
   axes.set_xlabel('correlation rho of the two judgements, given the response')
   axes.set_ylabel('P(both good)\nminus raw')
@@ -152,7 +145,7 @@ def _setting(row) -> str:
 def sentences(frame: pd.DataFrame, kl: float) -> list[str]:
   """Captions of both panels; settings that have no optimum are not counted."""
   out = []
-  copula = frame[(frame['quantity'] == 'copula') & (frame['method'] == 'lsc')]
+  copula = data.where(frame, quantity='copula', method='lsc')
   if len(copula):
     gains = '; '.join(
         f'{words.signed(r)} at rho {r["rho"]:+g}'

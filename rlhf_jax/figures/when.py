@@ -159,11 +159,8 @@ def _draw_block(axes, frame, members, panel, kl, *, first: bool) -> None:
   """The rows of one group under one measure."""
   property, metric, _, _ = panel
   labels = [names.regime_label(n) for n in members]
-  own = frame[
-      (frame['property'] == property)
-      & (frame['metric'] == metric)
-      & frame['regime'].isin(members)
-  ]
+  own = data.where(frame, property=property, metric=metric)
+  own = own[own['regime'].isin(members)]
   own = own.assign(
       row=[names.regime_label(n) for n in own['regime']],
       lane=np.where(own['method'] == 'lsc', own['versus'], own['method']),
@@ -181,7 +178,7 @@ def _draw_block(axes, frame, members, panel, kl, *, first: bool) -> None:
       axes, area, labels, row='row', lanes=lanes, lane='lane', size=8.0
   )
   drawing.draw_vertical_zero(axes)
-  stuck = own[(own['quantity'] == 'unreached') & (own['versus'] == 'raw')]
+  stuck = data.where(own, quantity='unreached', versus='raw')
   for row in stuck['row']:
     text = f'cannot reach KL {kl:g}'
     drawing.write_in_row(axes, float(labels.index(row)), text)
@@ -205,9 +202,9 @@ def caption(frame: pd.DataFrame, kl: float) -> list[str]:
         " stands in the place of LSC is the link's own log p(G = 1), summed over"
         ' properties. They are counted apart.'
     )
-  gain = frame[(frame['quantity'] == 'gain') & (frame['method'] == 'lsc')]
+  gain = data.where(frame, quantity='gain', method='lsc')
   for property, metric, _, title in PANELS:
-    rows = gain[(gain['property'] == property) & (gain['metric'] == metric)]
+    rows = data.where(gain, property=property, metric=metric)
     name = words.sentence_case(title)
     own_link = rows['regime'].map(names.has_own_link).astype(bool)
     for versus in [b for b in BASELINES if b in set(rows['versus'])]:
@@ -248,7 +245,7 @@ def _count(rows: pd.DataFrame, what: str) -> str:
 
 def _unreached(frame: pd.DataFrame, kl: float) -> list[str]:
   """A sentence for each regime without comparison: where its curves end."""
-  rows = frame[(frame['quantity'] == 'unreached') & (frame['method'] == 'lsc')]
+  rows = data.where(frame, quantity='unreached', method='lsc')
   out = []
   for regime, own in rows.groupby('regime', sort=False):
     ends = own.groupby('property', sort=False)['kl'].min()

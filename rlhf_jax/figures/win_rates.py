@@ -53,18 +53,15 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   for j, property in enumerate(properties):
     axes[0, j].set_title(names.label(property))
     for i, judge in enumerate(judges):
-      rows_ = level[(level['property'] == property) & (level['judge'] == judge)]
-      drawing.draw_levels(axes[i, j], rows_)
+      shown = data.where(level, property=property, judge=judge)
+      drawing.draw_levels(axes[i, j], shown)
       axes[i, 0].set_ylabel(f'win rate against SFT\n({names.label(judge)})')
     axes[-1, j].sharey(axes[-1, 0])
     drawing.draw_zero(axes[-1, j])
     for judge in judges:
-      rows_ = difference[
-          (difference['property'] == property) & (difference['judge'] == judge)
-      ]
       drawing.draw_band(
           axes[-1, j],
-          rows_,
+          data.where(difference, property=property, judge=judge),
           color=names.color(judge),
           ls='-' if judge == 'evaluator' else (0, (5, 1.5)),
       )
