@@ -143,9 +143,8 @@ LEARNERS = (*GRIDS, *MARKERS)
 KL_LABEL = 'KL from SFT (nats)'
 
 
-GROWTH = (
-    'growth'  # the regime whose properties are ANDs of more and more rewards
-)
+# The regime whose properties are ANDs of more and more rewards.
+GROWTH = 'growth'
 STUDY_REGIME = 'study'  # the study itself, as one more regime
 _OTHER_REGIMES = 'Other regimes'
 

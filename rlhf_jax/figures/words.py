@@ -43,12 +43,12 @@ def established(row) -> int:
   return int(row['low'] > 0) - int(row['high'] < 0)
 
 
-def nearest(frame: pd.DataFrame, kl: float, within: float = 0.5):
-  """The row whose KL is nearest to `kl`, or None if none is `within`."""
+def nearest(frame: pd.DataFrame, kl: float):
+  """The row whose KL is nearest to `kl`; None if none is within half a nat."""
   if not len(frame):
     return None
   gap = (frame['kl'] - kl).abs()
-  if gap.min() > within:
+  if gap.min() > 0.5:
     return None
   return frame.loc[gap.idxmin()]
 

@@ -67,12 +67,11 @@ def whiten(
     x: Float[Array, '*s'],
     mask: Bool[Array, '*s'],
     *,
-    shift_mean: bool = True,
     eps: ScalarLike = _EPS,
 ) -> Float[Array, '*s']:
   """x rescaled to variance 1 over its valid entries; 0 where masked out.
 
-    (x - mean) / sqrt(var + eps)   (+ mean unless shift_mean)
+    (x - mean) / sqrt(var + eps)
 
   with the biased variance, as in Ziegler et al. 2019. Rewards that are whitened
   change their effective KL coefficient with every batch: the fixed optimum
@@ -82,9 +81,8 @@ def whiten(
     Ziegler et al. 2019, arXiv:1909.08593 (released code).
   """
   x = _select(x, mask)
-  center = mean(x, mask)
-  white = (x - center) * jax.lax.rsqrt(var(x, mask) + eps)
-  return jnp.where(mask, white if shift_mean else white + center, 0.0)
+  white = (x - mean(x, mask)) * jax.lax.rsqrt(var(x, mask) + eps)
+  return jnp.where(mask, white, 0.0)
 
 
 def last(mask: Bool[Array, 'b t']) -> Bool[Array, 'b t']:
