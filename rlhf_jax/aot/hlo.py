@@ -110,7 +110,8 @@ def cost(text: str, *, unknown_trips: float = 1.0) -> Cost:
   Args:
     unknown_trips: how often a loop without a known trip count runs.
   """
-  return _Module(text, unknown_trips).cost()
+  module = _Module(text, unknown_trips)
+  return module.cost(module.entry, fused=False)
 
 
 class _Module:
@@ -118,13 +119,10 @@ class _Module:
 
   def __init__(self, text: str, unknown_trips: float):
     self._unknown_trips = unknown_trips
-    self._computations, self._entry = hlo_text.parse(text)
+    self._computations, self.entry = hlo_text.parse(text)
     self._found = {}
 
-  def cost(self) -> Cost:
-    return self._cost(self._entry, fused=False)
-
-  def _cost(self, name: str, *, fused: bool) -> Cost:
+  def cost(self, name: str, *, fused: bool) -> Cost:
     """The cost of a computation; inside a fusion nothing goes through memory."""
     if (name, fused) not in self._found:
       ops = self._computations[name]
@@ -143,7 +141,7 @@ class _Module:
         collectives=_collective(op, ops),
     )
     inside = [
-        self._cost(name, fused=fused or op.opcode == 'fusion')
+        self.cost(name, fused=fused or op.opcode == 'fusion')
         for name in _CALLED.findall(op.rest)
         if name in self._computations
     ]
@@ -154,7 +152,7 @@ class _Module:
       return own + both + Cost(unknown_loops=0 if known else 1)
     for names in _BRANCHES.findall(op.rest):
       branches = [
-          self._cost(name.strip(' %'), fused=fused) for name in names.split(',')
+          self.cost(name.strip(' %'), fused=fused) for name in names.split(',')
       ]
       inside.append(max(branches, key=lambda c: (c.flops, c.bytes)))
     if op.opcode in ('reduce', 'scatter', 'sort', *COLLECTIVES):

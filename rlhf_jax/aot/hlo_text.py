@@ -173,7 +173,7 @@ def product_flops(op: Op, ops: dict[str, Op]) -> float:
 
 
 def _splash(blocks: tuple[int, ...], queries: tuple[int, ...]) -> float:
-  """The operations of one product of splash attention with a causal mask or a window.
+  """The operations of one product of splash attention, causal or with a window.
 
   It multiplies whole blocks, and none that the mask hides.
 

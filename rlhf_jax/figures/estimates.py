@@ -16,13 +16,12 @@ _NUM_RESAMPLES = 2_000
 
 def interval(values: Iterable[float]) -> dict[str, float]:
   """Mean over seeds with its 95% Student t interval, NaN for a single seed."""
-  estimate = intervals.mean_interval(np.asarray(list(values), float))
-  return {
-      'mean': float(estimate.mean),
-      'low': float(estimate.low),
-      'high': float(estimate.high),
-      'num_seeds': estimate.num_seeds,
-  }
+  return _numbers(intervals.mean_interval(np.asarray(list(values), float)))
+
+
+def _numbers(found: intervals.Interval) -> dict[str, float]:
+  ends = {k: float(getattr(found, k)) for k in ('mean', 'low', 'high')}
+  return ends | {'num_seeds': found.num_seeds}
 
 
 def geometric_interval(values: npt.ArrayLike) -> dict[str, float]:
@@ -233,7 +232,6 @@ def bootstrap(
     method: str,
     baseline: str | None = None,
     learner: str = 'exact',
-    num_resamples: int = _NUM_RESAMPLES,
 ) -> dict[str, float]:
   """Mean with a 95% interval over seeds and over the prompts within them.
 
@@ -257,15 +255,11 @@ def bootstrap(
   by_seed = [group.to_numpy() for _, group in values.groupby(level='seed')]
   if not by_seed:
     return {}
-  estimate = intervals.hierarchical_bootstrap(
-      by_seed, num_resamples=num_resamples, seed=0
+  return _numbers(
+      intervals.hierarchical_bootstrap(
+          by_seed, num_resamples=_NUM_RESAMPLES, seed=0
+      )
   )
-  return {
-      'mean': float(estimate.mean),
-      'low': float(estimate.low),
-      'high': float(estimate.high),
-      'num_seeds': len(by_seed),
-  }
 
 
 def over_prompts(fn, by_seed: list[np.ndarray], unit: str) -> dict[str, float]:

@@ -53,7 +53,8 @@ def points(figure: Figure) -> list[dict]:
           'y_label': _plain(axes.get_ylabel()) if ticks[1] else y_label,
       }
       for label, series in _series(axes, legend):
-        for point in _thinned(series):
+        step = max(1, -(-len(series) // _MAX_POINTS))
+        for point in series[::step]:
           found += _point(axes, *point, ticks, {'label': label} | words)
   return found
 
@@ -116,11 +117,6 @@ def _value(ticks, value) -> float | str:
 
 def _rounded(value) -> float:
   return float(f'{float(value):.{_DIGITS}g}')
-
-
-def _thinned(series: list) -> list:
-  step = -(-len(series) // _MAX_POINTS)
-  return series[::step] if step else []
 
 
 def _series(axes: Axes, legend) -> list[tuple[str, list]]:
@@ -230,18 +226,13 @@ def _legend(figure: Figure) -> list[tuple[str, object]]:
   ]
 
 
-def _color_of(handle) -> object:
-  color = getattr(handle, 'get_color', None) or handle.get_facecolor
-  return color()
-
-
 def _by_color(color, legend, dashes=None) -> str:
   """The legend entry of a colour, of those the one with the same dashes."""
-  same = [
-      (text, handle)
-      for text, handle in legend
-      if same_color(to_rgb(_color_of(handle)), to_rgb(color))
-  ]
+  same = []
+  for text, handle in legend:
+    get = getattr(handle, 'get_color', None) or handle.get_facecolor
+    if same_color(to_rgb(get()), to_rgb(color)):
+      same.append((text, handle))
   alike = [
       text
       for text, handle in same

@@ -21,6 +21,12 @@ def _select(x: Array, mask: Array) -> Array:
   return jnp.where(mask, x, 0.0)
 
 
+def clean(valid: Array | None, *arrays: Array) -> tuple[Array, ...]:
+  """The mask (all True for None), and arrays in float32 with 0 under it."""
+  mask = jnp.ones_like(arrays[0], bool) if valid is None else valid
+  return mask, *(jnp.where(mask, a.astype(jnp.float32), 0.0) for a in arrays)
+
+
 # `sum` and `mean` are read as masked.sum and masked.mean, as jnp's are.
 def sum(
     x: Shaped[Array, '*s'],

@@ -58,14 +58,6 @@ def binned(
   )
 
 
-def _mask(margins: Array, valid: Array | None) -> Array:
-  return jnp.ones_like(margins, bool) if valid is None else valid
-
-
-def _scaled(margins: Array, mask: Array, temperature: ScalarLike) -> Array:
-  return jnp.where(mask, margins.astype(jnp.float32), 0.0) / temperature
-
-
 def log_loss(
     margins: Float[Array, ' b'],
     valid: Bool[Array, ' b'] | None = None,
@@ -73,9 +65,8 @@ def log_loss(
     temperature: ScalarLike = 1.0,
 ) -> Float[Array, '']:
   """-E[log sigma(m / T)]: the Bradley-Terry loss at temperature T."""
-  mask = _mask(margins, valid)
-  m = _scaled(margins, mask, temperature)
-  return masked.mean(-jax.nn.log_sigmoid(m), mask)
+  mask, m = masked.clean(valid, margins)
+  return masked.mean(-jax.nn.log_sigmoid(m / temperature), mask)
 
 
 def brier_score(
@@ -92,9 +83,8 @@ def brier_score(
   References:
     Brier 1950.
   """
-  mask = _mask(margins, valid)
-  m = _scaled(margins, mask, temperature)
-  return masked.mean(jnp.square(jax.nn.sigmoid(-m)), mask)
+  mask, m = masked.clean(valid, margins)
+  return masked.mean(jnp.square(jax.nn.sigmoid(-(m / temperature))), mask)
 
 
 def reliability(
@@ -106,14 +96,14 @@ def reliability(
 ) -> Reliability:
   """Predicted probability against how often it came true, bin by bin.
 
-  Bins are those of `binned`. The curve of a calibrated model is the diagonal. Mirrored predictions make it
-  symmetric about (1/2, 1/2).
+  Bins are those of `binned`. The curve of a calibrated model is the diagonal.
+  Mirrored predictions make it symmetric about (1/2, 1/2).
 
   References:
     DeGroot and Fienberg 1983; Guo et al. 2017, arXiv:1706.04599.
   """
-  mask = _mask(margins, valid)
-  m = _scaled(margins, mask, temperature)
+  mask, m = masked.clean(valid, margins)
+  m = m / temperature
   p = jax.nn.sigmoid(jnp.concatenate([m, -m]))
   came_true = jnp.concatenate([jnp.ones_like(m), jnp.zeros_like(m)])
   weight = jnp.concatenate([mask, mask]).astype(jnp.float32)
@@ -156,8 +146,7 @@ def fit_temperature(
   References:
     Guo et al. 2017, arXiv:1706.04599, section 4.2.
   """
-  mask = _mask(margins, valid)
-  m = _scaled(margins, mask, 1.0)
+  _, m = masked.clean(valid, margins)
 
   def log_pull(sign: int, a: Array) -> Array:
     """log sum |m| sigma(-a m) over the margins of one sign."""
@@ -244,10 +233,9 @@ def calibration_metrics(
   `temperature` is 1 where the margins are calibrated log-odds; it is fitted on
   these very margins.
   """
-  mask = _mask(margins, valid)
-  sign = jnp.sign(_scaled(margins, mask, 1.0))
+  mask, m = masked.clean(valid, margins)
   return {
-      'accuracy': masked.mean(0.5 * (1.0 + sign), mask),
+      'accuracy': masked.mean(0.5 * (1.0 + jnp.sign(m)), mask),
       'log_loss': log_loss(margins, valid),
       'brier': brier_score(margins, valid),
       'ece': expected_calibration_error(margins, valid, num_bins=num_bins),
