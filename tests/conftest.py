@@ -18,7 +18,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
         '--xla_backend_optimization_level=0',
         '--xla_llvm_disable_expensive_passes=true',
     )
-    # Half of the compiler's time; newer ones have no other way.
+    # Halves the compiler's time; newer compilers do not know this flag.
     + ('--xla_cpu_use_fusion_emitters=false',)
     * (jax.__version_info__ < (0, 11))
 )

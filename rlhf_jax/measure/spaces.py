@@ -101,9 +101,9 @@ class Listed(Space):
     key = (method, np.asarray(ids).tobytes(), how, given)
     if key not in self._utilities:
       rewards = self.scores('reward_model', ids)
-      # Every response ends with EOS, which counts.
-      length = jnp.asarray(self.world.lengths + 1, jnp.float32)
-      length = jnp.broadcast_to(length, (len(ids), len(length)))
+      if how != 'none':  # every response ends with EOS, which counts
+        length = jnp.asarray(self.world.lengths + 1, jnp.float32)
+        length = jnp.broadcast_to(length, (len(ids), len(length)))
       if how == 'raw':
         rewards = penalties.penalize_rewards(rewards, length, coef=penalty.coef)
       value = self.utility_of(method, rewards, ids, weights)

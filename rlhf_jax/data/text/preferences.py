@@ -294,8 +294,9 @@ def dialogue(prompt: str, response: str) -> str:
 def write_jsonl(rows: Iterable[Any], path: str | os.PathLike) -> None:
   """Writes comparisons (or ratings) in the plain form; reading returns the same.
 
-  Fields that say nothing, '' and False, are left out. The same rows give the same
-  bytes, gzipped or not.
+  Fields that say nothing, '' and False, are left out. The file appears complete
+  or not at all, in a folder that is made if it is missing. The same rows give the
+  same bytes, gzipped or not.
   """
   path = os.fspath(path)
   with contextlib.ExitStack() as stack:
