@@ -325,7 +325,7 @@ def get_config() -> ml_collections.ConfigDict:
       property='helpful',  # at hand; the launcher runs through `properties`
       # KL values, in nats, at which exact frontiers are evaluated.
       kls=(0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0),
-      matched_kl=2.0,  # where methods are compared response by response
+      matched_kl=2.0,  # where tables, figures and report compare methods
       num_responses=3,  # drawn for each prompt and method, for the report
       num_joint_samples=2_000,  # points behind the joint distribution
   )

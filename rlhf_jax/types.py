@@ -84,7 +84,7 @@ class RatingBatch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-  """Which tokens can be drawn as a response, and at what temperature.
+  """The tokens that can be drawn as a response, and the temperature.
 
   The policy, the policy that sampled and the reference policy all compute their
   log-probabilities from this one object: a temperature or a forbidden token

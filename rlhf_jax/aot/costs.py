@@ -1,4 +1,4 @@
-"""What a compiled program costs a device: memory, operations, bytes."""
+"""The cost of a compiled program on a device: memory, operations, bytes."""
 
 import os
 import time

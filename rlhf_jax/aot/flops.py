@@ -6,7 +6,9 @@ from rlhf_jax.models.config import LMConfig
 def forward(
     cfg: LMConfig, *, rows: int, length: int, context: int | float, scored: int
 ) -> float:
-  """Of one pass: 2 N a token, and attention (Kaplan et al. 2020, section 2.1).
+  """The operations of one pass: 2 N a token, and attention.
+
+  Kaplan et al. 2020, section 2.1.
 
   Args:
     cfg: the model's shape.

@@ -1,4 +1,4 @@
-"""What a compiled program costs a device, read from the compiler's own text.
+"""The cost of a compiled program on a device, read from the compiler's own text.
 
 XLA's `cost_analysis()` counts the body of a loop once, however often it runs. Here
 every computation counts as often as it is called: a loop's by the trip count that
@@ -67,7 +67,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """Of one run of a program, on one device.
+  """The cost of one run of a program, on one device.
 
   Attributes:
     flops: of products.
@@ -110,7 +110,8 @@ def cost(text: str, *, unknown_trips: float = 1.0) -> Cost:
   Args:
     unknown_trips: how often a loop without a known trip count runs.
   """
-  return _Module(text, unknown_trips).cost()
+  module = _Module(text, unknown_trips)
+  return module.cost(module.entry, fused=False)
 
 
 class _Module:
@@ -118,14 +119,11 @@ class _Module:
 
   def __init__(self, text: str, unknown_trips: float):
     self._unknown_trips = unknown_trips
-    self._computations, self._entry = hlo_text.parse(text)
+    self._computations, self.entry = hlo_text.parse(text)
     self._found = {}
 
-  def cost(self) -> Cost:
-    return self._cost(self._entry, fused=False)
-
-  def _cost(self, name: str, *, fused: bool) -> Cost:
-    """Of a computation; inside a fusion nothing goes through memory."""
+  def cost(self, name: str, *, fused: bool) -> Cost:
+    """The cost of a computation; inside a fusion nothing goes through memory."""
     if (name, fused) not in self._found:
       ops = self._computations[name]
       total = Cost()
@@ -143,7 +141,7 @@ class _Module:
         collectives=_collective(op, ops),
     )
     inside = [
-        self._cost(name, fused=fused or op.opcode == 'fusion')
+        self.cost(name, fused=fused or op.opcode == 'fusion')
         for name in _CALLED.findall(op.rest)
         if name in self._computations
     ]
@@ -154,7 +152,7 @@ class _Module:
       return own + both + Cost(unknown_loops=0 if known else 1)
     for names in _BRANCHES.findall(op.rest):
       branches = [
-          self._cost(name.strip(' %'), fused=fused) for name in names.split(',')
+          self.cost(name.strip(' %'), fused=fused) for name in names.split(',')
       ]
       inside.append(max(branches, key=lambda c: (c.flops, c.bytes)))
     if op.opcode in ('reduce', 'scatter', 'sort', *COLLECTIVES):
@@ -162,7 +160,7 @@ class _Module:
     return own + sum(inside, Cost())
 
   def _trips(self, loop: hlo_text.Op) -> float | None:
-    """How often a loop runs; None if that is not written down.
+    """The number of runs of a loop; None if that is not written down.
 
     Where the compiler does not say, it is read from the condition i < n and from
     what the body adds to i, which begins at 0 in the loops of JAX and of the

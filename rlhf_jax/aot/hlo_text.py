@@ -47,7 +47,7 @@ class Op:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """Of the first array that it makes."""
+    """The dimensions of the first array that it makes."""
     return self.arrays[0][1]
 
 
@@ -68,19 +68,19 @@ def parse(text: str):
 
 
 def root_of(ops: dict[str, Op]) -> Op:
-  """What a computation returns."""
+  """The operation whose value a computation returns."""
   return next(op for op in ops.values() if op.is_root)
 
 
 def behind(op: Op, ops: dict[str, Op]) -> Op:
-  """What an operation copies."""
+  """The operation whose value an operation copies, if need be through others."""
   while op.opcode in ('copy', 'bitcast'):
     op = ops[op.operands[0]]
   return op
 
 
 def element_of(op: Op) -> int | None:
-  """Which element a get-tuple-element gets."""
+  """The index of the element that a get-tuple-element gets."""
   found = re.search(r'index=(\d+)', op.rest)
   return int(found.group(1)) if found else None
 
@@ -99,7 +99,7 @@ def _op(name: str, text: str, is_root: bool) -> Op:
 
 
 def _closing(text: str, start: int) -> int:
-  """Where the bracket that opens at `start` closes."""
+  """The place where the bracket that opens at `start` closes."""
   depth = 0
   for i in range(start, len(text)):
     depth += (text[i] == '(') - (text[i] == ')')
@@ -173,7 +173,7 @@ def product_flops(op: Op, ops: dict[str, Op]) -> float:
 
 
 def _splash(blocks: tuple[int, ...], queries: tuple[int, ...]) -> float:
-  """Of one product of splash attention with a causal mask or a window.
+  """The operations of one product of splash attention, causal or with a window.
 
   It multiplies whole blocks, and none that the mask hides.
 

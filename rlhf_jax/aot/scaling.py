@@ -1,4 +1,4 @@
-"""What a device has left to do as devices are added: strong scaling."""
+"""The work left to a device as devices are added: strong scaling."""
 
 from matplotlib.figure import Figure
 import pandas as pd

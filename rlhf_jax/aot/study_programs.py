@@ -129,14 +129,11 @@ class _Builder:
 
     return jax.eval_shape(make)
 
-  def _params(self, tree):
-    return sharding.abstract(tree)
-
   def _rows(self, tree):
     return sharding.placed(tree, sharding.rows(tree, self._mesh))
 
   def _state(self, trained, tx, init_fn):
-    return self._params(jax.eval_shape(lambda p: init_fn(p, tx), trained))
+    return sharding.abstract(jax.eval_shape(lambda p: init_fn(p, tx), trained))
 
   def _tokens(self, rows, length):
     return (
@@ -191,7 +188,7 @@ class _Builder:
     return Program(
         name=name,
         fn=fn,
-        args=(state, self._params(frozen), self._rows(batch)),
+        args=(state, sharding.abstract(frozen), self._rows(batch)),
         useful_flops=one
         * (1 + trainable.gradient_passes(train, cfg.num_layers)),
         remat_flops=one * (cfg.remat == 'full'),
@@ -288,7 +285,7 @@ class _Builder:
     return Program(
         name='rollout',
         fn=fn,
-        args=(self._params(params), {}, *prompts, seed, step),
+        args=(sharding.abstract(params), {}, *prompts, seed, step),
         useful_flops=self._rollout_flops(cfg),
         most_trips=self._response - 1,
     )
@@ -299,7 +296,7 @@ class _Builder:
         name='score',
         fn=programs.jit(scorers.make_reward, fn),
         args=(
-            self._params(adapters.combine(trained, frozen)),
+            sharding.abstract(adapters.combine(trained, frozen)),
             jax.ShapeDtypeStruct((), jnp.float32),
             *rollout.tokens(),
         ),
@@ -330,7 +327,7 @@ class _Builder:
     )
     num_rows = _num_rows(rollout)
     utility = self._rows(jax.ShapeDtypeStruct((num_rows,), jnp.float32))
-    reference = self._params(reference)
+    reference = sharding.abstract(reference)
     epochs = getattr(update_cfg, 'num_epochs', 1)
     gradient = 1 + trainable.gradient_passes(c.train, cfg.num_layers)
     one = self._pass(cfg, num_rows, scored=True)
@@ -348,7 +345,7 @@ class _Builder:
     return Program(
         name='update',
         fn=fn,
-        args=(state, self._params(frozen), reference, rollout, utility),
+        args=(state, sharding.abstract(frozen), reference, rollout, utility),
         useful_flops=useful,
         remat_flops=remat * (cfg.remat == 'full'),
         shared_bytes=shared,

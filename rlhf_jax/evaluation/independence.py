@@ -108,23 +108,13 @@ def joint_calibration(
 ) -> tuple[calibration.Reliability, Float[Array, '']]:
   """The product of probabilities against how often all held; the curve and ECE.
 
-  Bin j of J holds predictions in [j / J, (j + 1) / J), the last one 1 too. Of
-  marginals that are calibrated, a miss shows dependence.
-
-    ECE = sum_j share_j |frequency_j - confidence_j|
+  Of marginals that are calibrated, a miss shows dependence.
 
   Args:
     product: prod_i p_i of each response.
     observed: whether all held, or the share of its repetitions where they did.
   """
-  index = jnp.clip((product * num_bins).astype(jnp.int32), 0, num_bins - 1)
-  total = lambda x: jax.ops.segment_sum(x, index, num_segments=num_bins)
-  count = total(jnp.ones_like(product))
-  at_least_one = jnp.maximum(count, 1.0)
-  curve = calibration.Reliability(
-      share=count / jnp.maximum(count.sum(), 1.0),
-      confidence=total(product) / at_least_one,
-      frequency=total(observed) / at_least_one,
+  curve = calibration.binned(
+      product, observed, jnp.ones_like(product), num_bins=num_bins
   )
-  gap = jnp.abs(curve.frequency - curve.confidence)
-  return curve, (curve.share * gap).sum()
+  return curve, curve.error()

@@ -46,34 +46,6 @@ def mean_interval(
   return Interval(mean, mean - half, mean + half, n)
 
 
-def bootstrap_interval(
-    values: npt.ArrayLike,
-    *,
-    num_resamples: int,
-    seed: int,
-    level: float = 0.95,
-) -> Interval:
-  """The mean over seeds and prompts ('s x'), with an interval over prompts.
-
-  Prompts are redrawn with replacement within each seed, independently, since
-  seeds hold out different prompts; the seeds themselves stay. It answers how
-  much another choice of prompts would change the number, and it is defined for
-  a single seed. Ends are percentiles (Efron and Tibshirani 1993, section 13.3).
-  """
-  values = np.asarray(values, np.float64)
-  if values.ndim != 2 or values.size == 0:
-    raise ValueError(f'Expected seeds by prompts, got shape {values.shape}.')
-  num_seeds, num_prompts = values.shape
-  rng = np.random.default_rng(seed)
-  means = np.zeros(num_resamples)
-  for row in values:
-    chosen = rng.integers(num_prompts, size=(num_resamples, num_prompts))
-    means += row[chosen].mean(axis=1) / num_seeds
-  tail = (1 - level) / 2
-  low, high = np.quantile(means, [tail, 1 - tail])
-  return Interval(values.mean(), low, high, num_seeds)
-
-
 def hierarchical_bootstrap(
     values: npt.ArrayLike | Sequence[npt.ArrayLike],
     *,
@@ -84,14 +56,14 @@ def hierarchical_bootstrap(
   """The mean over seeds and prompts, with an interval over both.
 
   Seeds are redrawn with replacement, and then prompts with replacement within
-  each drawn seed, anew each time it is drawn. Ends are percentiles. The mean
-  gives every seed the same weight, however many prompts it has.
+  each drawn seed, anew each time it is drawn. Ends are percentiles (Efron and
+  Tibshirani 1993, section 13.3). The mean gives every seed the same weight,
+  however many prompts it has.
 
   Seeds hold the larger part of the variance, and s of them resampled understate
   it by (s - 1) / s: with three seeds a 95% interval covers about 85% of the
   time (see the tests), and `mean_interval` of the seeds' means is the cautious
-  choice. With one seed there is nothing to redraw but prompts, and it is
-  `bootstrap_interval`.
+  choice. With one seed there is nothing to redraw but prompts.
 
   Args:
     values: 's x', or for each seed an array of the values of its prompts.

@@ -169,9 +169,3 @@ def verdict(
       flipped=(p1 - 0.5) * (p2 - 0.5) > 0,
       shown_first=(p1 + p2) / 2,
   )
-
-
-def win_rate(verdicts: Verdicts) -> float:
-  """The share of pairs that `first` wins, ties half; NaN without pairs."""
-  score = verdicts.score
-  return float(np.mean(score)) if score.size else float('nan')

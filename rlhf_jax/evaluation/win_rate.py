@@ -9,8 +9,6 @@ Everything exact is a per-response array 'x y', made once a judge; its mean
 under a policy is `enumerated.expectation`, or `expectations` for many at once.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
@@ -59,32 +57,3 @@ def above_on_all(
 ) -> Float[Array, '*b']:
   """1 where the one response is above the SFT q-quantile on every judge."""
   return jnp.prod(above_quantile(percentiles, q=q), axis=0)
-
-
-@jax.jit
-def win_rate(
-    logprobs: Float[Array, 'x y'], percentiles: Float[Array, 'x y']
-) -> Float[Array, ' x']:
-  """P(a response of pi beats an SFT sample), ties half, for each prompt."""
-  return enumerated.expectation(logprobs, percentiles)
-
-
-@jax.jit
-def sample_percentile(
-    values: Float[Array, 'x n'], ref_values: Float[Array, 'x m']
-) -> Float[Array, 'x n']:
-  """The share of a prompt's m reference samples each value beats, ties half.
-
-  For responses that cannot be listed. The reference samples must not include
-  the responses being judged: each would tie with itself. NaN gives NaN.
-  """
-  ascending = jnp.sort(ref_values, axis=-1)
-  below, upto = (
-      jax.vmap(functools.partial(jnp.searchsorted, side=side))(
-          ascending, values
-      )
-      for side in ('left', 'right')
-  )
-  share = (below + upto) / (2.0 * ref_values.shape[-1])
-  bad = jnp.isnan(values) | jnp.isnan(ref_values).any(-1)[:, None]
-  return jnp.where(bad, jnp.nan, share)

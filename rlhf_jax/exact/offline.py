@@ -38,14 +38,6 @@ def _uniform(utility):
 
 
 @jax.jit
-def sample_logweights(
-    utility: Float[Array, 'x n'], *, kl_coef: ScalarLike
-) -> Float[Array, 'x n']:
-  """log w_i, with w_i proportional to exp(u_i / kl_coef), one sum a prompt."""
-  return tilted.tilted_logprobs(_uniform(utility), utility, kl_coef=kl_coef)
-
-
-@jax.jit
 def effective_sample_size(
     logweights: Float[Array, '*g n'],
 ) -> Float[Array, '*g']:

@@ -49,19 +49,6 @@ def _logits(ref_logprobs, gap, kl_coef):
 
 
 @jax.jit
-def log_partition(
-    ref_logprobs: Float[Array, 'x y'],
-    utility: Float[Array, 'x y'],
-    *,
-    kl_coef: ScalarLike,
-) -> Float[Array, ' x']:
-  """log Z(x) = log E_{y ~ pi_0} exp(u(x, y) / kl_coef)."""
-  gap, best = _gap(ref_logprobs, utility)
-  logits = _logits(ref_logprobs, gap, kl_coef)
-  return best / kl_coef + jax.nn.logsumexp(logits, axis=-1)
-
-
-@jax.jit
 def tilted_logprobs(
     ref_logprobs: Float[Array, 'x y'],
     utility: Float[Array, 'x y'],

@@ -26,7 +26,9 @@ PANELS = (
 )
 
 
-def table(results: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+def table(
+    results: pd.DataFrame, methods: Sequence[str], kl: float
+) -> pd.DataFrame:
   """Rows 'difference' (from raw), 'area', 'raw' and 'unreached'.
 
   Unreached: some seed's curve ends below the matched KL; `kl` is where the
@@ -50,41 +52,39 @@ def table(results: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
         'family': 'exact',
     }
     for method in methods:
-      gain = estimates.differences(
-          results, **what, method=method, kls=[data.MATCHED_KL]
-      )
+      gain = estimates.differences(results, **what, method=method, kls=[kl])
       if len(gain):
         parts.append(gain.assign(method=method))
         area = estimates.area_difference(results, **what, method=method)
         area = label | {'quantity': 'area', 'method': method} | area
         parts.append(pd.DataFrame([area] if 'mean' in area else []))
       elif (exact['method'] == method).any():
-        parts.append(_unreached(exact, method, label))
-    raw = estimates.seed_values(
-        exact, method='raw', family='exact', kls=[data.MATCHED_KL]
-    )
+        parts.append(_unreached(exact, method, label, kl))
+    raw = estimates.seed_values(exact, method='raw', family='exact', kls=[kl])
     if len(raw):
-      row = {'quantity': 'raw', 'method': 'raw', 'kl': data.MATCHED_KL}
-      row |= estimates.interval(raw[data.MATCHED_KL])
+      row = {'quantity': 'raw', 'method': 'raw', 'kl': kl}
+      row |= estimates.interval(raw[kl])
       parts.append(pd.DataFrame([label | row]))
   return data.concat(parts, what='the methods at matched KL')
 
 
-def _unreached(exact: pd.DataFrame, method: str, label: dict) -> pd.DataFrame:
+def _unreached(
+    exact: pd.DataFrame, method: str, label: dict, kl: float
+) -> pd.DataFrame:
   ends = exact[exact['method'] == method].groupby('seed')['kl'].max()
   row = {
       'quantity': 'unreached',
       'method': method,
       'kl': ends.min(),
-      'num_reached': int((ends.round(2) >= data.MATCHED_KL).sum()),
+      'num_reached': int((ends.round(2) >= kl).sum()),
       'num_seeds': len(ends),
   }
   return pd.DataFrame([label | row])
 
 
-def why_unreached(row) -> str:
+def why_unreached(row, kl: float) -> str:
   """Words for a row 'unreached'."""
-  text = f'cannot reach KL {data.MATCHED_KL:g}'
+  text = f'cannot reach KL {kl:g}'
   if row['num_reached']:
     missing = int(row['num_seeds'] - row['num_reached'])
     text += f' in {missing} of {int(row["num_seeds"])} seeds'
@@ -95,9 +95,7 @@ def panels(frame: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
   """(metric, title, rows) of the panels that the table has."""
   out = []
   for metric, judge, title in PANELS:
-    rows = frame[frame['metric'] == metric]
-    if judge is not None:
-      rows = rows[rows['judge'] == judge]
+    rows = data.where(frame, metric=metric, judge=judge)
     if len(rows):
       out.append((metric, title, rows))
   return out
@@ -106,6 +104,7 @@ def panels(frame: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
 def draw(
     frame: pd.DataFrame,
     methods: Sequence[str],
+    kl: float,
     *,
     title: str,
     labels: dict[str, str],
@@ -128,7 +127,7 @@ def draw(
     drawing.draw_vertical_zero(ax, names.color('raw'))
     for _, row in shown[shown['quantity'] == 'unreached'].iterrows():
       if row['method'] in methods:
-        text = f'cannot reach KL {data.MATCHED_KL:g}'
+        text = f'cannot reach KL {kl:g}'
         drawing.write_in_row(ax, float(methods.index(row['method'])), text)
     ax.set_title(panel_title, fontsize=9.5)
     ax.margins(x=0.12)
@@ -138,7 +137,7 @@ def draw(
     ax.locator_params(axis='x', nbins=4)
   drawing.finish(
       figure,
-      f'Exact optima at KL {data.MATCHED_KL:g}, within seeds.'
+      f'Exact optima at KL {kl:g}, within seeds.'
       f' {words.seeds_note(frame, "Bars")}{note}',
       extra=[
           drawing.Line2D([], [], color=names.color('raw'), label='raw reward'),
@@ -149,7 +148,7 @@ def draw(
 
 
 def sentences(
-    frame: pd.DataFrame, methods, labels: dict[str, str]
+    frame: pd.DataFrame, methods, kl: float, labels: dict[str, str]
 ) -> list[str]:
   """The gains of one measure in full, what stands out in the others, and gaps.
 
@@ -180,7 +179,7 @@ def sentences(
     out.append(text)
   absent = frame[frame['quantity'] == 'unreached'].drop_duplicates('method')
   out += [
-      f'{words.sentence_case(spell(r["method"]))}: {why_unreached(r)}.'
+      f'{words.sentence_case(spell(r["method"]))}: {why_unreached(r, kl)}.'
       for _, r in absent.iterrows()
   ]
   return out

@@ -15,6 +15,7 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Combining two rewards: good on both'
 INPUTS = ('results.csv',)
+is_wanted = lambda study: True
 PANELS = (
     ('above_q50', 'gold', 'above the SFT median on both\n(gold quality)'),
     (
@@ -26,13 +27,7 @@ PANELS = (
 )
 
 
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  del study
-  return True
-
-
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Joint quality of every method, and paired differences from raw.
 
   Differences of optima are at equal KL; those of best-of-k at equal k,
@@ -64,7 +59,7 @@ def _best_of_differences(results, *, method, property, metric, judge):
     return pd.DataFrame()
   out = []
   for learner, at_k in wide.groupby('learner'):
-    mine = rows[(rows['learner'] == learner) & (rows['method'] == method)]
+    mine = data.where(rows, learner=learner, method=method)
     out.append(
         {
             'family': 'best_of',
@@ -85,13 +80,15 @@ def _best_of_differences(results, *, method, property, metric, judge):
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """Levels, differences from raw, and best-of-k; a column per measure."""
   level = frame[frame['quantity'] == 'level']
   difference = frame[
       (frame['quantity'] == 'difference') & frame['family'].isin(names.GRIDS)
   ]
-  panels = [p for p in PANELS if len(_panel(level, p))]
+  panels = [
+      p for p in PANELS if len(data.where(level, metric=p[0], judge=p[1]))
+  ]
   kinds = ['level']
   kinds += ['difference'] * int(len(difference) > 0)
   kinds += ['best_of'] * int((level['family'] == 'best_of').any())
@@ -102,17 +99,18 @@ def draw(frame: pd.DataFrame) -> Figure:
   axes = figure.subplots(
       len(kinds), len(panels), squeeze=False, height_ratios=ratios
   )
-  for j, panel in enumerate(panels):
+  for j, (metric, judge, title) in enumerate(panels):
     rows = dict(zip(kinds, axes[:, j], strict=True))
-    shown = _panel(level, panel)
+    shown = data.where(level, metric=metric, judge=judge)
     drawing.draw_levels(
         rows['level'], shown, learners=(*names.GRIDS, 'ppo', 'rloo')
     )
-    rows['level'].set_title(panel[2], fontsize=10)
+    rows['level'].set_title(title, fontsize=10)
     if 'difference' in rows:
       rows['difference'].sharex(rows['level'])
       rows['difference'].sharey(axes[kinds.index('difference'), 0])
-      _draw_differences(rows['difference'], _panel(difference, panel))
+      gaps = data.where(difference, metric=metric, judge=judge)
+      _draw_differences(rows['difference'], gaps)
     if 'best_of' in rows:
       _draw_best_of(rows['best_of'], shown)
     axes[max(i for i, k in enumerate(kinds) if k != 'best_of'), j].set_xlabel(
@@ -131,9 +129,7 @@ def draw(frame: pd.DataFrame) -> Figure:
       methods=[
           m for m in data.present(level, 'method', names.METHODS) if m != 'sft'
       ],
-      learners=data.present(
-          level[level['family'] != 'sft'], 'family', names.LEARNERS
-      ),
+      learners=data.present(level, 'family', names.LEARNERS),
   )
   return figure
 
@@ -143,12 +139,6 @@ def _draw_differences(axes, rows: pd.DataFrame) -> None:
   for method, curve in rows.groupby('method', sort=False):
     own = method.removesuffix('-raw')
     drawing.draw_band(axes, curve, color=names.color(own), shade=0.12)
-
-
-def _panel(level: pd.DataFrame, panel) -> pd.DataFrame:
-  metric, judge, _ = panel
-  rows = level[level['metric'] == metric]
-  return rows if judge is None else rows[rows['judge'] == judge]
 
 
 def _draw_best_of(axes, rows: pd.DataFrame) -> None:
@@ -175,7 +165,7 @@ def _draw_best_of(axes, rows: pd.DataFrame) -> None:
   axes.set_xlabel('k, samples to choose from')
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the differences of its own table."""
   out = [
       'Share of responses good on both properties. Best-of-k ranks samples by'
@@ -185,9 +175,8 @@ def caption(frame: pd.DataFrame) -> list[str]:
   ]
   difference = frame[frame['quantity'] == 'difference']
   exact = difference[difference['family'].isin(names.GRIDS)]
-  kl = data.matched_kl(frame)
   for metric, judge, title in PANELS:
-    rows = _panel(exact, (metric, judge, title))
+    rows = data.where(exact, metric=metric, judge=judge)
     name = words.sentence_case(title)
     lsc = rows[rows['method'] == 'lsc-raw']
     if len(lsc):
@@ -201,12 +190,8 @@ def caption(frame: pd.DataFrame) -> list[str]:
         )
     if others:
       out.append(f'{name}, others minus raw at KL {kl:g}: {"; ".join(others)}.')
-    best = difference[
-        (difference['family'] == 'best_of')
-        & (difference['method'] == 'lsc-raw')
-        & (difference['metric'] == metric)
-    ]
-    best = best if judge is None else best[best['judge'] == judge]
+    what = dict(family='best_of', method='lsc-raw', metric=metric, judge=judge)
+    best = data.where(difference, **what)
     if len(best):
       pieces = ', '.join(
           f'{words.signed(r)} at k = {r["strength"]:g}'

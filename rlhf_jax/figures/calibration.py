@@ -14,6 +14,7 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Calibration of the reward models'
 INPUTS = ('calibration.csv', 'calibration_summary.csv')
+is_wanted = lambda study: study.is_listed and study.has_analysis
 KINDS = {
     'raw': ('as learned', '#b91c1c', '-'),
     'temperature': ('temperature', '#0f766e', (0, (5, 2))),
@@ -24,12 +25,7 @@ REWARDS = ('helpful', 'harmless', 'product')
 SUMMARIES = ('ece', 'brier', 'log_loss', 'accuracy', 'temperature')
 
 
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and study.has_analysis
-
-
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Reliability by bin, and summaries, with intervals over seeds.
 
   A bin is left out where some seed has no comparison in it.
@@ -61,7 +57,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A row per role and a column per reward; the area of a dot is its share."""
   curves = frame[frame['quantity'] == 'reliability']
   roles = data.present(curves, 'role', ROLES)
@@ -72,13 +68,10 @@ def draw(frame: pd.DataFrame) -> Figure:
   axes = figure.subplots(len(roles), len(rewards), squeeze=False)
   for i, role in enumerate(roles):
     for j, reward in enumerate(rewards):
-      rows = curves[(curves['role'] == role) & (curves['reward'] == reward)]
+      what = dict(role=role, reward=reward)
+      rows = data.where(curves, **what)
       if len(rows):
-        errors = frame[
-            (frame['role'] == role)
-            & (frame['reward'] == reward)
-            & (frame['quantity'] == 'ece')
-        ]
+        errors = data.where(frame, quantity='ece', **what)
         _draw_panel(axes[i, j], rows, errors)
         axes[i, j].set_title(_title(reward, role))
         axes[i, j].set_ylabel(
@@ -146,7 +139,7 @@ def _draw_panel(axes, curves: pd.DataFrame, errors: pd.DataFrame) -> None:
   axes.set_xlabel('predicted probability')
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the errors of its own table."""
   out = [
       'Predicted probability against observed frequency on held-out'
@@ -173,7 +166,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
 
 
 def _verdict(name: str, rows: pd.DataFrame) -> list[str]:
-  """Said only where calibrating did not lower the error."""
+  """A sentence on kinds of calibration that did not lower the error."""
   ece = rows[rows['quantity'] == 'ece'].set_index('kind')['mean']
   worse = [
       KINDS[k][0]

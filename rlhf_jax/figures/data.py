@@ -18,10 +18,6 @@ import pandas as pd
 from rlhf_jax.evaluation import schema
 from rlhf_jax.figures import names
 
-MATCHED_KL = 2.0
-# Of text, whose optima are known from a few samples of each prompt.
-SAMPLED_KL = 1.0
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
@@ -55,7 +51,8 @@ def load(
 ) -> pd.DataFrame:
   """The table `name` of an evaluation directory, its columns checked.
 
-  Columns are those of the schema, and those of `also`. An optional table that is not there, or holds no row, is an empty frame.
+  Columns are those of the schema, and those of `also`. An optional table that is
+  not there, or holds no row, is an empty frame.
   A column `family` is added where there is a `learner`: the learner without its
   number, so that best_of_4 and best_of_16 are two points of one curve. A table
   with a row for each prompt and `kind` of prompt is read by `_by_unit`.
@@ -98,7 +95,7 @@ def _by_unit(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def unit(frame: pd.DataFrame) -> str:
-  """What intervals are over: seeds or prompts."""
+  """The unit that intervals are over: seeds or prompts."""
   if 'unit' not in frame or not len(frame):
     return 'seeds'
   found = frame['unit'].dropna()
@@ -106,18 +103,13 @@ def unit(frame: pd.DataFrame) -> str:
 
 
 def is_sampled(frame: pd.DataFrame) -> bool:
-  """Whether responses were sampled, so that optima are estimates: of text."""
+  """Tells whether responses were sampled (text): optima are then estimates."""
   return bool((frame['family'] == 'offline').any())
 
 
 def grid(frame: pd.DataFrame) -> str:
-  """The one of GRIDS that the rows have; a study has one kind."""
+  """The name in GRIDS that the rows have; a study has one kind."""
   return 'offline' if is_sampled(frame) else 'exact'
-
-
-def matched_kl(frame: pd.DataFrame) -> float:
-  """The KL at which the methods of a table are compared."""
-  return SAMPLED_KL if is_sampled(frame) else MATCHED_KL
 
 
 def present(frame: pd.DataFrame, column: str, order: Sequence[str]) -> list:
@@ -125,6 +117,14 @@ def present(frame: pd.DataFrame, column: str, order: Sequence[str]) -> list:
   values = list(dict.fromkeys(frame[column]))
   known = [v for v in order if v in values]
   return known + [v for v in values if v not in known]
+
+
+def where(frame: pd.DataFrame, **values) -> pd.DataFrame:
+  """The rows whose columns have these values; None stands for any."""
+  for column, value in values.items():
+    if value is not None:
+      frame = frame[frame[column] == value]
+  return frame
 
 
 def select(
@@ -135,38 +135,31 @@ def select(
   Metrics that nobody judges (lengths, shares of list markers) carry whatever
   the evaluation wrote as their judge; the first of names.JUDGES that is there counts.
   """
-  rows = results[
-      (results['property'] == property) & (results['metric'] == metric)
-  ]
+  rows = where(results, property=property, metric=metric)
   if judge is None and len(rows):
     judge = present(rows, 'judge', names.JUDGES[::-1])[0]
   return rows[rows['judge'] == judge]
 
 
-def at_kl(
-    frame: pd.DataFrame, kl: float = MATCHED_KL, within: float = 0.05
-) -> pd.DataFrame:
-  """Rows within `within` nats of a KL; the KL of a grid is not exact."""
-  return frame[(frame['kl'] - kl).abs() <= within]
+def at_kl(frame: pd.DataFrame, kl: float) -> pd.DataFrame:
+  """Rows within 0.05 nats of a KL; the KL of a grid is not exact."""
+  return frame[(frame['kl'] - kl).abs() <= 0.05]
 
 
-def matched(frame: pd.DataFrame, *, what: str) -> pd.DataFrame:
-  """Rows at the matched KL; NoRows, with the KLs there are, when there is none.
-
-  Figures compare at MATCHED_KL whatever evaluate.matched_kl of the study was.
-  """
-  rows = at_kl(frame)
+def matched(frame: pd.DataFrame, kl: float, *, what: str) -> pd.DataFrame:
+  """Rows at the matched KL; NoRows, with the KLs there are, when there is none."""
+  rows = at_kl(frame, kl)
   if not len(rows):
-    kls = ', '.join(f'{kl:g}' for kl in sorted(frame['kl'].round(2).unique()))
+    kls = ', '.join(f'{k:g}' for k in sorted(frame['kl'].round(2).unique()))
     raise NoRows(
-        f'No rows for {what}: it is shown at KL {MATCHED_KL:g}, and its table'
+        f'No rows for {what}: it is shown at KL {kl:g}, and its table'
         f' has KL {kls or "of no row"}.'
     )
   return rows
 
 
 def in_all_seeds(values: pd.Series) -> bool:
-  """Whether one value a seed is there for every seed, and there are seeds.
+  """Tells whether every seed has its value, and there are seeds.
 
   A mean over those seeds that happen to reach a KL is of other seeds than the
   means beside it.

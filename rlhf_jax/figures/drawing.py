@@ -1,8 +1,10 @@
 """Pieces of the figures: curves, points, rows of dots, legends and notes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import functools
 import textwrap
+import types
+import typing
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -12,7 +14,7 @@ from matplotlib.lines import Line2D
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.figures import names
+from rlhf_jax.figures import data, names
 
 LANE = 0.8  # share of a row's height that its lanes fill
 
@@ -60,13 +62,13 @@ def styled(fn):
 
 
 @styled
-def save(figure: Figure, path: str) -> None:
+def save(figure: Figure, file: str | typing.BinaryIO) -> None:
   """Writes a PNG, and leaves everything in the figure where it was drawn.
 
   Some settings are read only when the figure is rendered. Figure.savefig would
   lay the figure out by a drawing of its own first, for the same picture.
   """
-  FigureCanvasAgg(figure).print_png(path, metadata={'Software': None})
+  FigureCanvasAgg(figure).print_png(file, metadata={'Software': None})
   figure.set_layout_engine('none')  # a second layout costs as much as the first
 
 
@@ -79,6 +81,11 @@ def make_figure(width: float, height: float, title: str) -> Figure:
   return figure
 
 
+def mark(text: str, color: str, marker: str = 'o', **look) -> Line2D:
+  """An entry of a legend: a marker without a line."""
+  return Line2D([], [], ls='', marker=marker, color=color, label=text, **look)
+
+
 def finish(
     figure: Figure,
     note: str,
@@ -87,25 +94,25 @@ def finish(
     learners: Sequence[str] = (),
     extra: Sequence[Line2D] = (),
 ) -> None:
-  """Adds the shared legend and, under the panels, the note on intervals."""
+  """Adds the shared legend and, under the panels, the note on intervals.
+
+  Of learners, SFT has no entry: notes explain its dashed line.
+  """
   handles = [
       Line2D([], [], color=names.color(m), lw=3, label=names.label(m))
       for m in methods
   ]
-  for learner in learners:
+  for learner in [n for n in learners if n != 'sft']:
     if learner in names.GRIDS:
       handle = Line2D(
           [], [], color=names.SOFT, lw=2, label=names.label(learner)
       )
     else:
-      handle = Line2D(
-          [],
-          [],
-          color=names.SOFT,
-          ls='',
-          marker=names.marker(learner),
+      handle = mark(
+          names.label(learner),
+          names.SOFT,
+          names.marker(learner),
           mfc='white' if learner == 'best_of' else names.SOFT,
-          label=names.label(learner),
       )
     handles.append(handle)
   handles += list(extra)
@@ -125,7 +132,7 @@ def finish(
 
 
 def _columns(handles: Sequence[Line2D], width: float) -> int:
-  """As many columns as fit beside each other, in rows of equal length."""
+  """The number of columns that fit beside each other, in rows of equal length."""
   widest = max((len(h.get_label()) for h in handles), default=1)
   fit = max(1, int(width / (0.55 + 0.085 * widest)))
   total = sum(0.65 + 0.085 * len(h.get_label()) for h in handles)
@@ -150,6 +157,31 @@ def draw_band(
         alpha=shade,
         lw=0,
     )
+
+
+def draw_methods(
+    axes: Axes,
+    rows: pd.DataFrame,
+    *,
+    dashes: Mapping[str, tuple] = types.MappingProxyType({}),
+    is_labelled: bool = False,
+    **line,
+) -> None:
+  """Draws a curve with dots and its band for each method.
+
+  Args:
+    axes: gets the curves.
+    rows: mean, low and high by method.
+    dashes: line styles of the methods that are not solid.
+    is_labelled: names the curves for a legend of the axes.
+    **line: as of draw_band.
+  """
+  for method in data.present(rows, 'method', names.METHODS):
+    look = dict(color=names.color(method), ls=dashes.get(method, '-'))
+    if is_labelled:
+      look['label'] = names.short(method)
+    drawn = rows[rows['method'] == method]
+    draw_band(axes, drawn, marker='o', **look, **line)
 
 
 def draw_levels(

@@ -1,17 +1,9 @@
-"""Numbers behind the figures: means and intervals over seeds, from CSV files.
-
-The interval of every figure is over seeds, because a seed redraws everything
-that is random (held-out prompts, labels, initialisations), and runs that share
-a seed share all of it. Methods are therefore compared by the difference within
-each seed, whose interval is far narrower than that of either method alone.
-
-Tables of text have a row for each prompt. Where they are of one seed, prompts are
-what repeats: they take the place of seeds, and `unit` says so.
-"""
+"""Numbers behind the figures: means and intervals over seeds (see `data`)."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from rlhf_jax.evaluation import intervals
@@ -24,17 +16,22 @@ _NUM_RESAMPLES = 2_000
 
 def interval(values: Iterable[float]) -> dict[str, float]:
   """Mean over seeds with its 95% Student t interval, NaN for a single seed."""
-  estimate = intervals.mean_interval(np.asarray(list(values), float))
-  return {
-      'mean': float(estimate.mean),
-      'low': float(estimate.low),
-      'high': float(estimate.high),
-      'num_seeds': estimate.num_seeds,
-  }
+  return _numbers(intervals.mean_interval(np.asarray(list(values), float)))
+
+
+def _numbers(found: intervals.Interval) -> dict[str, float]:
+  ends = {k: float(getattr(found, k)) for k in ('mean', 'low', 'high')}
+  return ends | {'num_seeds': found.num_seeds}
+
+
+def geometric_interval(values: npt.ArrayLike) -> dict[str, float]:
+  """The geometric mean over seeds; its interval is that of the logarithm."""
+  found = interval(np.log(values))
+  return found | {k: np.exp(found[k]) for k in ('mean', 'low', 'high')}
 
 
 def _strength(rows: pd.DataFrame) -> pd.Series:
-  """What rows of different seeds share along a curve of one family and method.
+  """The number that pairs rows of different seeds along one curve.
 
   Exact optima lie on a grid of KL, best-of-k on a grid of k. Trained policies
   share kl_coef when it is set in the config; when each seed solves for its own,
@@ -111,7 +108,7 @@ def seed_values(
   Linear between the two nearest points of the seed's own curve, NaN beyond its
   ends: a curve is never extended.
   """
-  rows = rows[(rows['method'] == method) & (rows['family'] == family)]
+  rows = data.where(rows, method=method, family=family)
   seeds, kl, value = (rows[c].to_numpy() for c in ('seed', 'kl', 'value'))
   out = {}
   for seed in np.unique(seeds):
@@ -235,7 +232,6 @@ def bootstrap(
     method: str,
     baseline: str | None = None,
     learner: str = 'exact',
-    num_resamples: int = _NUM_RESAMPLES,
 ) -> dict[str, float]:
   """Mean with a 95% interval over seeds and over the prompts within them.
 
@@ -259,15 +255,11 @@ def bootstrap(
   by_seed = [group.to_numpy() for _, group in values.groupby(level='seed')]
   if not by_seed:
     return {}
-  estimate = intervals.hierarchical_bootstrap(
-      by_seed, num_resamples=num_resamples, seed=0
+  return _numbers(
+      intervals.hierarchical_bootstrap(
+          by_seed, num_resamples=_NUM_RESAMPLES, seed=0
+      )
   )
-  return {
-      'mean': float(estimate.mean),
-      'low': float(estimate.low),
-      'high': float(estimate.high),
-      'num_seeds': len(by_seed),
-  }
 
 
 def over_prompts(fn, by_seed: list[np.ndarray], unit: str) -> dict[str, float]:

@@ -16,6 +16,7 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Win rate under several judges'
 INPUTS = ('results.csv',)
+is_wanted = lambda study: study.is_listed and len(study.judges) > 1
 METRIC = 'win_rate'
 JUDGES = ('evaluator', 'second_evaluator', 'gold')
 _SHORT_JUDGES = {
@@ -25,12 +26,7 @@ _SHORT_JUDGES = {
 }
 
 
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and len(study.judges) > 1
-
-
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Curves, ranks at the matched KL, and tau between judges.
 
   Ranks and tau are computed within seeds; rank 1 is the highest win rate, and
@@ -59,22 +55,22 @@ def table(evaluation_dir: str) -> pd.DataFrame:
               families=('sft', 'exact'),
           )
       )
-    parts.append(_agreement(own, property, judges))
+    parts.append(_agreement(own, property, judges, kl))
   return data.concat(parts, what=TITLE)
 
 
 def _agreement(
-    rows: pd.DataFrame, property: str, judges: list[str]
+    rows: pd.DataFrame, property: str, judges: list[str], kl: float
 ) -> pd.DataFrame:
   """Rows with quantity 'rank' (of a method) and 'tau' (of two judges)."""
-  values = _matched(rows, judges)
+  values = _matched(rows, judges, kl)
   if values is None:
     return pd.DataFrame()
   label = {
       'property': property,
       'metric': METRIC,
       'family': 'exact',
-      'kl': data.MATCHED_KL,
+      'kl': kl,
   }
   methods = list(values[judges[0]].columns)
   out = []
@@ -100,7 +96,7 @@ def _agreement(
   return pd.DataFrame(out)
 
 
-def _matched(rows: pd.DataFrame, judges: list[str]) -> dict | None:
+def _matched(rows: pd.DataFrame, judges: list[str], kl: float) -> dict | None:
   """Win rate at the matched KL: judge -> [seed, method]; None if unranked.
 
   A method that some seed does not reach is left out of the ranking.
@@ -111,9 +107,9 @@ def _matched(rows: pd.DataFrame, judges: list[str]) -> dict | None:
   for judge in judges:
     own = exact[exact['judge'] == judge]
     wide = {
-        m: estimates.seed_values(
-            own, method=m, family='exact', kls=[data.MATCHED_KL]
-        ).get(data.MATCHED_KL, pd.Series(dtype=float))
+        m: estimates.seed_values(own, method=m, family='exact', kls=[kl]).get(
+            kl, pd.Series(dtype=float)
+        )
         for m in methods
     }
     values[judge] = pd.DataFrame(wide).dropna(axis=1)
@@ -124,7 +120,7 @@ def _matched(rows: pd.DataFrame, judges: list[str]) -> dict | None:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A row of panels per judge, then ranks, then agreement; by property."""
   level = frame[frame['quantity'] == 'level']
   properties = data.present(frame, 'property', names.PROPERTIES)
@@ -140,7 +136,7 @@ def draw(frame: pd.DataFrame) -> Figure:
   for j, property in enumerate(properties):
     axes[0, j].set_title(names.label(property))
     for i, judge in enumerate(judges):
-      rows = level[(level['property'] == property) & (level['judge'] == judge)]
+      rows = data.where(level, property=property, judge=judge)
       drawing.draw_levels(axes[i, j], rows)
       axes[i, 0].set_ylabel(f'win rate against SFT\n({names.label(judge)})')
       axes[i, j].sharex(axes[0, j])
@@ -150,7 +146,7 @@ def draw(frame: pd.DataFrame) -> Figure:
       _draw_ranks(axes[-2, j], own[own['quantity'] == 'rank'], judges)
       _draw_tau(axes[-1, j], own[own['quantity'] == 'tau'], first=j == 0)
   if ranked:
-    axes[-2, 0].set_ylabel(f'rank at KL {data.MATCHED_KL:g}\n(1: highest)')
+    axes[-2, 0].set_ylabel(f'rank at KL {kl:g}\n(1: highest)')
   methods = data.present(level, 'method', names.METHODS)
   drawing.finish(
       figure,
@@ -197,12 +193,12 @@ def _pair(row) -> str:
   return f'{one}, {other}'
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the agreement in its own table."""
   out = [
       'Win rate against an SFT sample along the exact optimum of each method,'
       ' under each judge, and the order of the methods at KL'
-      f' {data.MATCHED_KL:g}. Tau is 1 for the same order, 0 for unrelated'
+      f' {kl:g}. Tau is 1 for the same order, 0 for unrelated'
       ' orders and -1 for the reverse. Methods whose curves are the same are'
       ' drawn and ranked once. ' + words.seeds_note(frame)
   ]
@@ -210,7 +206,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
   if not len(taus):
     out.append(
         'There is no order to compare: with one judge, or fewer than two methods'
-        f' that reach KL {data.MATCHED_KL:g} in every seed.'
+        f' that reach KL {kl:g} in every seed.'
     )
   for property, rows in taus.groupby('property', sort=False):
     num = int(rows['num_methods'].iloc[0])
@@ -228,7 +224,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
 
 
 def _orders(orders: dict[str, tuple[str, ...]]) -> str:
-  """Whether the order of mean ranks depends on the judge, and the orders."""
+  """The orders by mean rank, and whether they depend on the judge."""
   spell = lambda order: ', '.join(names.short(m) for m in order)
   if len(set(orders.values())) == 1:
     order = next(iter(orders.values()))

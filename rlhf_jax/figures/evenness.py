@@ -13,6 +13,7 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'How evenly prompts improve at matched KL'
 INPUTS = ('prompts.csv',)
+is_wanted = lambda study: True
 JUDGES = ('reward_model', 'evaluator', 'gold')
 NUM_THRESHOLDS = 81
 
@@ -24,13 +25,7 @@ _STATISTICS = {
 }
 
 
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  del study
-  return True
-
-
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Share of prompts at or below each threshold, and spread statistics.
 
   Rows with statistic 'ecdf' are the curves (x is the threshold); other rows
@@ -48,12 +43,9 @@ def table(evaluation_dir: str) -> pd.DataFrame:
     low, high = np.quantile(rows['centered'], [0.005, 0.995])
     margin = 0.04 * (high - low)
     grid = np.linspace(low - margin, high + margin, NUM_THRESHOLDS)
-    kl = rows[rows['family'] == _main_family(rows)]['kl'].mean()
-    parts += [
-        entry
-        | dict(zip(('property', 'reward', 'judge'), panel, strict=True), kl=kl)
-        for entry in _panel(rows, grid)
-    ]
+    label = dict(zip(('property', 'reward', 'judge'), panel, strict=True))
+    label['kl'] = rows[rows['family'] == _main_family(rows)]['kl'].mean()
+    parts += [entry | label for entry in _panel(rows, grid)]
   return data.concat([pd.DataFrame(parts)], what=TITLE)
 
 
@@ -98,7 +90,7 @@ def _panel(rows: pd.DataFrame, grid: np.ndarray) -> list[dict]:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A column per reward and objective, a row per judge."""
   columns = [
       (p, r)
@@ -114,11 +106,8 @@ def draw(frame: pd.DataFrame) -> Figure:
   axes = figure.subplots(len(judges), len(columns), squeeze=False, sharey=True)
   for i, judge in enumerate(judges):
     for j, (property, reward) in enumerate(columns):
-      panel = frame[
-          (frame['property'] == property)
-          & (frame['reward'] == reward)
-          & (frame['judge'] == judge)
-      ]
+      what = dict(property=property, reward=reward, judge=judge)
+      panel = data.where(frame, **what)
       if len(panel):
         _draw_panel(axes[i, j], panel)
       else:
@@ -157,7 +146,7 @@ _DASHES = {
 
 
 def _note(frame: pd.DataFrame) -> str:
-  """What intervals there are; the curves of a single run have none."""
+  """A sentence on the intervals; the curves of a single run have none."""
   if data.unit(frame) == 'prompts':
     return 'One run: intervals of spreads are a bootstrap over prompts.'
   return words.seeds_note(frame)
@@ -205,7 +194,7 @@ def _main_family(frame: pd.DataFrame) -> str:
   return families[0] if families else 'sft'
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the spreads of its own table."""
   out = [
       'Cumulative distribution over held-out prompts of the mean reward above'

@@ -13,15 +13,11 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'What each transform pays for'
 INPUTS = ('diagnostics.csv',)
+is_wanted = lambda study: study.is_listed and study.has_analysis
 _SD = {'reward_sd_before': 'before', 'reward_sd_after': 'after'}
 
 
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and study.has_analysis
-
-
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Every diagnostic with its interval over seeds."""
   rows = data.load(evaluation_dir, 'diagnostics.csv')
   keys = ['property', 'method', 'quantity', 'decile']
@@ -39,7 +35,7 @@ def _order(frame: pd.DataFrame) -> list[str]:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A column per property: gradient, saturation, spread."""
   properties = data.present(frame, 'property', names.PROPERTIES)
   methods = [m for m in _order(frame) if m != 'sft']
@@ -70,14 +66,13 @@ def draw(frame: pd.DataFrame) -> Figure:
       ax.tick_params(labelleft=j == 0)
   axes[0, 0].set_ylabel('share of the gradient')
   drawn = frame[frame['quantity'] == 'gradient_share']
-  mark = dict(ls='', marker='o', color=names.SOFT)
   drawing.finish(
       figure,
       words.seeds_note(frame) + ' Thin line: equal shares.',
       methods=[m for m in methods if m in _curves(drawn)],
       extra=[
-          drawing.Line2D([], [], mfc='white', label='sd before', **mark),
-          drawing.Line2D([], [], label='sd after, or share', **mark),
+          drawing.mark('sd before', names.SOFT, mfc='white'),
+          drawing.mark('sd after, or share', names.SOFT),
       ],
   )
   return figure
@@ -89,23 +84,15 @@ def _curves(rows: pd.DataFrame) -> list[str]:
 
 
 def _draw_gradient(axes, rows: pd.DataFrame) -> None:
-  for method in _curves(rows):
-    drawing.draw_band(
-        axes,
-        rows[rows['method'] == method],
-        x='decile',
-        shade=0.1,
-        color=names.color(method),
-        marker='o',
-        ms=4,
-    )
+  rows = rows[rows['method'].isin(_curves(rows))]
+  drawing.draw_methods(axes, rows, x='decile', shade=0.1, ms=4)
   axes.axhline(0.1, color=names.INK, lw=0.8, zorder=1)
   axes.set_xticks(range(1, 11))
   axes.set_ylim(bottom=0)
   axes.set_xlabel('decile of the reward among SFT samples')
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the numbers of its own table."""
   out = [
       'Size of the policy gradient that comes from each tenth of the SFT'

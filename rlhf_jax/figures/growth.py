@@ -9,22 +9,17 @@ seeds.
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-import numpy as np
 import pandas as pd
 
 from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'From one property to many'
 INPUTS = ('growth.csv',)
+is_wanted = lambda study: study.is_listed and names.GROWTH in study.regimes
 METRIC = 'above_q50'
 
 
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and names.GROWTH in study.regimes
-
-
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """kl_coef (geometric mean), share and gain (over raw) by n and method.
 
   Where some seed of an n does not reach the matched KL there is `unreached`
@@ -35,7 +30,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
   sft = rows['method'] == 'sft'
   seeds = rows.groupby('n')['seed'].nunique()
   curves = rows[~sft].drop_duplicates(['n', 'method'])[['n', 'method']]
-  rows = pd.concat([data.matched(rows[~sft], what=TITLE), rows[sft]])
+  rows = pd.concat([data.matched(rows[~sft], kl, what=TITLE), rows[sft]])
   num = rows.groupby(['n', 'method'])['seed'].nunique()
   out = [
       {'n': n, 'method': method, 'quantity': 'unreached'}
@@ -49,11 +44,10 @@ def table(evaluation_dir: str) -> pd.DataFrame:
     label = {'n': n, 'method': method, 'kl': own['kl'].mean()}
     coefs = own['kl_coef'].dropna()
     if len(coefs) and (coefs > 0).all():
-      found = estimates.interval(np.log(coefs))
-      found |= {k: np.exp(found[k]) for k in ('mean', 'low', 'high')}
+      found = estimates.geometric_interval(coefs)
       out.append(label | {'quantity': 'kl_coef'} | found)
     out.append(label | {'quantity': 'share'} | estimates.interval(own['value']))
-    raw = rows[(rows['n'] == n) & (rows['method'] == 'raw')]
+    raw = data.where(rows, n=n, method='raw')
     pair = own.merge(raw, on='seed', suffixes=('', '_raw'))
     if method not in ('raw', 'sft') and len(pair) == seeds[n]:
       gain = estimates.interval(pair['value'] - pair['value_raw'])
@@ -62,12 +56,12 @@ def table(evaluation_dir: str) -> pd.DataFrame:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """Coefficient, share and gain against the number of properties."""
   figure = drawing.make_figure(12.8, 4.6, TITLE)
   axes = figure.subplots(1, 3)
   panels = (
-      ('kl_coef', f'Coefficient for KL {data.MATCHED_KL:g}', 'kl_coef'),
+      ('kl_coef', f'Coefficient for KL {kl:g}', 'kl_coef'),
       ('share', 'Good on all', 'share above the SFT\nmedian on all n (gold)'),
       ('gain', 'Gain over raw', 'share minus raw,\npaired'),
   )
@@ -75,17 +69,9 @@ def draw(frame: pd.DataFrame) -> Figure:
   methods = data.present(shown, 'method', names.METHODS)
   for ax, (quantity, title, ylabel) in zip(axes, panels, strict=True):
     rows = frame[frame['quantity'] == quantity]
-    for method in data.present(rows, 'method', names.METHODS):
-      drawing.draw_band(
-          ax,
-          rows[rows['method'] == method],
-          x='n',
-          shade=0.1,
-          color=names.color(method),
-          marker='o',
-          ms=5,
-          ls=(0, (4, 3)) if method == 'sft' else '-',
-      )
+    drawing.draw_methods(
+        ax, rows, x='n', dashes={'sft': (0, (4, 3))}, shade=0.1, ms=5
+    )
     ax.set_title(title)
     ax.set_ylabel(ylabel)
     ax.set_xlabel('n, properties in the AND')
@@ -95,7 +81,7 @@ def draw(frame: pd.DataFrame) -> Figure:
   drawing.draw_zero(axes[2])
   drawing.finish(
       figure,
-      f'Exact optima at KL {data.MATCHED_KL:g}. {words.seeds_note(frame)}'
+      f'Exact optima at KL {kl:g}. {words.seeds_note(frame)}'
       ' Coefficients: geometric mean.'
       + ' Dashed: the SFT policy itself.' * ('sft' in methods),
       methods=methods,
@@ -103,12 +89,11 @@ def draw(frame: pd.DataFrame) -> Figure:
   return figure
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the numbers of its own table."""
   out = [
       'Exact optima for the AND of n properties, each method with the'
-      f' coefficient that spends {data.MATCHED_KL:g} nats. '
-      + words.seeds_note(frame)
+      f' coefficient that spends {kl:g} nats. ' + words.seeds_note(frame)
   ]
   for quantity, name in (
       ('kl_coef', 'kl_coef'),
@@ -144,6 +129,6 @@ def caption(frame: pd.DataFrame) -> list[str]:
     )
     out.append(
         f'{words.sentence_case(names.label(method))}: not every seed reaches KL'
-        f' {data.MATCHED_KL:g}, and nothing is shown, at {listed}.'
+        f' {kl:g}, and nothing is shown, at {listed}.'
     )
   return out

@@ -17,6 +17,7 @@ from rlhf_jax.ops import advantages
 TITLE = "GRPO's division by the standard deviation"
 INPUTS = ('optimality.csv', 'results.csv')
 LEARNERS = ('grpo', 'grpo_std')
+is_wanted = lambda study: study.is_listed and study.learners >= set(LEARNERS)
 METHODS = ('raw', 'lsc')
 PANEL = ('win_rate', 'gold')
 NUM_SAMPLES = 8  # a prompt
@@ -25,12 +26,7 @@ OFFSETS = np.linspace(-6.0, 6.0, 25)  # mean of r - r_ref
 _DASHES = {'grpo': '-', 'grpo_std': (0, (4, 2))}
 
 
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and study.learners >= set(LEARNERS)
-
-
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Shares, frontiers with the learners' points, and |advantage|.
 
   quantity: objective_share; level (win rates, exact and learned); shortfall
@@ -121,7 +117,7 @@ def advantage_table() -> pd.DataFrame:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """Shares, the frontier, and the advantages."""
   figure = drawing.make_figure(12.8, 4.7, TITLE)
   left, middle, right = figure.subplots(1, 3, width_ratios=(0.8, 1.1, 1.1))
@@ -182,7 +178,7 @@ def _draw_shares(axes, shares: pd.DataFrame) -> None:
   axes.set_xlabel('share of the attainable objective')
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the numbers of its own table."""
   out = [
       'GRPO with and without the division of advantages by the standard'
@@ -213,7 +209,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
   for family in LEARNERS:
     pieces = []
     for method in METHODS:
-      own = curves[(curves['family'] == family) & (curves['method'] == method)]
+      own = data.where(curves, family=family, method=method)
       low, high = np.interp((-3.0, 3.0), own['offset'], own['mean'])
       pieces.append(f'{names.short(method)} {low:.2f} and {high:.2f}')
     out.append(

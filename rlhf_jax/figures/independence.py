@@ -18,10 +18,15 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 
-from rlhf_jax.figures import data, drawing, estimates, names, words
+from rlhf_jax.figures import data, drawing, estimates, names, synthetic, words
 
 TITLE = 'Judgements that depend on each other'
 INPUTS = ('independence.csv', 'copula.csv')
+is_wanted = (
+    lambda study: study.is_listed
+    and study.has_analysis
+    and len(study.rewards) > 1
+)
 LEVEL = 0.05  # of the test
 _SMALLEST = 1e-12  # p-values below are drawn here
 _NO_GAP = (
@@ -31,12 +36,7 @@ _NO_GAP = (
 _GREYS = ('#94a3b8', '#0f766e', '#7c2d12', '#1e293b')
 
 
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and study.has_analysis and len(study.rewards) > 1
-
-
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """p_value (one row a seed), rejected, product, observed, bounds, policies.
 
   `joint` is P_rho(both good) of a method at the matched KL, and `gap` that of
@@ -77,14 +77,14 @@ def table(evaluation_dir: str) -> pd.DataFrame:
       out.append(label | {'quantity': quantity} | found)
     gap = estimates.interval(rows['observed'] - rows['product'])
     out.append(label | {'quantity': 'excess'} | gap)
-  out += _policies(evaluation_dir)
+  out += _policies(evaluation_dir, kl)
   return data.concat([pd.DataFrame(out)], what=TITLE)
 
 
-def _policies(evaluation_dir: str) -> list[dict]:
+def _policies(evaluation_dir: str, kl: float) -> list[dict]:
   frame = data.load(evaluation_dir, 'copula.csv')
   seeds = sorted(frame['seed'].unique())
-  frame = data.at_kl(frame)
+  frame = data.at_kl(frame, kl)
   frame = frame[frame['method'].isin((*names.METHODS, *names.KNOW_RHO))]
   wide = frame.pivot(index=['rho', 'seed'], columns='method', values='value')
   # From the same learned probabilities where it is there: else from gold ones.
@@ -93,7 +93,7 @@ def _policies(evaluation_dir: str) -> list[dict]:
   for rho, at in wide.groupby(level='rho'):
     at = at.droplevel('rho').reindex(seeds)
     for method in wide.columns:
-      label = {'rho': rho, 'method': method, 'kl': data.MATCHED_KL}
+      label = {'rho': rho, 'method': method, 'kl': kl}
       joint = at[method]
       if not data.in_all_seeds(joint):
         continue
@@ -110,7 +110,7 @@ def _policies(evaluation_dir: str) -> list[dict]:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """The test, the product, the policies, and their distance to the oracle."""
   policies = frame[frame['quantity'] == 'joint']
   rows = 2 if len(policies) else 1
@@ -119,14 +119,14 @@ def draw(frame: pd.DataFrame) -> Figure:
   extra = _draw_tests(axes[0, 0], frame[frame['quantity'] == 'p_value'])
   extra += _draw_product(axes[0, 1], frame)
   if len(policies):
-    _draw_policies(axes[1], frame)
+    _draw_policies(axes[1], frame, kl)
   for ax in axes.ravel():
     ax.set_xlabel('correlation rho of the judgements, given the response')
   drawing.finish(
       figure,
       words.seeds_note(frame[frame['quantity'] != 'rejected'])
       + ' p-values: one dot a seed.'
-      + ''.join(f' {line}' for line in _left_out(frame)),
+      + ''.join(f' {line}' for line in _left_out(frame, kl)),
       methods=data.present(policies, 'method', names.METHODS)
       if len(policies)
       else [],
@@ -135,23 +135,15 @@ def draw(frame: pd.DataFrame) -> Figure:
   return figure
 
 
-def _draw_policies(axes, frame: pd.DataFrame) -> None:
+def _draw_policies(axes, frame: pd.DataFrame, kl: float) -> None:
   """Joint rates at the left; at the right what LSC loses, where it is known."""
   left, right = axes
   for ax, quantity in ((left, 'joint'), (right, 'gap')):
     rows = frame[frame['quantity'] == quantity]
-    for method in data.present(rows, 'method', names.METHODS):
-      drawing.draw_band(
-          ax,
-          rows[rows['method'] == method],
-          x='rho',
-          shade=0.1,
-          color=names.color(method),
-          marker='o',
-          ms=4,
-          ls=(0, (4, 2)) if method in names.KNOW_RHO else '-',
-      )
-  left.set_title(f'Aligned policies at KL {data.MATCHED_KL:g}')
+    drawing.draw_methods(
+        ax, rows, x='rho', dashes=synthetic.DASHES, shade=0.1, ms=4
+    )
+  left.set_title(f'Aligned policies at KL {kl:g}')
   left.set_ylabel('P(both good)')
   gaps = frame[frame['quantity'] == 'gap']
   if len(gaps):
@@ -163,12 +155,12 @@ def _draw_policies(axes, frame: pd.DataFrame) -> None:
     right.set_visible(False)
 
 
-def _left_out(frame: pd.DataFrame) -> list[str]:
-  """Why panels are not there."""
+def _left_out(frame: pd.DataFrame, kl: float) -> list[str]:
+  """Sentences on panels that are not there, and why."""
   if not (frame['quantity'] == 'joint').any():
     return [
         'Aligned policies are left out: no method has rows at KL'
-        f' {data.MATCHED_KL:g} in every seed.'
+        f' {kl:g} in every seed.'
     ]
   return [] if (frame['quantity'] == 'gap').any() else [_NO_GAP]
 
@@ -196,16 +188,8 @@ def _draw_tests(axes, rows: pd.DataFrame) -> list[drawing.Line2D]:
         mew=0.5,
         color=color,
     )
-    handles.append(
-        drawing.Line2D(
-            [],
-            [],
-            ls='',
-            marker='o',
-            color=color,
-            label=f'test, {int(num)} judgements a response',
-        )
-    )
+    text = f'test, {int(num)} judgements a response'
+    handles.append(drawing.mark(text, color))
   axes.axhline(LEVEL, color=names.INK, lw=1, ls=(0, (4, 3)))
   axes.set_yscale('log')
   axes.set_ylim(_SMALLEST / 3, 3)
@@ -244,7 +228,7 @@ def _draw_product(axes, frame: pd.DataFrame) -> list[drawing.Line2D]:
   ]
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the numbers of its own table."""
   out = [
       'Judgements of the same response made dependent with correlation rho.'
@@ -285,7 +269,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
         f' {names.label(worst["versus"])}, at rho {worst["rho"]:+g},'
         f' {differ}.'
     )
-  out += _left_out(frame)
+  out += _left_out(frame, kl)
   out += _against_raw(frame[frame['quantity'] == 'joint'])
   return out
 

@@ -14,6 +14,7 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Joint distribution of the two rewards'
 INPUTS = ('joint.csv',)
+is_wanted = lambda study: True
 METHODS = ('sft', 'raw', 'lsc', 'min')
 NUM_BINS = 32
 _REWARDS = ('helpful', 'harmless')
@@ -25,13 +26,7 @@ QUADRANTS = {
 }
 
 
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  del study
-  return True
-
-
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Quadrant shares with intervals, and the density of each method.
 
   Rows with statistic 'density' hold the share of a method's samples in the bin
@@ -112,7 +107,7 @@ def _density_rows(label: dict, rows: pd.DataFrame, edges) -> list[dict]:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A density per method, and the quadrant shares side by side."""
   density = frame[frame['statistic'] == 'density']
   quadrants = frame[frame['statistic'] == 'quadrant']
@@ -125,8 +120,8 @@ def draw(frame: pd.DataFrame) -> Figure:
   for ax, method in zip(axes[:-1], methods, strict=True):
     _draw_density(ax, density[density['method'] == method], top)
     _write_quadrants(ax, quadrants[quadrants['method'] == method])
-    kl = density[density['method'] == method]['kl'].iloc[0]
-    ax.set_title(f'{names.short(method)} (KL {kl:.1f})')
+    own = density[density['method'] == method]['kl'].iloc[0]
+    ax.set_title(f'{names.short(method)} (KL {own:.1f})')
     ax.set_xlabel(r'helpful, $r - r_{ref}$ (logits)')
     if method != methods[0]:
       ax.tick_params(labelleft=False)
@@ -216,7 +211,7 @@ def _draw_shares(axes, quadrants: pd.DataFrame, methods) -> None:
   axes.set_xlabel('share of responses')
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the shares of its own table."""
   quadrants = frame[frame['statistic'] == 'quadrant']
   out = [

@@ -19,6 +19,9 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'How near the optimum each learner comes'
 INPUTS = ('optimality.csv',)
+is_wanted = lambda study: study.is_listed and bool(
+    study.learners - {'ppo', 'rloo'}
+)
 QUANTITIES = {
     'objective_share': 'share of the\nattainable objective',
     'frontier_share': "share of the frontier's\ngain at the same KL",
@@ -41,19 +44,14 @@ SAME_NOTE = (
 _SMALLEST = 1e-4  # nats or seconds; below, a logarithm would be of rounding
 
 
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and bool(study.learners - {'ppo', 'rloo'})
-
-
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """One row per property, learner, method and quantity, at one setting."""
   rows = data.load(evaluation_dir, 'optimality.csv')
   out = []
   for (property, learner, method), own in rows.groupby(
       ['property', 'learner', 'method'], sort=False
   ):
-    own = _nearest(own)
+    own = _nearest(own, kl)
     label = {
         'property': property,
         'learner': learner,
@@ -68,9 +66,8 @@ def table(evaluation_dir: str) -> pd.DataFrame:
       if not len(values):
         continue
       if quantity in LOGARITHMIC:
-        found = estimates.interval(np.log(np.maximum(values, _SMALLEST)))
-        for key in ('mean', 'low', 'high'):
-          found[key] = np.exp(found[key])
+        values = np.maximum(values, _SMALLEST)
+        found = estimates.geometric_interval(values)
       else:
         found = estimates.interval(values)
       out.append(label | {'quantity': quantity} | found)
@@ -82,15 +79,15 @@ def objective(rows: pd.DataFrame) -> str:
   return rows['objective'].iloc[0]
 
 
-def _nearest(rows: pd.DataFrame) -> pd.DataFrame:
+def _nearest(rows: pd.DataFrame, kl: float) -> pd.DataFrame:
   """The setting (by order of kl_coef within seeds) nearest the matched KL."""
   order = rows.groupby('seed')['kl_coef'].rank(method='dense', ascending=False)
-  gap = (rows['kl'] - data.MATCHED_KL).abs().groupby(order).mean()
+  gap = (rows['kl'] - kl).abs().groupby(order).mean()
   return rows[order == gap.idxmin()]
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A block of learners per property, a column per quantity."""
   properties = data.present(frame, 'property', names.PROPERTIES)
   quantities = [q for q in QUANTITIES if q in set(frame['quantity'])]
@@ -112,9 +109,7 @@ def draw(frame: pd.DataFrame) -> Figure:
   methods = data.present(frame, 'method', names.METHODS)
   for i, (property, shown) in enumerate(learners.items()):
     for j, quantity in enumerate(quantities):
-      own = frame[
-          (frame['property'] == property) & (frame['quantity'] == quantity)
-      ]
+      own = data.where(frame, property=property, quantity=quantity)
       _draw_block(axes[i, j], own, shown, methods, first=j == 0)
       if i == 0:
         axes[i, j].set_title(f'{QUANTITIES[quantity]}\n ', fontsize=10)
@@ -140,17 +135,7 @@ def draw(frame: pd.DataFrame) -> Figure:
       f'{words.seeds_note(frame, "Bars")} Dashed: the exact optimum. KL from it'
       ' and seconds are geometric means.',
       methods=methods,
-      extra=[
-          drawing.Line2D(
-              [],
-              [],
-              ls='',
-              marker='o',
-              color=names.SOFT,
-              mfc='white',
-              label='another optimum by design',
-          )
-      ]
+      extra=[drawing.mark('another optimum by design', names.SOFT, mfc='white')]
       if elsewhere
       else [],
   )
@@ -176,13 +161,13 @@ def _log_axis(axes) -> None:
   axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the shares of its own table."""
   kls = frame['kl']
   out = [
       'Trained policies against the exact optimum of the objective they were'
       f' trained for, at KL {kls.min():.2f} to {kls.max():.2f} (each learner at'
-      f' its setting nearest {data.MATCHED_KL:g}). Share 1 is the optimum, 0'
+      f' its setting nearest {kl:g}). Share 1 is the optimum, 0'
       ' the SFT policy. ' + words.seeds_note(frame, 'Bars')
   ]
   out += _elsewhere(frame)
@@ -192,8 +177,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
     own = frame[frame['property'] == property]
     name = names.label(property)
     for method in data.present(own, 'method', names.METHODS):
-      rows = own[own['method'] == method]
-      share = rows[rows['quantity'] == 'objective_share']
+      share = data.where(own, method=method, quantity='objective_share')
       share = share.sort_values('mean', ascending=False)
       own_optimum = share['objective'] == TILTED
       parts = [_listed(share[own_optimum])]
@@ -220,7 +204,7 @@ def _listed(share: pd.DataFrame) -> str:
 
 
 def _elsewhere(frame: pd.DataFrame) -> list[str]:
-  """Which learners are measured against an optimum that is not theirs."""
+  """A sentence on learners measured against an optimum that is not theirs."""
   rows = frame[frame['objective'] != TILTED].drop_duplicates('learner')
   if not len(rows):
     return []
@@ -237,12 +221,12 @@ def _elsewhere(frame: pd.DataFrame) -> list[str]:
 
 
 def _compare(name: str, own: pd.DataFrame) -> list[str]:
-  """For how many learners LSC is nearer its optimum than raw, by the means.
+  """The number of learners that LSC brings less near its optimum than raw.
 
-  Of those that converge to it; of two with the same update, the first.
+  By the means, of those that converge to it; of two with the same update, the
+  first.
   """
-  own = own[own['objective'] == TILTED]
-  share = own[own['quantity'] == 'objective_share'].pivot(
+  share = data.where(own, objective=TILTED, quantity='objective_share').pivot(
       index='learner', columns='method', values='mean'
   )
   if not {'raw', 'lsc'} <= set(share.columns):

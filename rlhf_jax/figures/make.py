@@ -1,6 +1,6 @@
 """Makes the figures of an evaluation: a CSV with the numbers, then its picture.
 
-  make.build('runs/world/evaluation', 'runs/world/figures')
+  make.build('runs/world/evaluation', 'runs/world/figures', kl=2.0)
 
 Each picture is drawn from the CSV just written and from nothing else, so the
 two cannot disagree, and a figure can be redrawn without the evaluation.
@@ -9,10 +9,12 @@ A figure is a module with
 
   TITLE              its title
   INPUTS             the tables of the evaluation that it reads
-  is_wanted(study)   whether a study has the numbers for it
-  table(folder)      its numbers, from the tables of an evaluation
-  draw(frame)        the picture of these numbers
-  caption(frame)     sentences on them
+  is_wanted(study)   true of a data.Study that has the numbers for it
+  table(folder, kl)  its numbers, from the tables of an evaluation
+  draw(frame, kl)    the picture of these numbers
+  caption(frame, kl) sentences on them
+
+where `kl` is the one at which methods are compared: evaluate.matched_kl.
 """
 
 from collections.abc import Sequence
@@ -21,6 +23,7 @@ import os
 
 import pandas as pd
 
+from rlhf_jax import files
 from rlhf_jax.figures import (
     both,
     calibration,
@@ -83,6 +86,7 @@ def build(
     out_dir: str,
     names: Sequence[str] | None = None,
     *,
+    kl: float,
     command: str | None = None,
 ) -> list[str]:
   """Paths of the CSV and PNG files written, and of the README.txt beside them.
@@ -97,6 +101,7 @@ def build(
     out_dir: gets NAME.csv, NAME.png, NAME.json (where its data are in the
       picture) and README.txt; created if needed.
     names: figures to make; None for all that can be made.
+    kl: the matched KL, at which methods are compared.
     command: what to write into README.txt as the command that made them; by
       default the equivalent call of this function.
   """
@@ -104,29 +109,32 @@ def build(
   os.makedirs(out_dir, exist_ok=True)
   paths, made, left_out = [], {}, {}
   for name, module in modules.items():
-    csv, png = (os.path.join(out_dir, f'{name}.{e}') for e in ('csv', 'png'))
+    csv, png, values = (
+        os.path.join(out_dir, f'{name}.{e}') for e in ('csv', 'png', 'json')
+    )
     try:
-      table = module.table(evaluation_dir)
+      table = module.table(evaluation_dir, kl)
     except (FileNotFoundError, data.NoRows) as error:
       if names is not None:
         raise
       left_out[name] = str(error)
       continue
-    _atomic(csv, lambda p, t=table: t.to_csv(p, index=False))
-    figure = module.draw(pd.read_csv(csv))
-    _atomic(png, lambda p, f=figure: drawing.save(f, p))
-    values = os.path.join(out_dir, f'{name}.json')
-    _atomic(values, lambda p, f=figure: _write(p, json.dumps(points.points(f))))
+    files.write_table(csv, table)
+    figure = module.draw(pd.read_csv(csv), kl)
+    with files.atomic(png, 'wb') as f:
+      drawing.save(figure, f)
+    with files.atomic(values) as f:
+      f.write(json.dumps(points.points(figure)))
     paths += [csv, png, values]
     made[name] = module
   if command is None:
     command = (
         'python -c "from rlhf_jax.figures import make;'
-        f' make.build({evaluation_dir!r}, {out_dir!r}, {tuple(made)!r})"'
+        f' make.build({evaluation_dir!r}, {out_dir!r}, {tuple(made)!r}, kl={kl})"'
     )
   readme = os.path.join(out_dir, 'README.txt')
-  text = _readme(made, left_out, evaluation_dir, command)
-  _atomic(readme, lambda p: _write(p, text))
+  with files.atomic(readme) as f:
+    f.write(_readme(made, left_out, evaluation_dir, command))
   return [*paths, readme]
 
 
@@ -141,19 +149,3 @@ def _readme(made, left_out, evaluation_dir: str, command: str) -> str:
     ]
   lines += [f'{name} was left out: {why}' for name, why in left_out.items()]
   return '\n'.join(lines)
-
-
-def _write(path: str, text: str) -> None:
-  with open(path, 'w', encoding='utf-8') as f:
-    f.write(text)
-
-
-def _atomic(path: str, write) -> None:
-  """Writes beside `path` and renames: a reader never sees half a file."""
-  partial = f'{path}.partial'
-  try:
-    write(partial)
-    os.replace(partial, path)
-  finally:
-    if os.path.exists(partial):
-      os.remove(partial)

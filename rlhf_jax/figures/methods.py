@@ -12,6 +12,7 @@ from rlhf_jax.figures import at_one_kl, data, drawing, names, words
 
 TITLE = 'Every way to combine two rewards'
 INPUTS = ('results.csv',)
+is_wanted = lambda study: study.is_listed and len(study.methods) > 4
 
 
 def _methods(frame: pd.DataFrame) -> list[str]:
@@ -23,48 +24,42 @@ def _methods(frame: pd.DataFrame) -> list[str]:
   ]
 
 
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and len(study.methods) > 4
-
-
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Differences from raw at the matched KL for every method."""
   results = data.load(evaluation_dir, 'results.csv')
   own = results[results['property'] == at_one_kl.PROPERTY]
-  return at_one_kl.table(results, _methods(own))
+  return at_one_kl.table(results, _methods(own), kl)
 
 
 def _sorted(frame: pd.DataFrame) -> list[str]:
   """Best first by the gain above the median; others, as they come, after."""
-  gains = frame[
-      (frame['quantity'] == 'difference')
-      & (frame['metric'] == 'above_q50')
-      & (frame['judge'] == 'gold')
-  ].set_index('method')['mean']
+  gains = data.where(
+      frame, quantity='difference', metric='above_q50', judge='gold'
+  ).set_index('method')['mean']
   return sorted(_methods(frame), key=lambda m: -gains.get(m, float('-inf')))
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A row per method, best first, and a panel per measure."""
   return at_one_kl.draw(
       frame,
       _sorted(frame),
+      kl,
       title=f'{TITLE}, at equal KL',
       labels={},
       note=' Rows in the order of the gains above the median, gold quality.',
   )
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the differences of its own table."""
   methods = _sorted(frame)
   out = [
       'Joint quality of each method minus that of the sum of raw rewards, exact'
       ' optima at equal KL. ' + words.seeds_note(frame, 'Bars')
   ]
-  out += at_one_kl.sentences(frame, methods, {})
+  out += at_one_kl.sentences(frame, methods, kl, {})
   for metric, title, rows in at_one_kl.panels(frame):
     if metric == 'win_rate':
       continue

@@ -143,9 +143,8 @@ LEARNERS = (*GRIDS, *MARKERS)
 KL_LABEL = 'KL from SFT (nats)'
 
 
-GROWTH = (
-    'growth'  # the regime whose properties are ANDs of more and more rewards
-)
+# The regime whose properties are ANDs of more and more rewards.
+GROWTH = 'growth'
 STUDY_REGIME = 'study'  # the study itself, as one more regime
 _OTHER_REGIMES = 'Other regimes'
 
@@ -235,7 +234,7 @@ def regime_label(name: str) -> str:
 
 
 def has_own_link(name: str) -> bool:
-  """Whether the method `lsc` of a regime is its link's own log p(G = 1).
+  """Tells whether `lsc` of a regime is its link's own log p(G = 1).
 
   The transform is then log_isotonic, probit or another link's, and not the log
   of the sigmoid of the centered reward: log p(good) all the same, but not LSC.

@@ -13,25 +13,19 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Exact optimum and learned policies'
 INPUTS = ('results.csv', 'optimality.csv')
+is_wanted = lambda study: study.is_listed
 METRIC = 'win_rate'
 FAMILIES = ('ppo', 'rloo')
 
 
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed
-
-
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Frontiers and learners' points, and the share of the objective reached."""
   results = data.load(evaluation_dir, 'results.csv')
   methods = ('sft', 'raw', 'lsc')
   results = results[results['method'].isin(methods)]
   parts = []
   for property in data.present(results, 'property', names.PROPERTIES):
-    rows = results[
-        (results['property'] == property) & (results['metric'] == METRIC)
-    ]
+    rows = data.where(results, property=property, metric=METRIC)
     judge = data.present(rows, 'judge', names.JUDGES)[:1]
     if judge:
       parts.append(
@@ -60,7 +54,7 @@ def _shares(evaluation_dir: str) -> list[pd.DataFrame]:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """Frontiers above, shares of the attainable objective below."""
   level = frame[frame['quantity'] == 'level']
   shares = frame[frame['quantity'] == 'objective_share']
@@ -97,9 +91,7 @@ def draw(frame: pd.DataFrame) -> Figure:
       + (' above, the optimum below.' if rows == 2 else '.')
       + words.best_of_note(level),
       methods=[m for m in methods if m != 'sft'],
-      learners=data.present(
-          frame[frame['family'] != 'sft'], 'family', names.LEARNERS
-      ),
+      learners=data.present(frame, 'family', names.LEARNERS),
   )
   return figure
 
@@ -112,7 +104,7 @@ def _draw_shares(axes, shares: pd.DataFrame) -> None:
     drawing.draw_points(axes, curve, family, method)
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the shares of its own table."""
   out = [
       'Lines are exact optima over every response of the embedded world; points'

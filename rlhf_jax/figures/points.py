@@ -1,4 +1,4 @@
-"""Where the data of a finished figure is in its picture, and what it says.
+"""Places of the data in the picture of a finished figure, and their words.
 
 The figure is asked, not its table: lines, error bars, bars and bands are walked
 as they were drawn, so any figure has hover values without code of its own.
@@ -53,13 +53,14 @@ def points(figure: Figure) -> list[dict]:
           'y_label': _plain(axes.get_ylabel()) if ticks[1] else y_label,
       }
       for label, series in _series(axes, legend):
-        for point in _thinned(series):
+        step = max(1, -(-len(series) // _MAX_POINTS))
+        for point in series[::step]:
           found += _point(axes, *point, ticks, {'label': label} | words)
   return found
 
 
 def compact(found: list[dict]) -> dict:
-  """The same points in a third of the characters, as the page embeds them.
+  """The points in a third of the characters, as the page embeds them.
 
   `words` lists every (label, panel, x_label, y_label) once; a point is
   [left, top, x, y, index into words], and [along, low, high] after it where
@@ -96,7 +97,7 @@ def _point(axes, x, y, interval, ticks, words) -> list[dict]:
 
 
 def _word_ticks(axis) -> list[tuple[float, str]]:
-  """Where an axis has words instead of numbers, if only a shared one shows."""
+  """Places where an axis has words for numbers, if only a shared one shows."""
   places = axis.get_ticklocs()
   texts = axis.get_major_formatter().format_ticks(places)
   return [
@@ -116,11 +117,6 @@ def _value(ticks, value) -> float | str:
 
 def _rounded(value) -> float:
   return float(f'{float(value):.{_DIGITS}g}')
-
-
-def _thinned(series: list) -> list:
-  step = -(-len(series) // _MAX_POINTS)
-  return series[::step] if step else []
 
 
 def _series(axes: Axes, legend) -> list[tuple[str, list]]:
@@ -160,7 +156,7 @@ def _series(axes: Axes, legend) -> list[tuple[str, list]]:
 
 
 def _ends(group: BarContainer) -> list[tuple[float, float]]:
-  """Where each bar ends, in the middle of its width."""
+  """The end of each bar, in the middle of its width."""
   if group.orientation == 'horizontal':
     return [
         (p.get_x() + p.get_width(), p.get_y() + p.get_height() / 2)
@@ -230,18 +226,13 @@ def _legend(figure: Figure) -> list[tuple[str, object]]:
   ]
 
 
-def _color_of(handle) -> object:
-  color = getattr(handle, 'get_color', None) or handle.get_facecolor
-  return color()
-
-
 def _by_color(color, legend, dashes=None) -> str:
   """The legend entry of a colour, of those the one with the same dashes."""
-  same = [
-      (text, handle)
-      for text, handle in legend
-      if same_color(to_rgb(_color_of(handle)), to_rgb(color))
-  ]
+  same = []
+  for text, handle in legend:
+    get = getattr(handle, 'get_color', None) or handle.get_facecolor
+    if same_color(to_rgb(get()), to_rgb(color)):
+      same.append((text, handle))
   alike = [
       text
       for text, handle in same
@@ -258,7 +249,7 @@ def _dashes(line: Line2D) -> tuple:
 
 
 def _label(line: Line2D, own: str, legend) -> str:
-  """What a line is, by its own label or by the legend."""
+  """The words for a line, from its own label or from the legend."""
   if not own.startswith('_'):
     return _plain(own)
   if same_color(line.get_color(), names.color('sft')):

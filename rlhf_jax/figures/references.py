@@ -18,6 +18,9 @@ from rlhf_jax.figures import at_one_kl, data, drawing, names, words
 
 TITLE = 'The reference of LSC'
 INPUTS = ('results.csv',)
+is_wanted = lambda study: study.is_listed and any(
+    name.startswith(names.REFERENCE_PREFIX) for name in study.methods
+)
 CONTROL = f'{names.REFERENCE_PREFIX}pooled'
 CONSTANT = f'{names.REFERENCE_PREFIX}constant'
 
@@ -43,50 +46,35 @@ def _names(methods) -> dict[str, str]:
   return labels
 
 
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and any(
-      name.startswith(names.REFERENCE_PREFIX) for name in study.methods
-  )
-
-
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Differences from raw at the matched KL for every reference."""
   results = data.load(evaluation_dir, 'results.csv')
   methods = _order(set(results['method']))
   if not set(methods) - {'lsc'}:
     raise data.NoRows(f'No rows for {TITLE}: one reference alone.')
-  return at_one_kl.table(results, methods)
+  return at_one_kl.table(results, methods, kl)
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A row per reference, a panel per measure."""
   methods = _order(set(frame['method']))
+  extra = [drawing.mark('LSC with this reference', names.color('lsc'))]
+  if CONTROL in methods:
+    text = 'negative control: one quantile for all'
+    extra.append(drawing.mark(text, names.color('lsc'), mfc='white'))
   return at_one_kl.draw(
       frame,
       methods,
+      kl,
       title=f'{TITLE}, at equal KL',
       labels=_names(methods),
       hollow=[CONTROL],
-      extra=[
-          _mark('LSC with this reference'),
-          *(
-              [_mark('negative control: one quantile for all', mfc='white')]
-              if CONTROL in methods
-              else []
-          ),
-      ],
+      extra=extra,
   )
 
 
-def _mark(text: str, **look) -> drawing.Line2D:
-  return drawing.Line2D(
-      [], [], ls='', marker='o', color=names.color('lsc'), label=text, **look
-  )
-
-
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the differences of its own table."""
   methods = _order(set(frame['method']))
   labels = _names(methods)
@@ -107,7 +95,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
         'The constant 0 is no reference at all: it is neither specific to the'
         ' prompt nor at the level of the default.'
     )
-  out += at_one_kl.sentences(frame, methods, labels)
+  out += at_one_kl.sentences(frame, methods, kl, labels)
   out += [
       _spread(title, rows, labels) for _, title, rows in at_one_kl.panels(frame)
   ]

@@ -13,6 +13,7 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Shortcuts at equal KL'
 INPUTS = ('results.csv',)
+is_wanted = lambda study: True
 METRICS = {
     'excess_lists': 'list markers\nbeyond the useful one',
     'excess_hedges': 'hedges\nbeyond the useful one',
@@ -36,13 +37,7 @@ _HOME = {
 }
 
 
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  del study
-  return True
-
-
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Rates of the shortcuts and their paired differences, with intervals."""
   results = data.load(evaluation_dir, 'results.csv')
   results = results[results['method'].isin(('sft', 'raw', 'lsc'))]
@@ -58,7 +53,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A column per shortcut; alone above, both properties below."""
   level = frame[frame['quantity'] == 'level']
   metrics = [m for m in _LABELS if m in set(level['metric'])]
@@ -76,9 +71,7 @@ def draw(frame: pd.DataFrame) -> Figure:
   for i, kind in enumerate(kinds):
     for j, metric in enumerate(metrics):
       property = 'both' if kind == 'both' else _HOME[metric]
-      rows = level[
-          (level['metric'] == metric) & (level['property'] == property)
-      ]
+      rows = data.where(level, metric=metric, property=property)
       drawing.draw_levels(axes[i, j], rows)
       axes[i, j].set_title(f'Aligned for {names.label(property).lower()}')
       axes[i, j].set_ylabel(_LABELS[metric])
@@ -89,14 +82,12 @@ def draw(frame: pd.DataFrame) -> Figure:
       + ' Dashed: the SFT policy.'
       + words.best_of_note(level),
       methods=[m for m in ('raw', 'lsc') if m in set(level['method'])],
-      learners=data.present(
-          level[level['family'] != 'sft'], 'family', names.LEARNERS
-      ),
+      learners=data.present(level, 'family', names.LEARNERS),
   )
   return figure
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the differences of its own table."""
   what = (
       'Mean number of list markers and hedges beyond the one that really helps,'
@@ -116,7 +107,5 @@ def caption(frame: pd.DataFrame) -> list[str]:
   ):
     name = words.sentence_case(_LABELS[metric])
     name = f'{name}, aligned for {property}'
-    out.append(
-        words.difference_sentence(rows, name=name, kl=data.matched_kl(frame))
-    )
+    out.append(words.difference_sentence(rows, name=name, kl=kl))
   return out

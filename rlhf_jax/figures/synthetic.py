@@ -7,12 +7,14 @@ import pandas as pd
 
 from rlhf_jax.figures import data, drawing, estimates, names, words
 
+DASHES = dict.fromkeys(names.KNOW_RHO, (0, (4, 2)))
 
-def copula_table(evaluation_dir: str) -> pd.DataFrame:
+
+def copula_table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """P_rho(both good) minus raw at the matched KL, paired within seeds."""
   frame = data.load(evaluation_dir, 'copula.csv', optional=True)
   seeds = sorted(frame['seed'].unique())
-  frame = data.at_kl(frame)
+  frame = data.at_kl(frame, kl)
   frame = frame[frame['method'].isin((*names.METHODS, *names.KNOW_RHO))]
   if not len(frame):
     return pd.DataFrame()
@@ -31,25 +33,25 @@ def copula_table(evaluation_dir: str) -> pd.DataFrame:
                 'rho': rho,
                 'method': method,
                 'versus': 'raw',
-                'kl': data.MATCHED_KL,
+                'kl': kl,
             }
             | estimates.interval(gap)
         )
   return pd.DataFrame(out)
 
 
-def gaussian_table(evaluation_dir: str) -> pd.DataFrame:
+def gaussian_table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Levels of the synthetic problem at the matched KL; not an estimate."""
   frame = data.load(evaluation_dir, 'gaussian.csv', optional=True)
-  frame = data.at_kl(frame)
+  frame = data.at_kl(frame, kl)
   columns = ['scale', 'tail', 'correlation', 'method', 'kl']
   return frame[columns].assign(
       quantity='gaussian', mean=frame['value'], low=np.nan, high=np.nan
   )
 
 
-def left_out(frame: pd.DataFrame) -> str:
-  """Which of the panels below is not there, and why."""
+def left_out(frame: pd.DataFrame, kl: float) -> str:
+  """A sentence on the lower panels that are not there, and why."""
   missing = [
       f'{name} ({table})'
       for quantity, name, table in (
@@ -61,7 +63,7 @@ def left_out(frame: pd.DataFrame) -> str:
   if not missing:
     return ''
   return (
-      f' Left out, as there are no rows at KL {data.MATCHED_KL:g}:'
+      f' Left out, as there are no rows at KL {kl:g}:'
       f' {" and ".join(missing)}.'
   )
 
@@ -79,18 +81,9 @@ def draw(figure, frame: pd.DataFrame, kinds) -> None:
 
 def _draw_copula(axes, rows: pd.DataFrame) -> None:
   drawing.draw_zero(axes)
-  for method in data.present(rows, 'method', names.METHODS):
-    drawing.draw_band(
-        axes,
-        rows[rows['method'] == method],
-        x='rho',
-        shade=0.09,
-        color=names.color(method),
-        marker='o',
-        ms=4,
-        ls=(0, (4, 2)) if method in names.KNOW_RHO else '-',
-        label=names.short(method),
-    )
+  drawing.draw_methods(
+      axes, rows, x='rho', dashes=DASHES, is_labelled=True, shade=0.09, ms=4
+  )
   axes.set_title('Dependence', pad=34)
   axes.set_xlabel('correlation rho of the two judgements, given the response')
   axes.set_ylabel('P(both good)\nminus raw')
@@ -111,7 +104,7 @@ def _draw_gaussian(axes, rows: pd.DataFrame) -> None:
   star = '; *: an optimum of LSC alone' if heavy else ''
   axes.set_xlabel(f'P(both above the 85% quantile of SFT){star}')
   handles = [
-      mark(names.short(m), names.color(m))
+      drawing.mark(names.short(m), names.color(m))
       for m in data.present(rows, 'method', names.METHODS)
   ]
   # Beside the title, where no dot can be.
@@ -136,13 +129,8 @@ def _legend(axes, **kwargs) -> None:
   )
 
 
-def mark(text: str, color: str, marker: str = 'o') -> drawing.Line2D:
-  """An entry of a legend: a marker without a line."""
-  return drawing.Line2D([], [], ls='', marker=marker, color=color, label=text)
-
-
 def _heavy(tail: str) -> bool:
-  """Whether a tail is Student's t, by its degrees of freedom: 't5'."""
+  """Tells whether a tail is Student's t, by its degrees of freedom: 't5'."""
   return re.fullmatch(r't\d+', str(tail)) is not None
 
 
@@ -154,10 +142,10 @@ def _setting(row) -> str:
   )
 
 
-def sentences(frame: pd.DataFrame) -> list[str]:
+def sentences(frame: pd.DataFrame, kl: float) -> list[str]:
   """Captions of both panels; settings that have no optimum are not counted."""
   out = []
-  copula = frame[(frame['quantity'] == 'copula') & (frame['method'] == 'lsc')]
+  copula = data.where(frame, quantity='copula', method='lsc')
   if len(copula):
     gains = '; '.join(
         f'{words.signed(r)} at rho {r["rho"]:+g}'
@@ -165,7 +153,7 @@ def sentences(frame: pd.DataFrame) -> list[str]:
     )
     out.append(
         f'P(both good) under dependence, LSC minus raw: {gains}. Methods that'
-        f' some seed does not bring to KL {data.MATCHED_KL:g} are left out.'
+        f' some seed does not bring to KL {kl:g} are left out.'
     )
   rows = frame[frame['quantity'] == 'gaussian']
   heavy = rows['tail'].map(_heavy).astype(bool) if len(rows) else []

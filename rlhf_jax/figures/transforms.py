@@ -15,6 +15,7 @@ from rlhf_jax.figures import data, drawing, names, words
 
 TITLE = 'Utility and slope of the reward transforms'
 INPUTS = ('transforms.csv',)
+is_wanted = lambda study: study.is_listed
 LSC = 'log_sigmoid_centered'
 _MARKED = (-4.0, -2.0, 0.0, 2.0, 4.0)
 
@@ -45,12 +46,7 @@ SHAPES = {
 _FLAT = 0.2  # of the fastest rise
 
 
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed
-
-
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Utility and slope of each transform; these are functions, not estimates."""
   frame = data.load(evaluation_dir, 'transforms.csv')
   return frame[['transform', 'centered', 'utility', 'slope']]
@@ -79,7 +75,7 @@ def _slope_at(rows: pd.DataFrame, at: float) -> float:
 
 
 def _shape(rows: pd.DataFrame) -> str:
-  """Which of SHAPES, by mean rise of u over sixths of the plotted range.
+  """The key in SHAPES, by mean rise of u over sixths of the plotted range.
 
   The mean over a sixth and not the slope, which is zero between the steps of a
   quantile.
@@ -93,7 +89,7 @@ def _shape(rows: pd.DataFrame) -> str:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A column per shape, u above and du/dr below, against r - r_ref."""
   curves = _curves(frame)
   groups = {}
@@ -164,7 +160,7 @@ def _draw_curve(axes, alike: list[str], rows: pd.DataFrame, i: int):
   return drawing.Line2D([], [], label=text, **line)
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the slopes of its own table."""
   out = [
       'Utility and slope of every transform in the registry against the reward'

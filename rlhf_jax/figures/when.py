@@ -19,6 +19,9 @@ from rlhf_jax.figures import data, drawing, estimates, names, synthetic, words
 
 TITLE = 'When LSC helps'
 INPUTS = ('regimes.csv', 'results.csv', 'copula.csv', 'gaussian.csv')
+is_wanted = lambda study: study.is_listed and bool(
+    study.regimes - {names.GROWTH}
+)
 OWN_LINK = "the link's own log p(G = 1)"  # in the place of LSC
 BASELINES = ('raw', 'z_sum', 'min', 'sigmoid_sum')
 PANELS = (
@@ -29,12 +32,7 @@ PANELS = (
 )
 
 
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  return study.is_listed and bool(study.regimes - {names.GROWTH})
-
-
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Gains in every regime, of the copula, and of the synthetic rewards.
 
   `quantity` is gain (at the matched KL), area (mean height over KL .25 to 3),
@@ -57,7 +55,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
   )
   rows = rows[rows['family'] == 'exact']
   parts = [
-      _gains(own, panel).assign(regime=name)
+      _gains(own, panel, kl).assign(regime=name)
       for name, own in rows.groupby('regime', sort=False)
       if name in wanted
       for panel in PANELS
@@ -65,14 +63,14 @@ def table(evaluation_dir: str) -> pd.DataFrame:
   if not any(len(p) for p in parts):
     raise data.NoRows(f'No rows for {TITLE}.')
   parts += [
-      synthetic.copula_table(evaluation_dir),
-      synthetic.gaussian_table(evaluation_dir),
+      synthetic.copula_table(evaluation_dir, kl),
+      synthetic.gaussian_table(evaluation_dir, kl),
   ]
   return data.concat(parts, what=TITLE)
 
 
-def _gains(rows: pd.DataFrame, panel) -> pd.DataFrame:
-  """What one regime shows in one panel."""
+def _gains(rows: pd.DataFrame, panel, kl: float) -> pd.DataFrame:
+  """Rows of one regime in one panel: gains, areas, or where a curve ends."""
   property, metric, judge, _ = panel
   what = dict(property=property, metric=metric, judge=judge)
   own = data.select(rows, **what)
@@ -88,11 +86,11 @@ def _gains(rows: pd.DataFrame, panel) -> pd.DataFrame:
   for method, baseline in pairs:
     pair = {'method': method, 'versus': baseline} | label
     gain = estimates.differences(
-        own, **what, method=method, baseline=baseline, kls=[data.MATCHED_KL]
+        own, **what, method=method, baseline=baseline, kls=[kl]
     )
     if len(gain):
       gain = gain.iloc[0][['mean', 'low', 'high', 'num_seeds']].to_dict()
-      out.append({'quantity': 'gain', 'kl': data.MATCHED_KL} | pair | gain)
+      out.append({'quantity': 'gain', 'kl': kl} | pair | gain)
     else:
       ends = own[own['method'].isin([method, baseline])]
       end = ends.groupby(['method', 'seed'])['kl'].max().min()
@@ -106,7 +104,7 @@ def _gains(rows: pd.DataFrame, panel) -> pd.DataFrame:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A block of rows per group of regimes, and the two synthetic problems."""
   groups = names.group_regimes(frame['regime'].dropna().unique())
   lower = [q for q in ('copula', 'gaussian') if (frame['quantity'] == q).any()]
@@ -129,7 +127,7 @@ def draw(frame: pd.DataFrame) -> Figure:
   )
   for i, (group, members) in enumerate(groups):
     for j, panel in enumerate(PANELS):
-      _draw_block(axes[i, j], frame, members, panel, first=j == 0)
+      _draw_block(axes[i, j], frame, members, panel, kl, first=j == 0)
     axes[i, 0].set_title(group, fontsize=9.5, pad=3)
   for j, panel in enumerate(PANELS):
     # The first row of panels carries the title of its group as well.
@@ -138,44 +136,31 @@ def draw(frame: pd.DataFrame) -> Figure:
     axes[-1, j].set_xlabel('LSC minus the other method')
   shown = [b for b in BASELINES if b in set(frame['versus'])]
   extra = [
-      synthetic.mark(f'LSC minus {names.label(b)}', names.color(b))
-      for b in shown
+      drawing.mark(f'LSC minus {names.label(b)}', names.color(b)) for b in shown
   ]
   if 'lsc_floor' in set(frame['method']):
     extra.append(
-        synthetic.mark('LSC with a floor minus LSC', names.color('lsc_floor'))
+        drawing.mark('LSC with a floor minus LSC', names.color('lsc_floor'))
     )
   extra.append(
-      drawing.Line2D(
-          [],
-          [],
-          ls='',
-          marker='|',
-          ms=10,
-          mew=2,
-          color=names.SOFT,
-          label='the same over KL .25 to 3',
-      )
+      drawing.mark('the same over KL .25 to 3', names.SOFT, '|', ms=10, mew=2)
   )
   drawing.finish(
       figure,
-      f'Dots: exact optima at KL {data.MATCHED_KL:g}, within seeds; right of'
+      f'Dots: exact optima at KL {kl:g}, within seeds; right of'
       f' zero LSC is higher. {words.seeds_note(frame, "Bars")}'
-      + synthetic.left_out(frame),
+      + synthetic.left_out(frame, kl),
       extra=extra,
   )
   return figure
 
 
-def _draw_block(axes, frame, members, panel, *, first: bool) -> None:
+def _draw_block(axes, frame, members, panel, kl, *, first: bool) -> None:
   """The rows of one group under one measure."""
   property, metric, _, _ = panel
   labels = [names.regime_label(n) for n in members]
-  own = frame[
-      (frame['property'] == property)
-      & (frame['metric'] == metric)
-      & frame['regime'].isin(members)
-  ]
+  own = data.where(frame, property=property, metric=metric)
+  own = own[own['regime'].isin(members)]
   own = own.assign(
       row=[names.regime_label(n) for n in own['regime']],
       lane=np.where(own['method'] == 'lsc', own['versus'], own['method']),
@@ -193,22 +178,22 @@ def _draw_block(axes, frame, members, panel, *, first: bool) -> None:
       axes, area, labels, row='row', lanes=lanes, lane='lane', size=8.0
   )
   drawing.draw_vertical_zero(axes)
-  stuck = own[(own['quantity'] == 'unreached') & (own['versus'] == 'raw')]
+  stuck = data.where(own, quantity='unreached', versus='raw')
   for row in stuck['row']:
-    text = f'cannot reach KL {data.MATCHED_KL:g}'
+    text = f'cannot reach KL {kl:g}'
     drawing.write_in_row(axes, float(labels.index(row)), text)
   axes.tick_params(labelleft=first, axis='y', length=0)
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
-  """Where LSC gains and where it loses, counted from the table."""
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
+  """Counts of the regimes where LSC gains and loses, from the table."""
   out = [
       'LSC minus other methods, exact optima within seeds, at KL'
-      f' {data.MATCHED_KL:g} (dots) and as the mean over KL'
+      f' {kl:g} (dots) and as the mean over KL'
       f' {estimates.AREA[0]:g} to {estimates.AREA[1]:g} (ticks), in every regime of'
       ' the study. '
       + words.seeds_note(frame, 'Bars')
-      + synthetic.left_out(frame)
+      + synthetic.left_out(frame, kl)
   ]
   own = [r for r in frame['regime'].dropna().unique() if names.has_own_link(r)]
   if own:
@@ -217,9 +202,9 @@ def caption(frame: pd.DataFrame) -> list[str]:
         " stands in the place of LSC is the link's own log p(G = 1), summed over"
         ' properties. They are counted apart.'
     )
-  gain = frame[(frame['quantity'] == 'gain') & (frame['method'] == 'lsc')]
+  gain = data.where(frame, quantity='gain', method='lsc')
   for property, metric, _, title in PANELS:
-    rows = gain[(gain['property'] == property) & (gain['metric'] == metric)]
+    rows = data.where(gain, property=property, metric=metric)
     name = words.sentence_case(title)
     own_link = rows['regime'].map(names.has_own_link).astype(bool)
     for versus in [b for b in BASELINES if b in set(rows['versus'])]:
@@ -233,13 +218,13 @@ def caption(frame: pd.DataFrame) -> list[str]:
               f'{name}, {what} minus {names.label(versus)}:'
               f' {_count(subset, what)}'
           )
-  out += _unreached(frame)
-  out += synthetic.sentences(frame)
+  out += _unreached(frame, kl)
+  out += synthetic.sentences(frame, kl)
   return out
 
 
 def _count(rows: pd.DataFrame, what: str) -> str:
-  """How many regimes have an established sign, and which are against LSC."""
+  """Counts of regimes by established sign, and those against LSC by name."""
   signs = np.array([words.established(r) for _, r in rows.iterrows()])
   worst, best = (rows.loc[rows['mean'].agg(f)] for f in ('idxmin', 'idxmax'))
   text = (
@@ -258,9 +243,9 @@ def _count(rows: pd.DataFrame, what: str) -> str:
   return f'{text} {sentence} is not worse only in: {"; ".join(kept) or "none"}.'
 
 
-def _unreached(frame: pd.DataFrame) -> list[str]:
-  """Which regimes have no comparison, and where their curves end."""
-  rows = frame[(frame['quantity'] == 'unreached') & (frame['method'] == 'lsc')]
+def _unreached(frame: pd.DataFrame, kl: float) -> list[str]:
+  """A sentence for each regime without comparison: where its curves end."""
+  rows = data.where(frame, quantity='unreached', method='lsc')
   out = []
   for regime, own in rows.groupby('regime', sort=False):
     ends = own.groupby('property', sort=False)['kl'].min()
@@ -268,6 +253,6 @@ def _unreached(frame: pd.DataFrame) -> list[str]:
     own_name = 'log p(G = 1)' if names.has_own_link(regime) else 'LSC'
     out.append(
         f'{names.regime_label(regime)}: {own_name} or the other method ends below KL'
-        f' {data.MATCHED_KL:g}, at {listed}; not compared there.'
+        f' {kl:g}, at {listed}; not compared there.'
     )
   return out

@@ -14,17 +14,12 @@ from rlhf_jax.figures import data, drawing, estimates, names, words
 
 TITLE = 'Win rate at equal KL: raw reward and LSC'
 INPUTS = ('results.csv',)
+is_wanted = lambda study: True
 METRIC = 'win_rate'
 JUDGES = ('evaluator', 'gold')
 
 
-def is_wanted(study: data.Study) -> bool:
-  """Whether a study has the numbers of this figure."""
-  del study
-  return True
-
-
-def table(evaluation_dir: str) -> pd.DataFrame:
+def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """Win rates and their paired differences, with intervals over seeds."""
   results = data.load(evaluation_dir, 'results.csv')
   results = results[results['method'].isin(('sft', 'raw', 'lsc'))]
@@ -40,7 +35,7 @@ def table(evaluation_dir: str) -> pd.DataFrame:
 
 
 @drawing.styled
-def draw(frame: pd.DataFrame) -> Figure:
+def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A row of panels per judge, and the paired difference below."""
   level = frame[frame['quantity'] == 'level']
   difference = frame[frame['quantity'] == 'difference']
@@ -58,18 +53,15 @@ def draw(frame: pd.DataFrame) -> Figure:
   for j, property in enumerate(properties):
     axes[0, j].set_title(names.label(property))
     for i, judge in enumerate(judges):
-      rows_ = level[(level['property'] == property) & (level['judge'] == judge)]
-      drawing.draw_levels(axes[i, j], rows_)
+      shown = data.where(level, property=property, judge=judge)
+      drawing.draw_levels(axes[i, j], shown)
       axes[i, 0].set_ylabel(f'win rate against SFT\n({names.label(judge)})')
     axes[-1, j].sharey(axes[-1, 0])
     drawing.draw_zero(axes[-1, j])
     for judge in judges:
-      rows_ = difference[
-          (difference['property'] == property) & (difference['judge'] == judge)
-      ]
       drawing.draw_band(
           axes[-1, j],
-          rows_,
+          data.where(difference, property=property, judge=judge),
           color=names.color(judge),
           ls='-' if judge == 'evaluator' else (0, (5, 1.5)),
       )
@@ -79,9 +71,7 @@ def draw(frame: pd.DataFrame) -> Figure:
       figure,
       words.seeds_note(frame) + ' Dashed: the SFT policy itself.',
       methods=[m for m in ('raw', 'lsc') if m in set(level['method'])],
-      learners=data.present(
-          level[level['family'] != 'sft'], 'family', names.LEARNERS
-      ),
+      learners=data.present(level, 'family', names.LEARNERS),
       extra=[
           drawing.Line2D(
               [],
@@ -96,7 +86,7 @@ def draw(frame: pd.DataFrame) -> Figure:
   return figure
 
 
-def caption(frame: pd.DataFrame) -> list[str]:
+def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   """The caption of the figure, with the numbers of its own table."""
   out = [
       'Probability of beating a sample of the SFT policy on the same prompt'
@@ -110,7 +100,7 @@ def caption(frame: pd.DataFrame) -> list[str]:
   ):
     name = f'{names.label(property)}, {names.label(judge)}'
     out.append(
-        words.difference_sentence(rows, name=name, kl=data.matched_kl(frame))
+        words.difference_sentence(rows, name=name, kl=kl)
         + ' '
         + words.crossing_sentence(rows)
     )

@@ -43,12 +43,12 @@ def established(row) -> int:
   return int(row['low'] > 0) - int(row['high'] < 0)
 
 
-def nearest(frame: pd.DataFrame, kl: float, within: float = 0.5):
-  """The row whose KL is nearest to `kl`, or None if none is `within`."""
+def nearest(frame: pd.DataFrame, kl: float):
+  """The row whose KL is nearest to `kl`; None if none is within half a nat."""
   if not len(frame):
     return None
   gap = (frame['kl'] - kl).abs()
-  if gap.min() > within:
+  if gap.min() > 0.5:
     return None
   return frame.loc[gap.idxmin()]
 
@@ -92,7 +92,7 @@ def crossing_sentence(frame: pd.DataFrame) -> str:
 
 
 def seeds_note(frame: pd.DataFrame, mark: str = 'Bands and bars') -> str:
-  """What the interval is, or why there is none: over how many seeds."""
+  """A sentence on the intervals: over how many seeds, or why there are none."""
   counts = sorted({int(n) for n in frame['num_seeds'].dropna() if n})
   if not counts:
     return ''
@@ -111,7 +111,7 @@ def seeds_note(frame: pd.DataFrame, mark: str = 'Bands and bars') -> str:
 
 
 def best_of_note(frame: pd.DataFrame) -> str:
-  """What black diamonds mean, where there are any."""
+  """A sentence on black diamonds, where there are any."""
   if not (frame['family'] == 'best_of').any():
     return ''
   return (

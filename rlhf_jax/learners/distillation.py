@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool
 import optax
 
 from rlhf_jax import train_state
-from rlhf_jax.learners import interface, minibatch
+from rlhf_jax.learners import interface, minibatch, offline
 from rlhf_jax.ops import kl as kl_ops
 from rlhf_jax.ops import masked, policy_gradient
 from rlhf_jax.types import Metrics, Rollout
@@ -16,13 +16,10 @@ from rlhf_jax.types import Metrics, Rollout
 def fit(
     fns: interface.ModelFns,
     tx: optax.GradientTransformation,
+    cfg: offline.OfflineConfig,
     state: train_state.PolicyState,
     rollout: Rollout,
     kept: Bool[Array, ' b'],
-    *,
-    num_epochs: int,
-    num_minibatches: int,
-    num_microbatches: int,
 ) -> tuple[train_state.PolicyState, Metrics]:
   """The state of the next step, whose policy makes the kept responses likelier.
 
@@ -31,12 +28,10 @@ def fit(
   Args:
     fns: the models.
     tx: the optimizer.
+    cfg: numbers of the update.
     state: the state before.
     rollout: draws of the reference policy, or some of them.
     kept: those to learn from.
-    num_epochs: passes over the rollout.
-    num_minibatches: updates a pass.
-    num_microbatches: parts in which one is differentiated.
   """
 
   def loss_fn(params, batch):
@@ -57,9 +52,9 @@ def fit(
       (rollout, kept),
       tx,
       count_fn=lambda batch: batch[1].sum(),
-      num_epochs=num_epochs,
-      num_minibatches=num_minibatches,
-      num_microbatches=num_microbatches,
+      num_epochs=cfg.num_epochs,
+      num_minibatches=cfg.num_minibatches,
+      num_microbatches=cfg.num_microbatches,
   )
   metrics['kept'] = kept.mean(dtype=jnp.float32)  # of all rows
   return dataclasses.replace(state, step=state.step + 1), metrics

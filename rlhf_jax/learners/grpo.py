@@ -1,10 +1,11 @@
 """GRPO: returns centred within a prompt, and in `grpo_std` scaled there as well.
 
 `grpo` is the form without the division (Dr. GRPO): RLOO's advantages times
-(k - 1) / k. `grpo_std` is the published one. By the division, each prompt's utilities are rescaled to one spread, which undoes most of what
-a concave transform does across prompts: under log sigma(r - r_ref) a prompt 3
-above its reference has a mean |advantage| of .05 against .70 for one 3 below,
-and .75 against .78 after the division. No one utility is then maximised.
+(k - 1) / k. `grpo_std` is the published one. By the division, each prompt's
+utilities are rescaled to one spread, which undoes most of what a concave transform
+does across prompts: under log sigma(r - r_ref) a prompt 3 above its reference has a
+mean |advantage| of .05 against .70 for one 3 below, and .75 against .78 after the
+division. No one utility is then maximised.
 
 The KL penalty is k1 inside the return, as for every learner here. The published
 k3 in the loss has the gradient of KL(pi_ref || pi) in its place, a bias that does

@@ -72,7 +72,7 @@ class Learner:
 
   @property
   def requires_log_probability(self) -> bool:
-    """Whether u must be <= 0 everywhere."""
+    """True where u must be <= 0 everywhere."""
     return self.utility_range[1] <= 0
 
   def __post_init__(self):
@@ -88,10 +88,10 @@ class Learner:
     return epochs * getattr(cfg, 'num_minibatches', 1)
 
 
-def require_samples(name: str, cfg, why: str, *, at_least: int = 2) -> None:
-  """Raises ValueError, with the reason, for too few samples a prompt."""
-  if cfg.samples_per_prompt < at_least:
+def require_samples(name: str, cfg, why: str) -> None:
+  """Raises ValueError, with the reason, for a single sample a prompt."""
+  if cfg.samples_per_prompt < 2:
     raise ValueError(
-        f'{name} needs policy.samples_per_prompt >= {at_least}: {why}; got'
+        f'{name} needs policy.samples_per_prompt >= 2: {why}; got'
         f' {cfg.samples_per_prompt}.'
     )

@@ -19,7 +19,7 @@ from rlhf_jax.types import Metrics, Params, Rollout
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OfflineConfig:
-  """Numbers of the update, each explained in configs/base.py."""
+  """Numbers of an update on reference samples, explained in configs/base.py."""
 
   samples_per_prompt: int
   num_epochs: int

@@ -11,30 +11,20 @@ References:
   Dong et al. 2023, arXiv:2304.06767; Nakano et al. 2021, arXiv:2112.09332.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import optax
 
 from rlhf_jax import train_state
-from rlhf_jax.learners import distillation, interface, minibatch
+from rlhf_jax.learners import distillation, interface, minibatch, offline
 from rlhf_jax.types import Params, Rollout
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RAFTConfig:
-  """Numbers of the update, each explained in configs/base.py."""
-
-  samples_per_prompt: int
-  num_epochs: int
-  num_minibatches: int
-  num_microbatches: int = 1
-
-
 def make_update(
-    fns: interface.ModelFns, tx: optax.GradientTransformation, cfg: RAFTConfig
+    fns: interface.ModelFns,
+    tx: optax.GradientTransformation,
+    cfg: offline.OfflineConfig,
 ):
   """Returns `update(state, ref_params, rollout, utility)`, pure and jittable.
 
@@ -55,16 +45,8 @@ def make_update(
     best = by_prompt.argmax(axis=-1)
     rows = jnp.arange(best.shape[0])
     chosen = jax.tree.map(lambda a: a[rows, best], samples)
-    state, metrics = distillation.fit(
-        fns,
-        tx,
-        state,
-        chosen,
-        jnp.ones(best.shape, bool),
-        num_epochs=cfg.num_epochs,
-        num_minibatches=cfg.num_minibatches,
-        num_microbatches=cfg.num_microbatches,
-    )
+    every = jnp.ones(best.shape, bool)
+    state, metrics = distillation.fit(fns, tx, cfg, state, chosen, every)
     return state, metrics | {'best_utility': by_prompt.max(axis=-1).mean()}
 
   return update
@@ -73,7 +55,7 @@ def make_update(
 LEARNER = interface.Learner(
     name='raft',
     make_update=make_update,
-    config_class=RAFTConfig,
+    config_class=offline.OfflineConfig,
     samples_from='reference',
     objective='best_of_k',
     source='Dong et al. 2023, arXiv:2304.06767',

@@ -13,7 +13,6 @@ References:
   von Neumann 1951; Wang et al. 2024, arXiv:2402.00742 (the utility).
 """
 
-import dataclasses
 import math
 
 import jax
@@ -22,24 +21,14 @@ import optax
 
 from rlhf_jax import train_state
 from rlhf_jax.exact import rejection
-from rlhf_jax.learners import distillation, interface, minibatch
+from rlhf_jax.learners import distillation, interface, minibatch, offline
 from rlhf_jax.types import Params, Rollout
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RejectionConfig:
-  """Numbers of the update, each explained in configs/base.py."""
-
-  samples_per_prompt: int
-  num_epochs: int
-  num_minibatches: int
-  num_microbatches: int = 1
 
 
 def make_update(
     fns: interface.ModelFns,
     tx: optax.GradientTransformation,
-    cfg: RejectionConfig,
+    cfg: offline.OfflineConfig,
 ):
   """Returns `update(state, ref_params, rollout, utility)`, pure and jittable.
 
@@ -63,14 +52,7 @@ def make_update(
     )
     acceptance = rejection.acceptance_probability(utility, kl_coef=kl_coef)
     state, metrics = distillation.fit(
-        fns,
-        tx,
-        state,
-        rollout,
-        accepted.reshape(-1),
-        num_epochs=cfg.num_epochs,
-        num_minibatches=cfg.num_minibatches,
-        num_microbatches=cfg.num_microbatches,
+        fns, tx, cfg, state, rollout, accepted.reshape(-1)
     )
     return state, metrics | {
         'acceptance': acceptance.mean(),
@@ -83,7 +65,7 @@ def make_update(
 LEARNER = interface.Learner(
     name='rejection',
     make_update=make_update,
-    config_class=RejectionConfig,
+    config_class=offline.OfflineConfig,
     samples_from='reference',
     objective='tilted',
     source='von Neumann 1951; Wang et al. 2024, arXiv:2402.00742',

@@ -7,10 +7,9 @@ tokens that are impossible, and KL is 0 when policy == reference.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 import numpy as np
 
-from rlhf_jax.ops import masked
 from rlhf_jax.types import SamplingConfig
 
 
@@ -60,13 +59,6 @@ def action_logits(
     allowed = jnp.where(t == sampling.num_tokens - 1, is_eos, allowed)
   scaled = logits.astype(jnp.float32) / sampling.temperature
   return jnp.where(allowed, scaled, -jnp.inf)
-
-
-def sequence_logprob(
-    logprobs: Float[Array, 'b t'], mask: Bool[Array, 'b t']
-) -> Float[Array, ' b']:
-  """log pi(y | x) = sum_t log pi(y_t | x, y_<t), over valid tokens, EOS included."""
-  return masked.sum(logprobs, mask, axis=-1)
 
 
 def entropy(log_p: Float[Array, '... v']) -> Float[Array, '...']:

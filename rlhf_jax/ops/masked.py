@@ -21,6 +21,12 @@ def _select(x: Array, mask: Array) -> Array:
   return jnp.where(mask, x, 0.0)
 
 
+def clean(valid: Array | None, *arrays: Array) -> tuple[Array, ...]:
+  """The mask (all True for None), and arrays in float32 with 0 under it."""
+  mask = jnp.ones_like(arrays[0], bool) if valid is None else valid
+  return mask, *(jnp.where(mask, a.astype(jnp.float32), 0.0) for a in arrays)
+
+
 # `sum` and `mean` are read as masked.sum and masked.mean, as jnp's are.
 def sum(
     x: Shaped[Array, '*s'],
@@ -67,12 +73,11 @@ def whiten(
     x: Float[Array, '*s'],
     mask: Bool[Array, '*s'],
     *,
-    shift_mean: bool = True,
     eps: ScalarLike = _EPS,
 ) -> Float[Array, '*s']:
   """x rescaled to variance 1 over its valid entries; 0 where masked out.
 
-    (x - mean) / sqrt(var + eps)   (+ mean unless shift_mean)
+    (x - mean) / sqrt(var + eps)
 
   with the biased variance, as in Ziegler et al. 2019. Rewards that are whitened
   change their effective KL coefficient with every batch: the fixed optimum
@@ -82,9 +87,8 @@ def whiten(
     Ziegler et al. 2019, arXiv:1909.08593 (released code).
   """
   x = _select(x, mask)
-  center = mean(x, mask)
-  white = (x - center) * jax.lax.rsqrt(var(x, mask) + eps)
-  return jnp.where(mask, white if shift_mean else white + center, 0.0)
+  white = (x - mean(x, mask)) * jax.lax.rsqrt(var(x, mask) + eps)
+  return jnp.where(mask, white, 0.0)
 
 
 def last(mask: Bool[Array, 'b t']) -> Bool[Array, 'b t']:

@@ -94,7 +94,7 @@ def _direction(metric: str, row) -> str:
 
 
 def has_better_direction(metric: str) -> bool:
-  """Whether more of a metric is better, or less of it."""
+  """Tells whether a metric has a better direction: more of it, or less."""
   return METRICS.get(metric, (metric, None))[1] is not None
 
 
@@ -105,7 +105,7 @@ def _difference(metric: str, row) -> page.Difference:
 
 
 def _is_proxy(metric: str, judge: str) -> bool:
-  """Whether a reward model judges the policy that was trained on it."""
+  """Tells whether a reward model judges the policy that was trained on it."""
   return judge == 'reward_model' and metric.startswith(('win_', 'above_'))
 
 
@@ -127,7 +127,7 @@ class Outcome(typing.NamedTuple):
     return f'{names.label(self.property)}: {_describe(self.metric, self.judge)}'
 
 
-def outcomes(results: pd.DataFrame) -> list[Outcome]:
+def outcomes(results: pd.DataFrame, kl: float) -> list[Outcome]:
   """Every comparison at the matched KL, in reading order.
 
   Those of optima, by judges other than the reward model that was optimised.
@@ -139,7 +139,7 @@ def outcomes(results: pd.DataFrame) -> list[Outcome]:
         property=property,
         metric=metric,
         judge=judge,
-        kls=[data.matched_kl(results)],
+        kls=[kl],
     )
     if len(rows) and not _is_proxy(metric, judge):
       row = rows.iloc[0]
@@ -183,15 +183,17 @@ def _listing(title: str, sized: Sequence[tuple[float, str]]) -> Listing:
 
 
 def summary(
-    results: pd.DataFrame, prompt_values: pd.DataFrame | None = None
+    results: pd.DataFrame,
+    kl: float,
+    prompt_values: pd.DataFrame | None = None,
 ) -> Summary:
-  """The headline table, and every other comparison by its outcome.
+  """The headline table, and every other comparison at `kl` by its outcome.
 
   With prompt_values.csv, its win rates carry a second interval (see `_levels`).
   """
   results = only_raw_and_lsc(results)
-  found = outcomes(results)
-  headline, has_two_intervals = _headline(results, prompt_values)
+  found = outcomes(results, kl)
+  headline, has_two_intervals = _headline(results, kl, prompt_values)
   listings = [
       _listing(
           title,
@@ -248,18 +250,17 @@ def losses(results: pd.DataFrame) -> Listing:
 
 
 def _headline(
-    results: pd.DataFrame, prompt_values: pd.DataFrame | None
+    results: pd.DataFrame, kl: float, prompt_values: pd.DataFrame | None
 ) -> tuple[page.Table, bool]:
   """The table of HEADLINES, and whether win rates have two intervals."""
   rows, resampled = [], False
   for property, metric, judge in HEADLINES:
     what = dict(property=property, metric=metric, judge=judge)
-    at = data.matched_kl(results)
-    found = estimates.differences(results, **what, kls=[at])
+    found = estimates.differences(results, **what, kls=[kl])
     if not len(found):
       continue
     row = found.iloc[0]
-    levels = _levels(results, prompt_values, what)
+    levels = _levels(results, kl, prompt_values, what)
     resampled |= bool(levels)
     rows.append(
         (
@@ -274,7 +275,7 @@ def _headline(
   return page.Table(['', 'raw', 'LSC', 'LSC minus raw'], rows), resampled
 
 
-def _levels(results, prompt_values, what) -> dict[str, list[str]]:
+def _levels(results, kl, prompt_values, what) -> dict[str, list[str]]:
   """Both intervals of raw, LSC and their difference at the matched KL.
 
   Empty where prompt_values.csv does not have the metric.
@@ -283,8 +284,7 @@ def _levels(results, prompt_values, what) -> dict[str, list[str]]:
     return {}
   if data.unit(results) == 'prompts':
     return {}  # the interval is over prompts already
-  at = data.matched_kl(results)
-  values = data.at_kl(prompt_values, at)
+  values = data.at_kl(prompt_values, kl)
   rows = data.select(results, **what)
   out = {}
   for name, method, baseline in (
@@ -300,9 +300,9 @@ def _levels(results, prompt_values, what) -> dict[str, list[str]]:
     notes = [f'prompts {_interval(drawn, signed=baseline is not None)}']
     if baseline is None:  # that of the difference is beside it already
       seeds = estimates.seed_values(
-          rows, method=method, family='exact', kls=[at]
+          rows, method=method, family='exact', kls=[kl]
       )
-      found = estimates.interval(seeds[at])
+      found = estimates.interval(seeds[kl])
       if pd.notna(found['low']):
         notes.insert(0, f'seeds {_interval(found)}')
     out[name] = notes

@@ -9,24 +9,26 @@ _MOST = 3  # measures that are named
 
 
 def sentences(
-    evaluation_dir: str, results: pd.DataFrame, summary: comparisons.Summary
+    evaluation_dir: str,
+    results: pd.DataFrame,
+    kl: float,
+    summary: comparisons.Summary,
 ) -> list[str]:
-  """What LSC gains over raw, where it loses, how near training comes.
+  """Three sentences: the gain over raw, the losses, how near training comes.
 
   Of the optima of the last property of the study, which combines the others.
   """
   results = comparisons.only_raw_and_lsc(results)
   property = data.present(results, 'property', names.PROPERTIES)[-1]
   return [
-      _gain(results, property),
+      _gain(results, property, kl),
       _losses(summary),
-      _trained(evaluation_dir, results, property),
+      _trained(evaluation_dir, results, property, kl),
   ]
 
 
-def _gain(results: pd.DataFrame, property: str) -> str:
+def _gain(results: pd.DataFrame, property: str, kl: float) -> str:
   """The difference in win rate at the matched KL, by each judge of F1."""
-  kl = data.matched_kl(results)
   found = {}
   for judge in win_rates.JUDGES[::-1]:  # gold quality first, where it is known
     rows = estimates.differences(
@@ -63,7 +65,7 @@ def _by(judge: str) -> str:
 
 
 def _losses(summary: comparisons.Summary) -> str:
-  """How many measures are worse under LSC, and some of them by name."""
+  """The number of measures that are worse under LSC, some of them by name."""
   outcomes = summary.outcomes
   worse = [o for o in outcomes if o.kind == 'worse']
   total = sum(comparisons.has_better_direction(o.metric) for o in outcomes)
@@ -82,7 +84,9 @@ def _losses(summary: comparisons.Summary) -> str:
   return f'{text}.'
 
 
-def _trained(evaluation_dir: str, results: pd.DataFrame, property: str) -> str:
+def _trained(
+    evaluation_dir: str, results: pd.DataFrame, property: str, kl: float
+) -> str:
   """The lowest and the highest share of the attainable objective."""
   if data.is_sampled(results):
     return (
@@ -92,7 +96,7 @@ def _trained(evaluation_dir: str, results: pd.DataFrame, property: str) -> str:
   shares = data.load(evaluation_dir, 'optimality.csv', optional=True)
   if not len(shares):
     return 'No policy was trained, so there is none to compare with an optimum.'
-  found = learners.table(evaluation_dir)
+  found = learners.table(evaluation_dir, kl)
   found = found[
       (found['quantity'] == 'objective_share')
       & (found['objective'] == learners.TILTED)

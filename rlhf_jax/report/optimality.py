@@ -1,4 +1,4 @@
-"""How much of the attainable objective each learner realised."""
+"""The share of the attainable objective that each learner realised."""
 
 import typing
 

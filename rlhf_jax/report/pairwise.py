@@ -1,4 +1,4 @@
-"""What a language model says of trained policies against the SFT policy."""
+"""Verdicts of a language model on trained policies against the SFT policy."""
 
 import pandas as pd
 

@@ -26,36 +26,46 @@ TITLE = 'Transforming and combining rewards: results'
 _FIRST = 'F1'  # the figure at the top
 
 
-def write_report(workdir: str, out: str) -> str:
+def write_report(
+    out: str,
+    *,
+    kl: float,
+    evaluation_dir: str,
+    figures_dir: str,
+    config_file: str,
+    environment_file: str,
+) -> str:
   """Path of the report, written from the evaluation and figures of a run.
 
   Args:
-    workdir: holds evaluation/*.csv, and where they exist config.json,
-      environment.json and figures/NAME.{csv,png,json}.
     out: the HTML file to write. A figure's CSV is linked when it is in the
       folder of this file or below, so that both can be moved together.
+    kl: the matched KL, at which methods are compared.
+    evaluation_dir: holds the tables; results.csv is required.
+    figures_dir: holds NAME.{csv,png,json} of the figures that there are.
+    config_file: JSON with the config of the study, if it was written.
+    environment_file: JSON with the versions it ran by, if it was written.
   """
-  evaluation = os.path.join(workdir, 'evaluation')
-  results = data.load(evaluation, 'results.csv')
-  prompt_values = data.load(evaluation, 'prompt_values.csv', optional=True)
-  figures = _figures(workdir, os.path.dirname(os.path.abspath(out)))
-  summary = comparisons.summary(results, prompt_values)
+  results = data.load(evaluation_dir, 'results.csv')
+  prompt_values = data.load(evaluation_dir, 'prompt_values.csv', optional=True)
+  figures = _figures(figures_dir, os.path.dirname(os.path.abspath(out)), kl)
+  summary = comparisons.summary(results, kl, prompt_values)
   content = page.render(
       title=TITLE,
-      opening=opening.sentences(evaluation, results, summary),
+      opening=opening.sentences(evaluation_dir, results, kl, summary),
       first=[f for f in figures if f.name == _FIRST],
       others=[f for f in figures if f.name != _FIRST],
       is_sampled=data.is_sampled(results),
       num_repeats=results['seed'].nunique(),
       unit=data.unit(results),
-      kl=f'{data.matched_kl(results):g}',
+      kl=f'{kl:g}',
       summary=summary,
       curves=comparisons.curves(results),
-      learners=optimality.shares(evaluation),
+      learners=optimality.shares(evaluation_dir),
       pairwise=pairwise.table(results),
-      responses=responses.tree(responses.load(evaluation)),
-      config=_json(workdir, 'config.json'),
-      environment=_json(workdir, 'environment.json'),
+      responses=responses.tree(responses.load(evaluation_dir)),
+      config=_json(config_file),
+      environment=_json(environment_file),
   )
   with files.atomic(out) as f:
     f.write(content)
@@ -74,11 +84,10 @@ class Figure(typing.NamedTuple):
   points: dict | None
 
 
-def _figures(workdir: str, beside: str) -> list[Figure]:
+def _figures(folder: str, beside: str, kl: float) -> list[Figure]:
   """Every figure that was made, in order."""
-  folder = os.path.join(workdir, 'figures')
   return [
-      _figure(folder, name, beside)
+      _figure(folder, name, beside, kl)
       for name in make.FIGURES
       if all(
           os.path.exists(os.path.join(folder, f'{name}.{e}'))
@@ -87,7 +96,7 @@ def _figures(workdir: str, beside: str) -> list[Figure]:
   ]
 
 
-def _figure(folder: str, name: str, beside: str) -> Figure:
+def _figure(folder: str, name: str, beside: str, kl: float) -> Figure:
   module = make.get(name)
   csv, png, values = (
       os.path.join(folder, f'{name}.{e}') for e in ('csv', 'png', 'json')
@@ -96,9 +105,9 @@ def _figure(folder: str, name: str, beside: str) -> Figure:
       name=name,
       title=module.TITLE,
       picture=page.picture(png),
-      caption=module.caption(pd.read_csv(csv)),
+      caption=module.caption(pd.read_csv(csv), kl),
       link=_link(csv, beside),
-      command=_command(name),
+      command=_command(name, kl),
       points=points.compact(_read(values)) if os.path.exists(values) else None,
   )
 
@@ -110,17 +119,16 @@ def _link(path: str, beside: str) -> str:
   return relative.replace(os.sep, '/') if inside else ''
 
 
-def _command(name: str) -> str:
+def _command(name: str, kl: float) -> str:
   """The command that draws a figure again, from the folder of the study."""
   return (
       'python -c "from rlhf_jax.figures import make;'
-      f" make.build('evaluation', 'figures', {(name,)!r})\""
+      f" make.build('evaluation', 'figures', {(name,)!r}, kl={kl})\""
   )
 
 
-def _json(workdir: str, name: str) -> typing.Any:
+def _json(path: str) -> typing.Any:
   """The JSON of a file, None without one."""
-  path = os.path.join(workdir, name)
   return _read(path) if os.path.exists(path) else None
 
 

@@ -5,8 +5,9 @@ neither be dropped in silence nor take another's weight. A weight of 0 removes a
 component altogether, -inf utilities included.
 
 Here are the aggregators of any utility; those of log-probabilities are in
-logic.py, and the one with multipliers in lagrangian.py. To add one, write `fn(utilities, weights, **options)`, declare
-it, and `@register` it; its name is its name in a config.
+logic.py, and the one with multipliers in lagrangian.py. To add one, write
+`fn(utilities, weights, **options)`, declare it, and `@register` it; its name is its
+name in a config.
 """
 
 from collections.abc import Callable
@@ -93,7 +94,7 @@ class Aggregator:
 
   @property
   def needs_group_size(self) -> bool:
-    """Whether rows must come in groups of one prompt."""
+    """True where rows must come in groups of one prompt."""
     return 'group_size' in options_of(self.fn)
 
   def check_options(

@@ -75,9 +75,7 @@ def bradley_terry_loss(
     et al. 2023, arXiv:2307.09288, Eq. 2; centring: Eisenstein et al. 2023,
     "Helping or Herding?", arXiv:2312.09244.
   """
-  mask = jnp.ones_like(chosen_reward, bool) if valid is None else valid
-  chosen = jnp.where(mask, chosen_reward.astype(jnp.float32), 0.0)
-  rejected = jnp.where(mask, rejected_reward.astype(jnp.float32), 0.0)
+  mask, chosen, rejected = masked.clean(valid, chosen_reward, rejected_reward)
   demanded = chosen - rejected
   if margin is not None:
     demanded = demanded - jnp.where(mask, margin.astype(jnp.float32), 0.0)

@@ -31,13 +31,31 @@ class Reliability:
   confidence: Float[Array, ' j']  # mean predicted probability
   frequency: Float[Array, ' j']  # how often it came true
 
+  def error(self) -> Float[Array, '']:
+    """ECE = sum_j share_j |frequency_j - confidence_j|."""
+    return (self.share * jnp.abs(self.frequency - self.confidence)).sum()
 
-def _mask(margins: Array, valid: Array | None) -> Array:
-  return jnp.ones_like(margins, bool) if valid is None else valid
 
+def binned(
+    predicted: Float[Array, ' b'],
+    came_true: Float[Array, ' b'],
+    weight: Float[Array, ' b'],
+    *,
+    num_bins: int,
+) -> Reliability:
+  """Predictions p in [0, 1] against outcomes, bin by bin.
 
-def _scaled(margins: Array, mask: Array, temperature: ScalarLike) -> Array:
-  return jnp.where(mask, margins.astype(jnp.float32), 0.0) / temperature
+  Bin j of J holds those in [j / J, (j + 1) / J), the last one p = 1 too.
+  """
+  index = jnp.clip((predicted * num_bins).astype(jnp.int32), 0, num_bins - 1)
+  total = lambda x: jax.ops.segment_sum(x, index, num_segments=num_bins)
+  count = total(weight)
+  at_least_one = jnp.maximum(count, 1.0)
+  return Reliability(
+      share=count / jnp.maximum(count.sum(), 1.0),
+      confidence=total(weight * predicted) / at_least_one,
+      frequency=total(weight * came_true) / at_least_one,
+  )
 
 
 def log_loss(
@@ -47,9 +65,8 @@ def log_loss(
     temperature: ScalarLike = 1.0,
 ) -> Float[Array, '']:
   """-E[log sigma(m / T)]: the Bradley-Terry loss at temperature T."""
-  mask = _mask(margins, valid)
-  m = _scaled(margins, mask, temperature)
-  return masked.mean(-jax.nn.log_sigmoid(m), mask)
+  mask, m = masked.clean(valid, margins)
+  return masked.mean(-jax.nn.log_sigmoid(m / temperature), mask)
 
 
 def brier_score(
@@ -66,9 +83,8 @@ def brier_score(
   References:
     Brier 1950.
   """
-  mask = _mask(margins, valid)
-  m = _scaled(margins, mask, temperature)
-  return masked.mean(jnp.square(jax.nn.sigmoid(-m)), mask)
+  mask, m = masked.clean(valid, margins)
+  return masked.mean(jnp.square(jax.nn.sigmoid(-(m / temperature))), mask)
 
 
 def reliability(
@@ -80,30 +96,18 @@ def reliability(
 ) -> Reliability:
   """Predicted probability against how often it came true, bin by bin.
 
-  Bin j of J holds predictions p in [j / J, (j + 1) / J), the last one p = 1 too.
-  The curve of a calibrated model is the diagonal. Mirrored predictions make it
-  symmetric about (1/2, 1/2).
+  Bins are those of `binned`. The curve of a calibrated model is the diagonal.
+  Mirrored predictions make it symmetric about (1/2, 1/2).
 
   References:
     DeGroot and Fienberg 1983; Guo et al. 2017, arXiv:1706.04599.
   """
-  mask = _mask(margins, valid)
-  m = _scaled(margins, mask, temperature)
+  mask, m = masked.clean(valid, margins)
+  m = m / temperature
   p = jax.nn.sigmoid(jnp.concatenate([m, -m]))
   came_true = jnp.concatenate([jnp.ones_like(m), jnp.zeros_like(m)])
   weight = jnp.concatenate([mask, mask]).astype(jnp.float32)
-  index = jnp.clip((p * num_bins).astype(jnp.int32), 0, num_bins - 1)
-
-  def total(x: Array) -> Array:
-    return jax.ops.segment_sum(x, index, num_segments=num_bins)
-
-  count = total(weight)
-  at_least_one = jnp.maximum(count, 1.0)
-  return Reliability(
-      share=count / jnp.maximum(count.sum(), 1.0),
-      confidence=total(weight * p) / at_least_one,
-      frequency=total(weight * came_true) / at_least_one,
-  )
+  return binned(p, came_true, weight, num_bins=num_bins)
 
 
 def expected_calibration_error(
@@ -121,11 +125,9 @@ def expected_calibration_error(
   References:
     Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599, Eq. 3.
   """
-  curve = reliability(
+  return reliability(
       margins, valid, num_bins=num_bins, temperature=temperature
-  )
-  gap = jnp.abs(curve.frequency - curve.confidence)
-  return (curve.share * gap).sum()
+  ).error()
 
 
 def fit_temperature(
@@ -144,8 +146,7 @@ def fit_temperature(
   References:
     Guo et al. 2017, arXiv:1706.04599, section 4.2.
   """
-  mask = _mask(margins, valid)
-  m = _scaled(margins, mask, 1.0)
+  _, m = masked.clean(valid, margins)
 
   def log_pull(sign: int, a: Array) -> Array:
     """log sum |m| sigma(-a m) over the margins of one sign."""
@@ -232,10 +233,9 @@ def calibration_metrics(
   `temperature` is 1 where the margins are calibrated log-odds; it is fitted on
   these very margins.
   """
-  mask = _mask(margins, valid)
-  sign = jnp.sign(_scaled(margins, mask, 1.0))
+  mask, m = masked.clean(valid, margins)
   return {
-      'accuracy': masked.mean(0.5 * (1.0 + sign), mask),
+      'accuracy': masked.mean(0.5 * (1.0 + jnp.sign(m)), mask),
       'log_loss': log_loss(margins, valid),
       'brier': brier_score(margins, valid),
       'ece': expected_calibration_error(margins, valid, num_bins=num_bins),

@@ -80,12 +80,6 @@ def register(link: Link) -> Link:
   return _LINKS.register(link.name, link)
 
 
-def clean(valid: Array | None, *rewards: Array) -> tuple[Array, ...]:
-  """The mask, and rewards in float32 with 0 under it."""
-  mask = jnp.ones_like(rewards[0], bool) if valid is None else valid
-  return mask, *(jnp.where(mask, r.astype(jnp.float32), 0.0) for r in rewards)
-
-
 def log_sigmoid(
     reward: Float[Array, '...'],
     reference: Reference | None,

@@ -174,7 +174,7 @@ class Objective:
 
   @property
   def whole_batch(self) -> bool:
-    """Whether a row's utility depends on the other rows of the batch."""
+    """True where a row's utility depends on the other rows of the batch."""
     parts = (transforms.get(c.transform) for c in self.components)
     aggregator = aggregate.get(self.aggregate)
     return aggregator.whole_batch or any(t.whole_batch for t in parts)

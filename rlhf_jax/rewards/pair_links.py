@@ -10,7 +10,6 @@ from rlhf_jax.ops import masked
 from rlhf_jax.ops.log1mexp import log1mexp
 from rlhf_jax.rewards import bradley_terry
 from rlhf_jax.rewards.links import (
-    clean,
     Link,
     LinkParams,
     log_sigmoid,
@@ -79,7 +78,7 @@ def probit_nll(
     Thurstone 1927.
   """
   del params
-  mask, chosen, rejected = clean(valid, chosen_reward, rejected_reward)
+  mask, chosen, rejected = masked.clean(valid, chosen_reward, rejected_reward)
   log_p = jax.scipy.special.log_ndtr(chosen - rejected)
   nll = masked.mean(-log_p, mask)
   return nll, bradley_terry.pair_metrics(nll, chosen, rejected, mask, mask)
@@ -149,7 +148,7 @@ def ties_nll(
   References:
     Rao and Kupper 1967.
   """
-  mask, chosen, rejected = clean(valid, chosen_reward, rejected_reward)
+  mask, chosen, rejected = masked.clean(valid, chosen_reward, rejected_reward)
   eta = jax.nn.softplus(params['raw_eta'])
   d = chosen - rejected
   log_tie = (
@@ -216,7 +215,7 @@ def preference_model_nll(
     Munos et al. 2023, arXiv:2312.00886, section 3.
   """
   del params
-  mask, chosen, rejected = clean(valid, chosen_reward, rejected_reward)
+  mask, chosen, rejected = masked.clean(valid, chosen_reward, rejected_reward)
   log_p = jax.nn.log_sigmoid(chosen) + jax.nn.log_sigmoid(-rejected)
   nll = masked.mean(-0.5 * log_p, mask)
   return nll, bradley_terry.pair_metrics(nll, chosen, rejected, mask, mask)

@@ -9,7 +9,6 @@ from jaxtyping import Array, Bool, Float, Int, ScalarLike
 from rlhf_jax.ops import masked
 from rlhf_jax.ops.log1mexp import log1mexp
 from rlhf_jax.rewards.links import (
-    clean,
     Link,
     LinkParams,
     log_sigmoid,
@@ -60,7 +59,7 @@ def pointwise_nll(
     Cox 1958.
   """
   del params
-  mask, reward = clean(valid, reward)
+  mask, reward = masked.clean(valid, reward)
   signed = jnp.where(rating >= GOOD_RATING, reward, -reward)
   nll = masked.mean(-jax.nn.log_sigmoid(signed), mask)
   return nll, _rating_metrics(nll, reward, rating, mask, 0.0)
@@ -123,7 +122,7 @@ def ordinal_nll(
   References:
     McCullagh 1980, "Regression models for ordinal data".
   """
-  mask, reward = clean(valid, reward)
+  mask, reward = masked.clean(valid, reward)
   theta = ordinal_thresholds(params)
   above = jnp.clip(rating - 2, 0, NUM_RATINGS - 2)  # of theta_(c-1)
   below = jnp.clip(rating - 1, 0, NUM_RATINGS - 2)  # of theta_c
@@ -195,7 +194,7 @@ def gaussian_nll(
 
   with sigma = exp(params['log_sigma']).
   """
-  mask, reward = clean(valid, reward)
+  mask, reward = masked.clean(valid, reward)
   log_sigma = params['log_sigma']
   z = (rating.astype(jnp.float32) - reward) * jnp.exp(-log_sigma)
   each = 0.5 * jnp.square(z) + log_sigma + 0.5 * math.log(2 * math.pi)

@@ -289,7 +289,7 @@ def reference_of(arrays: Mapping[str, ArrayLike], spec: str) -> Reference:
 
 
 def expand(reference: Reference) -> Reference:
-  """The same reference with a response axis of 1 after the prompt axis.
+  """The reference with a response axis of 1 after the prompt axis.
 
   Leaves [x] become [x 1] and samples [x 1 m], to compare with rewards [x y].
   """

@@ -222,7 +222,16 @@ def run(
     configs.registered(method.transform)  # those of projects are drawn as well
   write('transforms', transform_table())
   progress(1, 3)
-  make.build(evaluation, os.path.join(workdir, folder(config)), names)
+  pictures = os.path.join(workdir, folder(config))
+  kl = config.evaluate.matched_kl
+  make.build(evaluation, pictures, names, kl=kl)
   progress(2, 3)
-  report.write_report(workdir, os.path.join(workdir, folders.REPORT))
+  report.write_report(
+      os.path.join(workdir, folders.REPORT),
+      kl=kl,
+      evaluation_dir=evaluation,
+      figures_dir=pictures,
+      config_file=os.path.join(workdir, folders.CONFIG),
+      environment_file=os.path.join(workdir, folders.ENVIRONMENT),
+  )
   progress(3, 3)

@@ -49,38 +49,6 @@ class MeanIntervalTest(parameterized.TestCase):
       intervals.mean_interval(np.asarray(values))
 
 
-class BootstrapTest(absltest.TestCase):
-
-  def test_agrees_with_the_normal_interval(self):
-    values = np.random.default_rng(0).normal(size=(3, 400))
-    got = intervals.bootstrap_interval(values, num_resamples=4000, seed=0)
-    np.testing.assert_allclose(got.mean, values.mean())
-    half = 1.96 * np.sqrt(np.sum(values.var(axis=1) / 400)) / 3
-    np.testing.assert_allclose(got.high - got.mean, half, rtol=0.08)
-    np.testing.assert_allclose(got.mean - got.low, half, rtol=0.08)
-
-  def test_differences_between_seeds_do_not_widen_it(self):
-    values = np.random.default_rng(0).normal(size=(3, 100))
-    shifted = values + np.array([[-50.0], [0.0], [50.0]])
-    a = intervals.bootstrap_interval(values, num_resamples=500, seed=0)
-    b = intervals.bootstrap_interval(shifted, num_resamples=500, seed=0)
-    np.testing.assert_allclose(a[:3], b[:3], atol=1e-9)
-
-  def test_same_seed_same_interval(self):
-    values = np.random.default_rng(0).normal(size=(1, 30))
-    a = intervals.bootstrap_interval(values, num_resamples=200, seed=7)
-    b = intervals.bootstrap_interval(values, num_resamples=200, seed=7)
-    c = intervals.bootstrap_interval(values, num_resamples=200, seed=8)
-    self.assertEqual(a, b)
-    self.assertNotEqual(a.low, c.low)
-
-  def test_nan_stays(self):
-    values = np.ones((2, 4))
-    values[1, 2] = np.nan
-    got = intervals.bootstrap_interval(values, num_resamples=50, seed=0)
-    self.assertTrue(np.isnan(got.mean) and np.isnan(got.low))
-
-
 class HierarchicalBootstrapTest(parameterized.TestCase):
 
   def _draw(self, rng, num_seeds, num_prompts=16, between=1.0, within=2.0):
@@ -114,8 +82,9 @@ class HierarchicalBootstrapTest(parameterized.TestCase):
   def test_one_seed_is_the_bootstrap_over_prompts(self):
     values = np.random.default_rng(0).normal(size=(1, 50))
     got = intervals.hierarchical_bootstrap(values, num_resamples=8000, seed=1)
-    want = intervals.bootstrap_interval(values, num_resamples=8000, seed=2)
-    np.testing.assert_allclose(got[:3], want[:3], atol=0.02)
+    half = 1.96 * values.std() / np.sqrt(50)
+    np.testing.assert_allclose(got.high - got.mean, half, rtol=0.08)
+    np.testing.assert_allclose(got.mean - got.low, half, rtol=0.08)
 
   def test_differences_between_seeds_widen_it(self):
     values = np.random.default_rng(0).normal(size=(3, 100))

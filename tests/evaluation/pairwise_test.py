@@ -15,7 +15,7 @@ class VerdictTest(parameterized.TestCase):
     np.testing.assert_array_equal(got.score, [1.0, 0.5, 1.0])
     np.testing.assert_array_equal(got.flipped, [False, True, True])
     np.testing.assert_allclose(got.shown_first, [0.55, 0.7, 0.75])
-    np.testing.assert_allclose(pairwise.win_rate(got), 2.5 / 3)
+    np.testing.assert_allclose(got.score.mean(), 2.5 / 3)
 
   def test_exchanging_the_responses_exchanges_the_verdict(self):
     p1, p2 = np.random.default_rng(0).random((2, 200))

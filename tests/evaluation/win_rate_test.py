@@ -43,7 +43,7 @@ class PercentileTest(parameterized.TestCase):
   def test_mean_under_the_reference_is_one_half(self, levels):
     probs, values = _world(levels=levels)
     percentiles = win_rate.percentile(jnp.asarray(values[0]), _log(probs))
-    got = win_rate.win_rate(_log(probs), percentiles)
+    got = enumerated.expectation(_log(probs), percentiles)
     np.testing.assert_allclose(got, 0.5, rtol=1e-5)
 
   def test_invariant_to_increasing_transforms_and_reversed_by_negation(self):
@@ -146,45 +146,6 @@ class JointTest(parameterized.TestCase):
     probs, values = _world()
     p = win_rate.percentile(jnp.asarray(values[0]), _log(probs))
     np.testing.assert_allclose(win_rate.joint_percentile(p[None]), p, rtol=1e-6)
-
-
-class SampleTest(parameterized.TestCase):
-
-  def test_value_by_hand(self):
-    # 2 beats 0 and 1, ties with 2, loses to 3: 2.5 of 4.
-    got = win_rate.sample_percentile(
-        jnp.array([[2.0, -1.0, 9.0]]), jnp.array([[3.0, 1.0, 2.0, 0.0]])
-    )
-    np.testing.assert_allclose(got, [[2.5 / 4, 0.0, 1.0]], rtol=1e-6)
-
-  def test_matches_the_exact_form_on_equal_masses(self):
-    _, values = _world()
-    ref = jnp.log(jnp.full((3, 30), 1 / 30))
-    np.testing.assert_allclose(
-        win_rate.sample_percentile(
-            jnp.asarray(values[0]), jnp.asarray(values[0])
-        ),
-        win_rate.percentile(jnp.asarray(values[0]), ref),
-        atol=1e-6,
-    )
-
-  def test_win_rates_of_the_two_sides_sum_to_one(self):
-    rng = np.random.default_rng(0)
-    a = jnp.asarray(rng.integers(0, 4, (3, 7)), jnp.float32)
-    b = jnp.asarray(rng.integers(0, 4, (3, 11)), jnp.float32)
-    np.testing.assert_allclose(
-        win_rate.sample_percentile(a, b).mean(-1)
-        + win_rate.sample_percentile(b, a).mean(-1),
-        1.0,
-        rtol=1e-6,
-    )
-
-  def test_nan_never_wins(self):
-    got = win_rate.sample_percentile(
-        jnp.array([[1.0, jnp.nan], [1.0, 2.0]]),
-        jnp.array([[0.0, 0.5], [0.0, jnp.nan]]),
-    )
-    np.testing.assert_array_equal(np.isnan(got), [[False, True], [True, True]])
 
 
 class IndependenceTest(parameterized.TestCase):

@@ -19,14 +19,15 @@ class OfflineTest(parameterized.TestCase):
     want = (weights * utility).sum(axis=1) / kl_coef - np.log(
         scaled.mean(axis=1)
     )
-    logweights = offline.sample_logweights(
-        jnp.asarray(utility), kl_coef=kl_coef
+    uniform = jnp.full((3, 64), -np.log(64.0))
+    logweights = tilted.tilted_logprobs(
+        uniform, jnp.asarray(utility), kl_coef=kl_coef
     )
     np.testing.assert_allclose(
         jnp.exp(logweights), weights, rtol=1e-4, atol=1e-7
     )
     np.testing.assert_allclose(
-        tilted.sequence_kl(logweights, jnp.full((3, 64), -np.log(64.0))),
+        tilted.sequence_kl(logweights, uniform),
         want,
         rtol=1e-4,
         atol=1e-6,
@@ -50,8 +51,9 @@ class OfflineTest(parameterized.TestCase):
 
   def test_kl_is_at_most_log_n(self):
     utility = jax.random.normal(jax.random.key(0), (2, 32)) * 1e4
-    logweights = offline.sample_logweights(utility, kl_coef=0.01)
-    got = tilted.sequence_kl(logweights, jnp.full((2, 32), -np.log(32.0)))
+    uniform = jnp.full((2, 32), -np.log(32.0))
+    logweights = tilted.tilted_logprobs(uniform, utility, kl_coef=0.01)
+    got = tilted.sequence_kl(logweights, uniform)
     np.testing.assert_allclose(got, np.log(32), rtol=1e-5)
     found = offline.offline_frontier(utility, jnp.array([np.log(32) + 0.1]))
     self.assertTrue(np.isnan(found.kl_coefs[0]))

@@ -24,6 +24,7 @@ from rlhf_jax.figures import (
 )
 from rlhf_jax.learners import registry
 from rlhf_jax.report import comparisons
+from tests.figures.runs import KL
 
 
 def _shows(path, name):
@@ -37,9 +38,9 @@ def _shows(path, name):
 def _draw(name, evaluation, out):
   """The table of a figure as read from its CSV, after drawing it unsaved."""
   module, path = make.get(name), os.path.join(out, f'{name}.csv')
-  module.table(str(evaluation)).to_csv(path, index=False)
+  module.table(str(evaluation), KL).to_csv(path, index=False)
   frame = pd.read_csv(path)
-  module.draw(frame)
+  module.draw(frame, KL)
   return frame
 
 
@@ -59,7 +60,7 @@ class TestBuild:
   @pytest.mark.parametrize('name', make.FIGURES)
   def test_caption_has_numbers_and_no_gap(self, built, name):
     frame = pd.read_csv(os.path.join(built, f'{name}.csv'))
-    lines = make.get(name).caption(frame)
+    lines = make.get(name).caption(frame, KL)
     assert len(lines) > 1 and all(line.endswith('.') for line in lines)
     text = ' '.join(lines)
     assert any(c.isdigit() for c in text)
@@ -78,9 +79,11 @@ class TestBuild:
     module, seen = make.get('F2'), []
     draw = module.draw
     monkeypatch.setattr(
-        module, 'draw', lambda frame: (seen.append(frame), draw(frame))[1]
+        module,
+        'draw',
+        lambda frame, kl: (seen.append(frame), draw(frame, kl))[1],
     )
-    make.build(os.path.join(run, 'evaluation'), str(tmp_path), ['F2'])
+    make.build(os.path.join(run, 'evaluation'), str(tmp_path), ['F2'], kl=KL)
     pd.testing.assert_frame_equal(seen[0], pd.read_csv(tmp_path / 'F2.csv'))
 
   def test_returns_what_it_wrote_and_leaves_no_parts(self, run, tmp_path):
@@ -88,6 +91,7 @@ class TestBuild:
         os.path.join(run, 'evaluation'),
         str(tmp_path),
         ['F2'],
+        kl=KL,
         command='make figures',
     )
     assert sorted(map(os.path.basename, paths)) == sorted(os.listdir(tmp_path))
@@ -99,7 +103,7 @@ class TestBuild:
     frame = pd.read_csv(os.path.join(bare_built, f'{name}.csv'))
     if name != 'F2':
       assert not frame['low'].notna().any()
-      caption = ' '.join(make.get(name).caption(frame))
+      caption = ' '.join(make.get(name).caption(frame, KL))
       assert 'One seed: no interval' in caption
     assert _shows(os.path.join(bare_built, f'{name}.png'), 'lsc')
 
@@ -114,11 +118,11 @@ class TestBuild:
     for name in ('F1', 'F4', 'F5', 'F9'):
       _draw(name, evaluation, tmp_path)
     with pytest.raises(ValueError, match='No rows'):
-      make.build(str(evaluation), str(tmp_path), ['F6'])
+      make.build(str(evaluation), str(tmp_path), ['F6'], kl=KL)
 
   def test_unknown_figure_lists_the_known(self, run, tmp_path):
     with pytest.raises(ValueError, match='F1, F2'):
-      make.build(os.path.join(run, 'evaluation'), str(tmp_path), ['F11'])
+      make.build(os.path.join(run, 'evaluation'), str(tmp_path), ['F11'], kl=KL)
 
   def test_without_names_makes_what_it_can_and_says_what_not(self, bare_built):
     made = {n.split('.')[0] for n in os.listdir(bare_built)} - {'README'}
@@ -129,13 +133,13 @@ class TestBuild:
 
   def test_missing_input_is_an_error(self, tmp_path):
     with pytest.raises(FileNotFoundError, match='joint.csv'):
-      make.build(str(tmp_path), str(tmp_path / 'out'), ['F7'])
+      make.build(str(tmp_path), str(tmp_path / 'out'), ['F7'], kl=KL)
 
   def test_settings_do_not_leak(self, run, tmp_path):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    make.build(os.path.join(run, 'evaluation'), str(tmp_path), ['F2'])
+    make.build(os.path.join(run, 'evaluation'), str(tmp_path), ['F2'], kl=KL)
     assert dict(matplotlib.rcParams) == before
 
 
@@ -149,7 +153,7 @@ class TestNumbers:
 
   def test_f1_caption_states_it(self, built):
     frame = pd.read_csv(os.path.join(built, 'F1.csv'))
-    text = ' '.join(make.get('F1').caption(frame))
+    text = ' '.join(make.get('F1').caption(frame, KL))
     assert '+0.082' in text and '3 seeds' in text
 
   def test_f4_spread(self, tmp_path):
@@ -163,7 +167,7 @@ class TestNumbers:
     pd.DataFrame(rows, columns=columns.split()).to_csv(
         tmp_path / 'prompts.csv', index=False
     )
-    frame = evenness.table(str(tmp_path))
+    frame = evenness.table(str(tmp_path), KL)
     sd = frame[frame['statistic'] == 'sd'].set_index('method')['mean']
     np.testing.assert_allclose(sd[['raw', 'lsc', 'lsc-raw']], [2, 1, -1])
     curve = frame[(frame['statistic'] == 'ecdf') & (frame['method'] == 'lsc')]
@@ -182,7 +186,7 @@ class TestNumbers:
     assert list(k) == [4, 16]
     want = 0.04 * (np.log(k) - (k - 1) / k) + 0.002
     np.testing.assert_allclose(rows['mean'], want, atol=1e-9)
-    assert any('k = 16' in line for line in both.caption(frame))
+    assert any('k = 16' in line for line in both.caption(frame, KL))
 
   def test_f7_quadrants_and_density(self, tmp_path):
     points = [(1, 1), (1, -1), (1, -1), (-1, -1)]
@@ -190,7 +194,7 @@ class TestNumbers:
         [('raw', 'exact', s, 2.0, h, p) for s in (0, 1) for h, p in points],
         columns='method learner seed kl helpful harmless'.split(),
     ).to_csv(tmp_path / 'joint.csv', index=False)
-    frame = f7.table(str(tmp_path))
+    frame = f7.table(str(tmp_path), KL)
     share = frame[frame['statistic'] == 'quadrant'].set_index('quadrant')
     np.testing.assert_allclose(
         share.loc[['both', 'helpful_only', 'harmless_only', 'neither'], 'mean'],
@@ -226,10 +230,10 @@ class TestFurtherNumbers:
     pd.DataFrame(rows, columns=columns.split()).to_csv(
         tmp_path / 'results.csv', index=False
     )
-    frame = evaluators.table(str(tmp_path))
+    frame = evaluators.table(str(tmp_path), KL)
     tau = frame[frame['quantity'] == 'tau']
     np.testing.assert_allclose(tau['mean'], [1 / 3])
-    text = ' '.join(evaluators.caption(frame))
+    text = ' '.join(evaluators.caption(frame, KL))
     assert 'depends on the judge, though all put LSC first' in text
 
   def test_f3_counts_equal_methods_once(self, built):
@@ -243,14 +247,37 @@ class TestFurtherNumbers:
     stuck = frame[frame['quantity'] == 'unreached']
     assert set(stuck['method']) == {'lsc_ref_canned'}
     np.testing.assert_allclose(stuck['kl'], 1.0)
-    text = ' '.join(make.get('F8').caption(frame))
+    text = ' '.join(make.get('F8').caption(frame, KL))
     assert 'Canned responses: cannot reach KL 2 (ends at 1.00).' in text
     assert 'the control gains +0.032' in text
     assert 'one 85% quantile of the SFT samples of all prompts' in text
 
+  @pytest.mark.parametrize(
+      'name, says',
+      [
+          ('F1', 'LSC minus raw is +0.042 [+0.037, +0.047] at KL 1.'),
+          ('F3', 'the order of the methods at KL 1.'),
+          ('F8', 'LSC'),
+          ('F10', 'at KL 1 (dots)'),
+          ('L1', 'at its setting nearest 1)'),
+          ('I1', 'no method has rows at KL 1 in every seed'),
+      ],
+  )
+  def test_methods_are_compared_at_the_kl_that_is_asked_for(
+      self, run, tmp_path, name, says
+  ):
+    evaluation = os.path.join(run, 'evaluation')
+    make.build(evaluation, str(tmp_path), [name], kl=1.0)
+    frame = pd.read_csv(tmp_path / f'{name}.csv')
+    assert says in ' '.join(make.get(name).caption(frame, 1.0))
+    if name in ('F3', 'F8', 'F10'):
+      compared = frame['quantity'].isin(('rank', 'tau', 'difference', 'gain'))
+      assert set(frame['kl'][compared]) == {1.0}
+    assert 'kl=1.0' in (tmp_path / 'README.txt').read_text()
+
   def test_f8_counts_the_constant_as_a_reference(self, built):
     frame = pd.read_csv(os.path.join(built, 'F8.csv'))
-    text = ' '.join(make.get('F8').caption(frame))
+    text = ' '.join(make.get('F8').caption(frame, KL))
     assert '85% quantile of all prompts (control) +0.032' in text
     assert 'constant 0 +0.022' in text
     assert 'and the worst (constant 0)' in text
@@ -260,7 +287,7 @@ class TestFurtherNumbers:
     gain = frame[frame['quantity'] == 'difference'].set_index('method')['mean']
     # -.06 a nat, and .002 a seed of seeds 0 1 2.
     np.testing.assert_allclose(gain['or'], -0.118)
-    text = ' '.join(make.get('M1').caption(frame))
+    text = ' '.join(make.get('M1').caption(frame, KL))
     assert 'above LSC by the mean are min' in text
 
   def test_f10_scales_with_the_regime(self, built):
@@ -275,7 +302,7 @@ class TestFurtherNumbers:
     np.testing.assert_allclose(gain['scale_4'], 0.164)
     assert gain['homogeneous_gold'] < 0
     assert 'growth' not in gain.index and 'a_new_one' in gain.index
-    text = ' '.join(make.get('F10').caption(frame))
+    text = ' '.join(make.get('F10').caption(frame, KL))
     assert 'LSC is worse in: gold rewards, prompts alike.' in text
     assert 'raw reward: above zero in 8, below in 1, open in 0 of 9' in text
     # Six settings of normal rewards; those of t tails have no optimum of raw.
@@ -300,18 +327,18 @@ class TestFurtherNumbers:
     frame = pd.read_csv(os.path.join(built, 'L1.csv'))
     elsewhere = frame['objective'] != 'tilted'
     assert set(frame['learner'][elsewhere]) == {'raft', 'grpo_std'}
-    text = ' '.join(learners.caption(frame))
+    text = ' '.join(learners.caption(frame, KL))
     assert 'with 0 of 3' not in text and 'with no learner' in text
     assert 'RAFT to the best of k samples' in text
     # grpo_std loses .1 under LSC by design; ppo, grpo and dpo lose nothing.
     frame.loc[
         (frame['learner'] == 'dpo') & (frame['method'] == 'lsc'), 'mean'
     ] -= 0.01
-    assert 'with 1 of 3 learners (DPO)' in ' '.join(learners.caption(frame))
+    assert 'with 1 of 3 learners (DPO)' in ' '.join(learners.caption(frame, KL))
     assert learners.SAME_NOTE not in text
     rloo = frame[frame['learner'] == 'grpo'].assign(learner='rloo')
     frame = pd.concat([frame, rloo], ignore_index=True)
-    text = ' '.join(learners.caption(frame))
+    text = ' '.join(learners.caption(frame, KL))
     assert 'with 1 of 3 learners (DPO)' in text and learners.SAME_NOTE in text
 
   def test_l1_the_table_says_first_what_a_learner_converges_to(
@@ -367,7 +394,7 @@ class TestFurtherNumbers:
     frame = pd.read_csv(os.path.join(built, 'N1.csv'))
     own = frame[(frame['n'] == 10) & (frame['method'] == 'min')]
     assert list(own['quantity']) == ['unreached']
-    text = ' '.join(make.get('N1').caption(frame))
+    text = ' '.join(make.get('N1').caption(frame, KL))
     assert 'nothing is shown, at n = 10 (2 of 3 do).' in text
 
   def test_i1_without_rows_at_the_matched_kl_says_what_it_leaves_out(
@@ -377,14 +404,14 @@ class TestFurtherNumbers:
     shutil.copy(os.path.join(evaluation, 'independence.csv'), tmp_path)
     copula = pd.read_csv(os.path.join(evaluation, 'copula.csv'))
     copula.assign(kl=1.0).to_csv(tmp_path / 'copula.csv', index=False)
-    text = ' '.join(make.get('I1').caption(_draw('I1', tmp_path, tmp_path)))
+    text = ' '.join(make.get('I1').caption(_draw('I1', tmp_path, tmp_path), KL))
     assert 'Aligned policies are left out' in text
     growth = pd.read_csv(os.path.join(evaluation, 'growth.csv'))
     growth.assign(kl=1.0 * (growth['kl'] > 0)).to_csv(
         tmp_path / 'growth.csv', index=False
     )
     with pytest.raises(data.NoRows, match='at KL 2, and its table has KL 1'):
-      make.build(str(tmp_path), str(tmp_path), ['N1'])
+      make.build(str(tmp_path), str(tmp_path), ['N1'], kl=KL)
 
   def test_n1_gain_is_paired(self, built):
     frame = pd.read_csv(os.path.join(built, 'N1.csv'))
@@ -403,19 +430,21 @@ class TestFurtherNumbers:
   def test_c1_says_where_calibration_does_not_help(self, built):
     frame = pd.read_csv(os.path.join(built, 'C1.csv'))
     caption = make.get('C1').caption
-    assert 'is not lower' not in ' '.join(caption(frame))
+    assert 'is not lower' not in ' '.join(caption(frame, KL))
     ece = (frame['quantity'] == 'ece') & (frame['kind'] == 'isotonic')
     frame.loc[ece, 'mean'] = 0.5
-    assert 'is not lower after isotonic' in ' '.join(caption(frame))
+    assert 'is not lower after isotonic' in ' '.join(caption(frame, KL))
 
   def test_headline_has_both_intervals(self, run):
     evaluation = os.path.join(run, 'evaluation')
     load = lambda name: data.load(evaluation, name)
-    found = comparisons.summary(load('results.csv'), load('prompt_values.csv'))
+    found = comparisons.summary(
+        load('results.csv'), KL, load('prompt_values.csv')
+    )
     text = str(found.headline)
     assert found.has_two_intervals
     assert 'seeds [' in text and 'prompts [+' in text
-    found = comparisons.summary(load('results.csv'))
+    found = comparisons.summary(load('results.csv'), KL)
     assert not found.has_two_intervals
     assert 'prompts [' not in str(found.headline)
 
@@ -430,7 +459,7 @@ class TestFurtherNumbers:
     assert line.startswith('Helpful: win rate against SFT, gold quality, at ')
     kls = results.loc[rows, 'kl'].round(2)
     assert f'({kls.min():g} to {kls[kls < 1.9].max():g})' in line
-    assert line in comparisons.summary(results).losses.lines
+    assert line in comparisons.summary(results, KL).losses.lines
     one = results[results['seed'] == results['seed'].min()]
     assert not comparisons.losses(one).count  # nothing is established
 

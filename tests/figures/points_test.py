@@ -198,4 +198,4 @@ def test_every_figure_has_points_inside_its_picture(built, name):
 def test_an_unsaved_figure_is_laid_out_first(built):
   frame = pd.read_csv(os.path.join(built, 'F2.csv'))
   with open(os.path.join(built, 'F2.json')) as f:
-    assert hover.points(make.get('F2').draw(frame)) == json.load(f)
+    assert hover.points(make.get('F2').draw(frame, 2.0)) == json.load(f)

@@ -13,6 +13,7 @@ from tests.figures import synthetic
 from tests.stages import study
 
 ALL_LEARNERS = ('ppo', 'best_of', 'grpo', 'grpo_std', 'dpo', 'raft')
+KL = 2.0  # at which the methods of these runs are compared
 
 
 def make(workdir, seeds=(0, 1, 2), learners=ALL_LEARNERS, extras=True):
@@ -85,7 +86,7 @@ def make(workdir, seeds=(0, 1, 2), learners=ALL_LEARNERS, extras=True):
 def build(workdir):
   """The folder of all figures that the tables of a run allow."""
   out = os.path.join(workdir, 'figures')
-  figures.build(os.path.join(workdir, 'evaluation'), out)
+  figures.build(os.path.join(workdir, 'evaluation'), out, kl=KL)
   return out
 
 
@@ -111,8 +112,8 @@ def compute(run):
   for name, module in figures.FIGURES.items():
     make_table = module.table
 
-    def keep(folder, make_table=make_table, name=name):
-      return tables.setdefault(name, make_table(folder))
+    def keep(folder, kl, make_table=make_table, name=name):
+      return tables.setdefault(name, make_table(folder, kl))
 
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -123,5 +124,5 @@ def compute(run):
             os.path.join(run, 'evaluation', table), os.path.join(folder, table)
         )
       patch.setattr(module, 'table', keep)
-      figures.build(folder, os.path.join(run, 'figures'), [name])
+      figures.build(folder, os.path.join(run, 'figures'), [name], kl=KL)
   return tables

@@ -10,7 +10,8 @@ from scipy import stats
 
 from rlhf_jax.evaluation import schema
 from rlhf_jax.figures import data, estimates, evenness, make, words
-from rlhf_jax.report import pairwise, report
+from rlhf_jax.report import pairwise
+from tests.report import pages
 
 NAMES = ('F1', 'F4', 'F5', 'F6', 'F7')
 KLS = (0.5, 1.0, 1.5)
@@ -91,7 +92,7 @@ def run(tmp_path_factory):
   pd.DataFrame(
       joint, columns=columns('joint', 'helpful', 'harmless', *schema.OF_PROMPT)
   ).to_csv(folder / 'joint.csv', index=False)
-  make.build(str(folder), str(root / 'figures'), NAMES)
+  make.build(str(folder), str(root / 'figures'), NAMES, kl=1.0)
   return root
 
 
@@ -136,17 +137,10 @@ def test_several_seeds_are_averaged_over_prompts_first(tmp_path):
   np.testing.assert_allclose(found[1], mean + 0.01)
 
 
-def test_text_is_compared_at_the_kl_that_samples_reach(run):
-  rows = data.load(str(run / 'evaluation'), 'results.csv')
-  assert data.matched_kl(rows) == 1.0
-  exact = pd.DataFrame({'family': ['exact', 'ppo']})
-  assert data.matched_kl(exact) == 2.0
-
-
 def test_f5_counts_what_text_has(run):
   frame = _figure(run, 'F5')
   assert set(frame['metric']) == {'num_list_items', 'refuses', 'num_words'}
-  assert 'refuse' in make.get('F5').caption(frame)[0]
+  assert 'refuse' in make.get('F5').caption(frame, 1.0)[0]
 
 
 def test_f6_compares_best_of_k_within_prompts(run):
@@ -167,7 +161,7 @@ def test_f4_redraws_prompts_in_pairs(run):
   np.testing.assert_allclose(row['mean'], -sd)
   # Halving the spread of the same prompts is certain: no interval holds zero.
   assert (row['high'] < 0).all() and (row['low'] < -sd).all()
-  assert 'bootstrap' in evenness.caption(frame)[0]
+  assert 'bootstrap' in evenness.caption(frame, 1.0)[0]
 
 
 def test_the_bootstrap_knows_the_error_of_a_mean():
@@ -188,7 +182,7 @@ def test_the_judge_is_a_table_of_policies(run):
 
 
 def test_the_page_says_what_repeats(run):
-  path = report.write_report(str(run), str(run / 'report.html'))
+  path = pages.report_of(str(run), str(run / 'report.html'), kl=1.0)
   with open(path, encoding='utf-8') as f:
     page = f.read()
   assert 'Pairwise judge' in page

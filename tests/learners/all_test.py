@@ -67,7 +67,7 @@ def quantile_utility(ref_params):
   """In [0, 1], with the log-partition of a uniform at KL_COEF."""
   ref = tabular.sequence_logprobs(ref_params)
   utility = 0.25 + 0.5 * jax.nn.sigmoid(tabular.random_utility(3))
-  log_z = tilted.log_partition(ref, utility, kl_coef=KL_COEF)
+  log_z = tilted.optimal_objective(ref, utility, kl_coef=KL_COEF) / KL_COEF
   log_uniform = np.log(KL_COEF * (np.exp(1 / KL_COEF) - 1))
   utility += KL_COEF * (log_uniform - log_z)[:, None]
   assert 0 < utility.min() and utility.max() < 1

@@ -61,5 +61,17 @@ def copy(run: str, workdir: str) -> str:
 def write(run: str, workdir: str) -> str:
   """A copy of a run with its report, report.html, beside the figures."""
   copy(run, workdir)
-  report.write_report(workdir, os.path.join(workdir, 'report.html'))
+  report_of(workdir, os.path.join(workdir, 'report.html'))
   return workdir
+
+
+def report_of(workdir: str, out: str, kl: float = 2.0) -> str:
+  """Path of the report of a run, written to `out`."""
+  return report.write_report(
+      out,
+      kl=kl,
+      evaluation_dir=os.path.join(workdir, 'evaluation'),
+      figures_dir=os.path.join(workdir, 'figures'),
+      config_file=os.path.join(workdir, 'config.json'),
+      environment_file=os.path.join(workdir, 'environment.json'),
+  )

@@ -51,7 +51,7 @@ def _parse(path):
 def written(site, tmp_path_factory):
   """The report in a folder of its own, far from its figures."""
   out = str(tmp_path_factory.mktemp('report') / 'deep' / 'report.html')
-  assert report.write_report(site, out) == out
+  assert pages.report_of(site, out) == out
   return _parse(out)
 
 
@@ -124,7 +124,7 @@ class TestReport:
     text = ' '.join(beside[1].words)
     ids = {v for _, k, v in beside[1].attributes if k == 'id'}
     for name in make.FIGURES:
-      assert f"('{name}',))" in text
+      assert f"('{name}',), kl=2.0)" in text
       assert f'{name}-values' in ids
 
   def test_numbers_come_from_the_tables(self, written):
@@ -157,7 +157,7 @@ class TestReport:
 
   def test_one_seed_establishes_nothing(self, bare_run, tmp_path):
     out = str(tmp_path / 'report.html')
-    report.write_report(pages.copy(bare_run, str(tmp_path / 'run')), out)
+    pages.report_of(pages.copy(bare_run, str(tmp_path / 'run')), out)
     _, checker = _parse(out)
     text = ' '.join(checker.words)
     assert 'there are no intervals' in text
@@ -172,7 +172,7 @@ class TestReport:
         os.path.join(run, 'evaluation', 'results.csv'), tmp_path / 'evaluation'
     )
     out = str(tmp_path / 'report.html')
-    report.write_report(str(tmp_path), out)
+    pages.report_of(str(tmp_path), out)
     text = ' '.join(_parse(out)[1].words)
     assert 'No figure was made' in text
     assert 'No config.json was written' in text

@@ -105,6 +105,16 @@ def test_figure(finished_study, name):
     assert f'{name}.png' in f.read()
 
 
+def test_figures_and_report_compare_at_the_kl_of_the_config(finished_study):
+  kl = tiny.get_config().evaluate.matched_kl
+  assert kl == 0.25
+  path = os.path.join(finished_study, 'figures', 'F3.csv')
+  frame = pd.read_csv(path)
+  assert set(frame['kl'][frame['quantity'] == 'rank']) == {kl}
+  with open(os.path.join(finished_study, 'report.html')) as f:
+    assert 'comparisons at KL 0.25' in f.read()
+
+
 def test_report_is_one_file(finished_study):
   with open(os.path.join(finished_study, 'report.html')) as f:
     text = f.read()
