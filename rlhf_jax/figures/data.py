@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import dataclasses
 import os
 
+import numpy as np
 import pandas as pd
 
 from rlhf_jax.evaluation import schema
@@ -121,10 +122,11 @@ def present(frame: pd.DataFrame, column: str, order: Sequence[str]) -> list:
 
 def where(frame: pd.DataFrame, **values) -> pd.DataFrame:
   """The rows whose columns have these values; None stands for any."""
+  keep = np.ones(len(frame), bool)
   for column, value in values.items():
     if value is not None:
-      frame = frame[frame[column] == value]
-  return frame
+      keep &= (frame[column] == value).to_numpy(bool)
+  return frame[keep]  # rows are taken once, which is what costs
 
 
 def select(

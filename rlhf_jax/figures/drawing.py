@@ -69,7 +69,7 @@ def save(figure: Figure, file: str | typing.BinaryIO) -> None:
   lay the figure out by a drawing of its own first, for the same picture.
   """
   FigureCanvasAgg(figure).print_png(file, metadata={'Software': None})
-  figure.set_layout_engine('none')  # a second layout costs as much as the first
+  figure.set_layout_engine(None)  # a second layout costs as much as the first
 
 
 def make_figure(width: float, height: float, title: str) -> Figure:

@@ -108,15 +108,31 @@ def seed_values(
   Linear between the two nearest points of the seed's own curve, NaN beyond its
   ends: a curve is never extended.
   """
+  seeds, values = _seed_values(rows, method, family, kls)
+  return pd.DataFrame(values, index=seeds, columns=list(kls))
+
+
+def _seed_values(rows, method: str, family: str, kls):
+  """The seeds [s] of `seed_values`, and its values [s k]."""
   rows = data.where(rows, method=method, family=family)
   seeds, kl, value = (rows[c].to_numpy() for c in ('seed', 'kl', 'value'))
-  out = {}
-  for seed in np.unique(seeds):
+  found = np.unique(seeds)
+  out = np.empty((len(found), len(kls)))
+  for i, seed in enumerate(found):
     own = np.flatnonzero(seeds == seed)
     own = own[np.argsort(kl[own])]
     x = np.round(kl[own], 3) if family in names.GRIDS else kl[own]
-    out[seed] = np.interp(kls, x, value[own], left=np.nan, right=np.nan)
-  return pd.DataFrame.from_dict(out, orient='index', columns=list(kls))
+    out[i] = np.interp(kls, x, value[own], left=np.nan, right=np.nan)
+  return found, out
+
+
+def _paired(rows, method: str, baseline: str, family: str, kls):
+  """Values [s k] of two methods at given KL, of the seeds that both have."""
+  (seeds, a), (others, b) = (
+      _seed_values(rows, m, family, kls) for m in (method, baseline)
+  )
+  _, i, j = np.intersect1d(seeds, others, return_indices=True)
+  return a[i], b[j]
 
 
 def differences(
@@ -140,25 +156,18 @@ def differences(
   if kls is None:
     kls = sorted(rows[rows['family'] == grid]['kl'].round(3).unique())
   family = family or grid
-  a = seed_values(rows, method=method, family=family, kls=kls)
-  b = seed_values(rows, method=baseline, family=family, kls=kls)
+  a, b = _paired(rows, method, baseline, family, kls)
+  label = {'family': family, 'method': f'{method}-{baseline}'}
   out = []
-  if len(a) and len(b):
-    a, b = a.align(b, join='inner', axis=0)
-    for kl in kls:
-      difference = (a[kl] - b[kl]).to_numpy()
-      if len(difference) and np.isfinite(difference).all():
-        out.append(
-            {
-                'family': family,
-                'method': f'{method}-{baseline}',
-                'strength': kl,
-                'kl': kl,
-                'baseline_mean': b[kl].mean(),
-                'method_mean': a[kl].mean(),
-            }
-            | interval(difference)
-        )
+  for kl, of_method, of_baseline in zip(kls, a.T, b.T, strict=True):
+    difference = of_method - of_baseline
+    if len(difference) and np.isfinite(difference).all():
+      means = {
+          'baseline_mean': of_baseline.mean(),
+          'method_mean': of_method.mean(),
+      }
+      at = {'strength': kl, 'kl': kl}
+      out.append(label | at | means | interval(difference))
   if not out:
     return pd.DataFrame()
   return pd.DataFrame(out).assign(
@@ -210,14 +219,8 @@ def area_difference(
   kls = [k for k in kls if AREA[0] <= k <= AREA[1]]
   if len(kls) < 2:
     return {}
-  a, b = (
-      seed_values(exact, method=m, family=family, kls=kls)
-      for m in (method, baseline)
-  )
-  if not len(a) or not len(b):
-    return {}
-  a, b = a.align(b, join='inner', axis=0)
-  gap = (a - b).to_numpy()
+  a, b = _paired(exact, method, baseline, family, kls)
+  gap = a - b
   if not len(gap) or not np.isfinite(gap).all():
     return {}
   return interval(np.trapezoid(gap, kls, axis=1) / (kls[-1] - kls[0]))

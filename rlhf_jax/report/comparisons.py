@@ -1,6 +1,7 @@
 """Tables of the report: raw against LSC at equal KL, with intervals."""
 
 from collections.abc import Sequence
+import itertools
 import typing
 
 import pandas as pd
@@ -67,15 +68,21 @@ HEADLINES = (
 )
 
 
-def _panels(results: pd.DataFrame) -> list[tuple[str, str, str]]:
-  """(property, metric, judge) of the results, in reading order."""
+def _panels(
+    results: pd.DataFrame,
+) -> list[tuple[tuple[str, str, str], pd.DataFrame]]:
+  """(property, metric, judge) with their rows, in reading order.
+
+  Differences are found faster in the rows of one panel than in all.
+  """
   out = []
   for property in data.present(results, 'property', names.PROPERTIES):
     rows = results[results['property'] == property]
     for metric in data.present(rows, 'metric', tuple(METRICS)):
       judges = rows[rows['metric'] == metric]
       for judge in data.present(judges, 'judge', names.JUDGES):
-        out.append((property, metric, judge))
+        panel = judges[judges['judge'] == judge]
+        out.append(((property, metric, judge), panel))
   return out
 
 
@@ -133,13 +140,9 @@ def outcomes(results: pd.DataFrame, kl: float) -> list[Outcome]:
   Those of optima, by judges other than the reward model that was optimised.
   """
   found = []
-  for property, metric, judge in _panels(results):
+  for (property, metric, judge), panel in _panels(results):
     rows = estimates.differences(
-        results,
-        property=property,
-        metric=metric,
-        judge=judge,
-        kls=[kl],
+        panel, property=property, metric=metric, judge=judge, kls=[kl]
     )
     if len(rows) and not _is_proxy(metric, judge):
       row = rows.iloc[0]
@@ -227,11 +230,11 @@ def only_raw_and_lsc(results: pd.DataFrame) -> pd.DataFrame:
 def losses(results: pd.DataFrame) -> Listing:
   """Every measure by which LSC is established as worse at some KL."""
   found = []
-  for property, metric, judge in _panels(results):
+  for (property, metric, judge), panel in _panels(results):
     if _is_proxy(metric, judge):
       continue
     rows = estimates.differences(
-        results, property=property, metric=metric, judge=judge
+        panel, property=property, metric=metric, judge=judge
     )
     worse = [r for _, r in rows.iterrows() if _direction(metric, r) == 'worse']
     if worse:
@@ -328,18 +331,19 @@ class Curve(typing.NamedTuple):
 def curves(results: pd.DataFrame) -> list[Curve]:
   """The optima, then every learner of CURVES that has a comparison."""
   results = only_raw_and_lsc(results)
+  kls = _KLS_OF_SAMPLES if data.is_sampled(results) else _KLS
+  panels = _panels(results)
   found = []
   for family in [f for f in CURVES if f in set(results['family'])]:
     tables = []
-    for property in data.present(results, 'property', names.PROPERTIES):
+    for property, own in itertools.groupby(panels, lambda p: p[0][0]):
       rows = [
           (_describe(metric, judge), *cells)
-          for p, metric, judge in _panels(results)
-          if p == property
-          and (cells := _cells(results, property, metric, judge, family))
+          for (_, metric, judge), panel in own
+          if (cells := _cells(panel, property, metric, judge, family, kls))
       ]
       if rows:
-        header = ['metric', *(f'KL {kl:g}' for kl in _kls(results))]
+        header = ['metric', *(f'KL {kl:g}' for kl in kls)]
         tables.append((names.label(property), page.Table(header, rows)))
     if not tables:
       continue
@@ -352,15 +356,12 @@ def curves(results: pd.DataFrame) -> list[Curve]:
   return found
 
 
-def _kls(results: pd.DataFrame) -> tuple[float, ...]:
-  return _KLS_OF_SAMPLES if data.is_sampled(results) else _KLS
-
-
-def _cells(results, property, metric, judge, family) -> list[page.Cell] | None:
+def _cells(
+    panel, property, metric, judge, family, kls
+) -> list[page.Cell] | None:
   """The cells of one metric, None when no KL can be compared."""
-  kls = _kls(results)
   rows = estimates.differences(
-      results,
+      panel,
       property=property,
       metric=metric,
       judge=judge,
