@@ -46,6 +46,7 @@ PROBE = {
     'reward_model.train.pooling': 'mean',
     'reward_model.num_epochs': 20,
     'reward_model.optim.peak_lr': 0.1,
+    'reward_model.checkpoint_every': 1_000,
 }
 
 
@@ -143,7 +144,10 @@ def test_only_what_is_trained_is_kept(made, tmp_path, how):
 
 def test_training_lowers_the_loss_from_the_checkpoint(made, tmp_path):
   config, workdir = start(
-      made, tmp_path, **train('sft', LORA), **{'sft.num_epochs': 8}
+      made,
+      tmp_path,
+      **train('sft', LORA),
+      **{'sft.num_epochs': 8, 'sft.checkpoint_every': 1_000},
   )
   run([sft], config, workdir)
   lines = (tmp_path / 'seed_0/sft/metrics.jsonl').read_text().splitlines()
@@ -277,7 +281,11 @@ def rewards_of_pairs(config, workdir):
 def test_a_reward_is_learned_and_scores_as_it_was_tested(
     made, tmp_path, fields
 ):
-  learning = {'reward_model.num_epochs': 20, 'reward_model.optim.peak_lr': 0.03}
+  learning = {
+      'reward_model.num_epochs': 20,
+      'reward_model.optim.peak_lr': 0.03,
+      'reward_model.checkpoint_every': 1_000,
+  }
   config, workdir = start(made, tmp_path, **(learning | fields))
   run([reward_model], config, workdir)
   out = tmp_path / 'seed_0/reward_model/helpful_reward_model'

@@ -108,7 +108,7 @@ def get_config(folder: str, pairs: pathlib.Path):
       prompts_per_step=4,
       samples_per_prompt=2,
       num_minibatches=1,
-      checkpoint_every=1,
+      checkpoint_every=2,
       sweep=(),
   )
   return c
