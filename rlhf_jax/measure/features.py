@@ -89,6 +89,12 @@ def make(
   return Features(ref_logprobs=ref_logprobs, metrics=metrics, values=values)
 
 
+@jax.jit
+def _sequence_kls(logprobs, ref_logprobs):
+  """KL [g x] of each policy, one after the other."""
+  return jax.lax.map(lambda p: tilted.sequence_kl(p, ref_logprobs), logprobs)
+
+
 def measure(
     features: Features, logprobs: Float[Array, 'g x y']
 ) -> tuple[np.ndarray, list[dict[tuple[str, str], float]]]:
@@ -101,11 +107,7 @@ def measure(
   table |= {f'value/{j}/{r}': v for (j, r), v in features.values.items()}
   means = enumerated.expectations(logprobs, table)
   ref_means = enumerated.expectations(features.ref_logprobs[None], table)
-  kls = np.asarray(
-      jax.lax.map(
-          lambda p: tilted.sequence_kl(p, features.ref_logprobs), logprobs
-      )
-  )
+  kls = np.asarray(_sequence_kls(logprobs, features.ref_logprobs))
   found = {
       (judge, metric): means[f'feature/{judge}/{metric}'].mean(-1)
       for judge, metric in features.metrics

@@ -147,6 +147,14 @@ def fit_temperature(
     Guo et al. 2017, arXiv:1706.04599, section 4.2.
   """
   _, m = masked.clean(valid, margins)
+  bracket = jnp.log(jnp.array([_MIN_TEMPERATURE, _MAX_TEMPERATURE]))
+  low, high = _bisect(m, bracket[0], bracket[1])
+  return jnp.exp(0.5 * (low + high))
+
+
+@jax.jit
+def _bisect(m, low, high):
+  """The bracket of log T that is left, for margins that are 0 where masked."""
 
   def log_pull(sign: int, a: Array) -> Array:
     """log sum |m| sigma(-a m) over the margins of one sign."""
@@ -165,9 +173,7 @@ def fit_temperature(
         jnp.where(too_warm, middle, high),
     )
 
-  bracket = jnp.log(jnp.array([_MIN_TEMPERATURE, _MAX_TEMPERATURE]))
-  low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (bracket[0], bracket[1]))
-  return jnp.exp(0.5 * (low + high))
+  return jax.lax.fori_loop(0, _BISECTIONS, halve, (low, high))
 
 
 def fit_isotonic(
