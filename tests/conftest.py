@@ -1,5 +1,6 @@
 """Eight CPU devices, strict shapes, and a compilation cache for every test."""
 
+import gc
 import os
 import pathlib
 import sys
@@ -30,6 +31,7 @@ sys.path[:0] = [str(ROOT / 'configs'), str(ROOT)]
 flags.FLAGS.mark_as_parsed()  # for absltest.create_tempdir under pytest
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_include_full_tracebacks_in_locations', False)
 
 CACHE = (
     pathlib.Path(os.environ.get('RLHF_JAX_TEST_CACHE', tempfile.gettempdir()))
@@ -58,6 +60,7 @@ def pytest_collection_modifyitems(items):
   """Orders the tests by file: FIRST, then all others as they are."""
   place = {name: i for i, name in enumerate(FIRST)}
   items.sort(key=lambda item: place.get(item.nodeid.split('::')[0], len(FIRST)))
+  gc.freeze()  # what has been imported stays: it need not be searched for garbage
 
 
 @pytest.fixture(scope='module', autouse=True)

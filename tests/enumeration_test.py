@@ -11,6 +11,7 @@ from rlhf_jax import sampling as sampling_lib
 from rlhf_jax.models import heads, lm
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.types import SamplingConfig
+from tests.models import random_params
 
 CFG = LMConfig(
     vocab_size=10,
@@ -73,7 +74,7 @@ def test_order_is_by_length_then_lexicographic():
 )
 def test_logprobs_equal_those_of_explicit_sequences(change):
   cfg = dataclasses.replace(CFG, **change)
-  params = lm.init(jax.random.key(0), cfg)
+  params = random_params.init(cfg)
   got = _logprobs(
       params, PROMPTS, PROMPT_MASK, cfg, sampling=SAMPLING, moves=MOVES
   )
@@ -87,7 +88,7 @@ def test_logprobs_equal_those_of_explicit_sequences(change):
 def test_logprobs_without_forced_eos():
   """Cut responses are not in the space, so it holds less than all the mass."""
   sampling = dataclasses.replace(SAMPLING, force_eos=False)
-  params = lm.init(jax.random.key(0), CFG)
+  params = random_params.init(CFG)
   got = _logprobs(
       params, PROMPTS, PROMPT_MASK, CFG, sampling=sampling, moves=MOVES
   )
@@ -96,12 +97,12 @@ def test_logprobs_without_forced_eos():
   assert (jnp.exp(got).sum(1) < 0.99).all()
 
 
-@pytest.mark.parametrize('readout', ['sum', 'last', 'norm'])
-@pytest.mark.parametrize('num_kv_heads', [1, 2, 4])
+@pytest.mark.parametrize(
+    ('readout', 'num_kv_heads'), [('sum', 1), ('last', 2), ('norm', 4)]
+)
 def test_rewards_equal_those_of_explicit_sequences(readout, num_kv_heads):
   cfg = dataclasses.replace(CFG, num_kv_heads=num_kv_heads)
-  params = heads.init_scalar(jax.random.key(0), cfg)
-  params['head']['bias'] = jnp.asarray(0.2)
+  params = random_params.init_scalar(cfg, bias=0.2)
   got = _rewards(
       params,
       PROMPTS,
@@ -117,7 +118,7 @@ def test_rewards_equal_those_of_explicit_sequences(readout, num_kv_heads):
 
 
 def test_sampled_responses_have_their_enumerated_probability():
-  params = lm.init(jax.random.key(1), CFG)
+  params = random_params.init(CFG, seed=1)
   logprobs = np.asarray(
       _logprobs(
           params, PROMPTS, PROMPT_MASK, CFG, sampling=SAMPLING, moves=MOVES

@@ -9,6 +9,7 @@ from rlhf_jax import sampling as sampling_lib
 from rlhf_jax.models import lm
 from rlhf_jax.models.transformer import LMConfig
 from rlhf_jax.types import SamplingConfig
+from tests.models import random_params
 
 CFG = LMConfig(
     vocab_size=9,
@@ -27,7 +28,7 @@ PROMPT_MASK = jnp.array([[0, 0, 1], [0, 1, 1], [1, 1, 1]], bool)
 
 
 def _params(seed=0):
-  params = lm.init(jax.random.key(seed), CFG)
+  params = random_params.init(CFG, seed)
   params['embed']['embedding'] *= 1.5  # so that tokens differ in probability
   return params
 
@@ -71,10 +72,10 @@ def test_logprobs_equal_rescored_logprobs(scan_layers):
 
 
 def test_rows_are_prompt_major():
-  rollout = _draw(num_samples=2)
-  rows = np.array([0, 0, 1, 1, 2, 2])
+  rollout = _draw()
+  rows = np.repeat([0, 1, 2], 64)
   np.testing.assert_array_equal(rollout.prompt_tokens, PROMPTS[rows])
-  np.testing.assert_array_equal(rollout.prompt_mask[3], PROMPT_MASK[1])
+  np.testing.assert_array_equal(rollout.prompt_mask, PROMPT_MASK[rows])
 
 
 def test_mask_ends_with_eos_and_pad_follows():
@@ -223,12 +224,13 @@ def test_decodes_no_further_than_the_longest_response(
   monkeypatch.setattr(sampling_lib.cache_lib, 'decode', counted)
   # Every token but EOS is banned; t < min_tokens leaves one other.
   only = (1, 3, 4, 5, 6, 7) + ((8,) if min_tokens == 0 else ())
-  rollout = sampling_lib.sample(
+  fn = lambda *args, **kwargs: sampling_lib.sample(*args, **kwargs)
+  rollout = jax.jit(fn, static_argnames=('cfg', 'sampling', 'num_samples'))(
       _params(),
       PROMPTS,
       PROMPT_MASK,
       sampling_lib.sample_keys(0, 0, jnp.arange(3), 1),
-      CFG,
+      cfg=CFG,
       sampling=SamplingConfig(
           num_tokens=6,
           temperature=1e-3,

@@ -152,7 +152,8 @@ def test_one_program_for_all_groups_of_a_size(
 ):
   workdir = _copy(finished_study, tmp_path / 'study')
   for kl_coefs in ((0.3, 0.6), (0.9, 1.2)):
-    vmapped.execute_group(_configs(_RLOO, kl_coefs), workdir)
+    two_steps = _RLOO | {'policy.num_steps': 2}
+    vmapped.execute_group(_configs(two_steps, kl_coefs), workdir)
   assert len(programs) == 6  # rollout, utility and update, asked for twice
   assert programs[3:] == programs[:3]
   assert [fn._cache_size() for fn in programs[:3]] == [1, 1, 1]
@@ -191,9 +192,19 @@ def whole(finished_study, tmp_path_factory):
 # Three runs, each with a checkpoint every two steps.
 @pytest.mark.parametrize(
     ('number', 'steps'),
-    ((7, [5, 6]), (5, [3, 4, 5, 6, 5, 6]), (3, [1, 2, 3, 4, 5, 6] + [3, 4, 5, 6])),
-    ids=('at the same step', 'one ahead', 'two ahead, one at the start'),
-)  # fmt: skip
+    (
+        pytest.param(7, [5, 6], id='at the same step'),
+        pytest.param(
+            5, [3, 4, 5, 6, 5, 6], id='one ahead', marks=pytest.mark.slow
+        ),
+        pytest.param(
+            3,
+            [1, 2, 3, 4, 5, 6] + [3, 4, 5, 6],
+            id='two ahead, one at the start',
+            marks=pytest.mark.slow,
+        ),
+    ),
+)
 def test_stopped_and_resumed(
     number, steps, whole, finished_study, tmp_path, monkeypatch
 ):

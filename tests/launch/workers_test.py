@@ -19,7 +19,7 @@ def _mappings() -> int:
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/maps'), reason='no /proc')
 def test_programs_are_dropped_when_they_hold_too_many_mappings():
-  fns = [jax.jit(lambda x, i=i: jnp.tanh(x * i).sum() + i) for i in range(40)]
+  fns = [jax.jit(lambda x, i=i: jnp.tanh(x * i).sum() + i) for i in range(10)]
   x = jnp.arange(7.0)
   want = [float(fn(x)) for fn in fns]
   before = _mappings()
@@ -61,6 +61,7 @@ def _run(board, **how):
     preemption.release()
 
 
+@pytest.mark.slow
 def test_pool_that_goes_on_runs_all_that_does_not_need_a_failure(capsys):
   units = [
       _Unit('a', does='fail'),

@@ -36,7 +36,7 @@ def _metrics(params, ref_params, rollout, sampling, ref_sampling=None):
   )
 
 
-@pytest.mark.parametrize('temperature', [0.5, 0.7, 1.0])
+@pytest.mark.parametrize('temperature', [0.7, 1.0])
 def test_kl_of_the_reference_with_itself_is_exactly_zero(temperature):
   sampling = dataclasses.replace(tiny_lm.SAMPLING, temperature=temperature)
   params = tiny_lm.policy_params(0)
@@ -50,7 +50,7 @@ def test_kl_of_the_reference_with_itself_is_exactly_zero(temperature):
     assert abs(value) > 1e-2, name
 
 
-@pytest.mark.parametrize('temperature', [0.5, 0.7, 1.0])
+@pytest.mark.parametrize('temperature', [0.7, 1.0])
 def test_logprobs_of_the_sampler_are_those_of_the_policy(temperature):
   sampling = dataclasses.replace(tiny_lm.SAMPLING, temperature=temperature)
   params = tiny_lm.policy_params(0)

@@ -417,14 +417,15 @@ def test_reference_logprobs_and_kl():
   ref_logprobs, got = _reference(params, other, *batch, CFG, sampling=SAMPLING)
   logprobs, _ = _logprobs(other, *batch, CFG, sampling=SAMPLING)
   np.testing.assert_allclose(ref_logprobs, logprobs, rtol=1e-6)
-  hidden, ref_hidden = (
-      lm.response_hidden(p, *batch, CFG) for p in (params, other)
+  scores = jax.jit(
+      lambda p: lm.logits(p, lm.response_hidden(p, *batch, CFG), CFG)
   )
+  scores, ref_scores = scores(params), scores(other)
   for row, t in [(0, 1), (0, 2), (1, 1)]:
     keep = [i for i in range(13) if i not in (0, 1, 12)]
     p, q = (
-        np.asarray(lm.logits(m, h[row, t], CFG))[keep] / SAMPLING.temperature
-        for m, h in ((params, hidden), (other, ref_hidden))
+        np.asarray(s)[row, t, keep] / SAMPLING.temperature
+        for s in (scores, ref_scores)
     )
     p, q = np.exp(p) / np.exp(p).sum(), np.exp(q) / np.exp(q).sum()
     np.testing.assert_allclose(

@@ -34,18 +34,24 @@ def _make(params, **options):
   return pairwise.make_judge(params, CFG, ByteTokenizer(), **options)
 
 
+@jax.jit
+def _last_probabilities(params, ids):
+  hidden = lm.hidden_states(params, ids, jnp.ones(ids.shape, bool), CFG)
+  return jax.nn.softmax(lm.logits(params, hidden, CFG)[0, -1])
+
+
 def _next_token(params, text):
   """P(next token) after `text` alone, without padding."""
-  ids = jnp.array([ByteTokenizer().encode(text)])
-  hidden = lm.hidden_states(params, ids, jnp.ones(ids.shape, bool), CFG)
-  return np.asarray(jax.nn.softmax(lm.logits(params, hidden, CFG)[0, -1]))
+  ids = np.array([ByteTokenizer().encode(text)])
+  return np.asarray(_last_probabilities(params, ids))
 
 
 def test_logprobs_are_of_the_next_token(params):
   ids = ByteTokenizer().encode('AB')
   tokens = jnp.array([[0, 0, 70, 71], [72, 73, 74, 75]])
   mask = tokens > 0
-  got = pairwise.choice_logprobs(params, tokens, mask, CFG, tuple(ids))
+  logprobs = jax.jit(pairwise.choice_logprobs, static_argnums=(3, 4))
+  got = logprobs(params, tokens, mask, CFG, tuple(ids))
   for row, text in enumerate((bytes([67, 68]), bytes([69, 70, 71, 72]))):
     want = np.log(_next_token(params, text.decode())[ids])
     np.testing.assert_allclose(got[row], want, rtol=1e-4)

@@ -37,7 +37,7 @@ def _metrics(folder):
 @pytest.mark.parametrize(
     ('stage', 'overrides'),
     [
-        ('sft', {}),
+        pytest.param('sft', {}, marks=pytest.mark.slow),
         pytest.param('reward_model', {}, marks=pytest.mark.slow),
         pytest.param(
             'policy', _LSC | {'policy.learner': 'ppo'}, marks=pytest.mark.slow

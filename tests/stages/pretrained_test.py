@@ -262,7 +262,7 @@ def rewards_of_pairs(config, workdir):
 @pytest.mark.parametrize(
     'fields',
     (
-        pytest.param({}, id='full'),
+        pytest.param({}, id='full', marks=pytest.mark.slow),
         pytest.param(
             train('reward_model', LAST_N), id='last_n', marks=pytest.mark.slow
         ),
@@ -275,6 +275,7 @@ def rewards_of_pairs(config, workdir):
                 'reward_model.calibration': 'temperature',
             },
             id='hidden',
+            marks=pytest.mark.slow,
         ),
     ),
 )
@@ -398,10 +399,10 @@ def test_texts_of_another_form_are_not_scored(made, probed):
 @pytest.mark.parametrize(
     ('learner', 'how'),
     (
-        pytest.param('ppo', {}, id='ppo-full'),
+        pytest.param('ppo', {}, id='ppo-full', marks=pytest.mark.slow),
         pytest.param('ppo', LAST_N, id='ppo-last_n'),
         pytest.param('ppo', LORA, id='ppo-lora'),
-        pytest.param('rloo', LORA, id='rloo-lora'),
+        pytest.param('rloo', LORA, id='rloo-lora', marks=pytest.mark.slow),
         pytest.param('rloo', {}, id='rloo-full', marks=pytest.mark.slow),
         pytest.param('rloo', LAST_N, id='rloo-last_n', marks=pytest.mark.slow),
     ),
