@@ -22,7 +22,7 @@ import math
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 
 from rlhf_jax.data.world import rules
@@ -49,7 +49,7 @@ class Listed(Space):
 
   by_prompt = False
 
-  def __init__(self, config: ml_collections.ConfigDict, workdir: str):
+  def __init__(self, config: ConfigDict, workdir: str):
     super().__init__(config, workdir)
     self._utilities = {}
     self.world = sources.make_world(config)
@@ -196,7 +196,7 @@ class Sampled(Space):
 
   by_prompt = True
 
-  def __init__(self, config: ml_collections.ConfigDict, workdir: str):
+  def __init__(self, config: ConfigDict, workdir: str):
     super().__init__(config, workdir)
     parts = [self._load({'samples.of': 'sft'})]
     parts += [
@@ -363,7 +363,7 @@ def _overrides(run: dict) -> dict:
   return {f'policy.{name}': value for name, value in run.items()}
 
 
-def of(config: ml_collections.ConfigDict, workdir: str) -> Space:
+def of(config: ConfigDict, workdir: str) -> Space:
   """The space of evaluate.property: of all responses where they can be listed."""
   space = Listed if configs.responses_are_listed(config) else Sampled
   return space(config, workdir)

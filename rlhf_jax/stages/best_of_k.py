@@ -7,7 +7,7 @@ taken from the enumerated responses, where it is exact and not its upper bound.
 
 import os
 
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 
 from rlhf_jax import files
@@ -22,9 +22,7 @@ FIELDS = fields.FIELDS['best_of_k']
 folder = folders.best_of_k
 
 
-def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: Progress
-) -> None:
+def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Writes results.csv: the rows of learner best_of_K, for every K.
 
   There are rows of the methods of best_of_k.methods; of every method that applies,

@@ -13,7 +13,7 @@ import os
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 
 from rlhf_jax import files, optim, programs, sharding, train_state
@@ -43,7 +43,7 @@ folder = folders.references
 
 
 def response_rewards(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     workdir: str,
     reward: str,
     ids: np.ndarray,
@@ -80,7 +80,7 @@ class Prepared:
     record: what was done, for references.json.
   """
 
-  config: ml_collections.ConfigDict
+  config: ConfigDict
   workdir: str
   prompts: prompts_lib.Prompts
   samples: dict[str, Float[np.ndarray, 'x m']]
@@ -181,7 +181,7 @@ def make_regression(lm_cfg, eos_id, optim_cfg, q):
 
 
 def fit_quantiles(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     workdir: str,
     prompts: prompts_lib.Prompts,
     samples: Float[np.ndarray, 'x m'],
@@ -250,9 +250,7 @@ def _curve(config, workdir, reward) -> dict[str, np.ndarray]:
   }
 
 
-def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: Progress
-) -> None:
+def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Writes REWARD.npz for every reward, and references.json.
 
   REWARD.npz: samples [x m], rewards of the SFT samples of every prompt; ref/SPEC

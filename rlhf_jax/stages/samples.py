@@ -7,7 +7,7 @@ of the SFT policy stand for all responses, and each trained policy has its own.
 import os
 
 import jax.numpy as jnp
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 
 from rlhf_jax import files, programs
@@ -48,9 +48,7 @@ def make_kl(lm_cfg, sampling, chunk_size):
   return kl
 
 
-def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: Progress
-) -> None:
+def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Writes samples.npz, of x held-out prompts and n responses to each.
 
   tokens, mask  [x n t]

@@ -4,7 +4,7 @@ import os
 
 import jax
 import jax.numpy as jnp
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax import files
 from rlhf_jax.rewards import links
@@ -15,9 +15,7 @@ from rlhf_jax.study.configs import registered
 from rlhf_jax.study.errors import ConfigError
 
 
-def section_of(
-    config: ml_collections.ConfigDict, method: str
-) -> ml_collections.ConfigDict:
+def section_of(config: ConfigDict, method: str) -> ConfigDict:
   """The section of a method; ConfigError names the known ones."""
   if method not in config.methods:
     raise ConfigError(
@@ -27,9 +25,7 @@ def section_of(
   return config.methods[method]
 
 
-def methods_of(
-    config: ml_collections.ConfigDict, property_name: str
-) -> tuple[str, ...]:
+def methods_of(config: ConfigDict, property_name: str) -> tuple[str, ...]:
   """The methods whose exact optima a property is measured under.
 
   All, but those that name other properties, and those that have no optimum.
@@ -43,7 +39,7 @@ def methods_of(
 
 
 def make_objective(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     property_name: str,
     method: str,
     workdir: str | None = None,
@@ -91,7 +87,7 @@ def _learned_options(config, workdir, reward, transform) -> dict[str, float]:
 
 
 def reward_weights(
-    config: ml_collections.ConfigDict, property_name: str, method: str
+    config: ConfigDict, property_name: str, method: str
 ) -> dict[str, jax.Array]:
   """The weight of each reward of a property in a method's aggregate."""
   given = section_of(config, method).weights
@@ -102,7 +98,7 @@ def reward_weights(
 
 
 def load_references(
-    config: ml_collections.ConfigDict, workdir: str, method: str
+    config: ConfigDict, workdir: str, method: str
 ) -> dict[str, references_lib.Reference]:
   """Reference rewards of every prompt under a method, by reward name."""
   spec = section_of(config, method).reference

@@ -6,7 +6,7 @@ A path is dotted; `*` in it stands for every name in a section.
 from collections.abc import Iterator
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax.models import heads, probe
 from rlhf_jax.study.errors import ConfigError
@@ -163,9 +163,7 @@ def require_one_of(path: str, value: Any, known: tuple) -> None:
   )
 
 
-def fields(
-    config: ml_collections.ConfigDict, path: str
-) -> Iterator[tuple[str, Any]]:
+def fields(config: ConfigDict, path: str) -> Iterator[tuple[str, Any]]:
   """Yields (path, value) of every field that a path with `*` stands for."""
   found = [('', config)]
   for name in path.split('.'):
@@ -177,7 +175,7 @@ def fields(
   yield from found
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: ConfigDict) -> None:
   """Raises ConfigError for a field that a row of the tables refuses."""
   for pattern, of in NAMES.items():
     if config.regime and pattern in SHARED_WITH_REGIMES:

@@ -1,6 +1,6 @@
 """Refusals of what a study is made of: its rewards, data, stages and numbers."""
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax.evaluation import pairwise
 from rlhf_jax.study import configs, sources
@@ -15,7 +15,7 @@ _OF_LISTED = ('tables', 'best_of_k', 'analysis')
 _EVALUATORS = ('evaluator', 'second_evaluator')
 
 
-def check(c: ml_collections.ConfigDict) -> None:
+def check(c: ConfigDict) -> None:
   """Raises ConfigError for a study that cannot be."""
   require(len(c.seeds) > 0, 'seeds is empty: give at least one.')
   require(
@@ -63,7 +63,7 @@ def _check_tokenizer(c):
   )
 
 
-def check_stage(c: ml_collections.ConfigDict, stage: str) -> None:
+def check_stage(c: ConfigDict, stage: str) -> None:
   """Raises ConfigError for a stage that the source of the study cannot have."""
   listed = configs.responses_are_listed(c)
   require(
@@ -149,7 +149,7 @@ def _check_text(c):
     )
 
 
-def check_analysis(c: ml_collections.ConfigDict) -> None:
+def check_analysis(c: ConfigDict) -> None:
   """Raises ConfigError for an analysis of what the study does not have."""
   if 'analysis' not in c.stages:
     return
