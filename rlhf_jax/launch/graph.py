@@ -5,9 +5,7 @@ ROWS has one row for each stage: everything that the launcher knows of it.
 
 from collections.abc import Callable, Iterator
 import dataclasses
-import functools
 import graphlib
-import operator
 import types
 from typing import Any
 
@@ -234,16 +232,14 @@ class _Graph:
   def _add(self, stage, config, at, overrides) -> None:
     """Adds one task."""
     row = ROWS[stage]
-    name = _folder(row.module, config, overrides)
+    name = row.module.folder(configs.with_overrides(config, overrides))
     if name in self._names:
       raise ConfigError(
           f'{name} would be made twice: an entry of seeds, rewards or'
           ' policy.sweep is repeated.'
       )
     scope = _scope(row, at, overrides)
-    needed = row.needs
-    if row.needs_of:
-      needed = row.needs_of(config, overrides)
+    needed = row.needs_of(config, overrides) if row.needs_of else row.needs
     needs = tuple(
         other
         for need in needed
@@ -268,24 +264,3 @@ def _scope(row: Stage, at: Overrides, overrides: Overrides) -> Overrides:
   }:
     scope['policy'] = policy_fields
   return scope
-
-
-def _folder(
-    stage: types.ModuleType, config: ConfigDict, overrides: Overrides
-) -> str:
-  """The folder of a task, found without a copy of the config, which is slow.
-
-  Args:
-    stage: the module of the stage.
-    config: an unlocked one, as which it is left.
-    overrides: those of the task, in effect while its folder is asked for.
-  """
-  before = {
-      path: functools.reduce(operator.getitem, path.split('.'), config)
-      for path in overrides
-  }
-  config.update_from_flattened_dict(overrides)
-  try:
-    return stage.folder(config)
-  finally:
-    config.update_from_flattened_dict(before)

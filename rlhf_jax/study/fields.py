@@ -11,43 +11,21 @@ _SCORED = ('reward_model', 'judges', 'scorers', 'reward_scales', 'property_modul
 _POLICY = (*_SAMPLED, *_SCORED, 'properties', 'methods', 'references', 'policy')
 _TABLES = (*_SAMPLED, *_SCORED, 'policy_seeds')
 _EVALUATE = (
-    *_POLICY,
-    'policy_seeds',
-    'evaluate',
-    'samples',
-    'judge',
-    'best_of_k',
-)
+    *_POLICY, 'policy_seeds', 'evaluate', 'samples', 'judge', 'best_of_k',
+)  # fmt: skip
 _ANALYSIS = (
-    *_TABLES,
-    'properties',
-    'methods',
-    'references',
-    'evaluate',
-    'analysis',
-)
+    *_TABLES, 'properties', 'methods', 'references', 'evaluate', 'analysis',
+)  # fmt: skip
+# Of data and reward models; roles share the comparisons of text between them.
+_LEARNED = (
+    'seed', 'rewards', 'judges', 'property_modules', 'data', 'world',
+    'reward_model',
+)  # fmt: skip
 
 FIELDS: dict[str, tuple[str, ...]] = {
-    'data': (
-        'seed',
-        'rewards',
-        'judges',
-        'property_modules',
-        'data',
-        'world',
-        'reward_model',
-    ),
+    'data': _LEARNED,
     'sft': ('seed', 'rewards', 'data', 'world', 'sft'),
-    'reward_model': (
-        'seed',
-        'rewards',
-        'judges',  # roles share the comparisons of text between them
-        'property_modules',
-        'data',
-        'world',
-        'reward_model',
-        'sft',  # where reward_model.init says so
-    ),
+    'reward_model': (*_LEARNED, 'sft'),  # sft where reward_model.init says so
     # The judges as of reward_model, which references follow from.
     'references': (*_SAMPLED, *_SCORED, 'references'),
     'tables': _TABLES,
@@ -58,13 +36,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     'evaluate': _EVALUATE,
     'analysis': _ANALYSIS,
     'figures': (
-        *_EVALUATE,
-        *_ANALYSIS,
-        'seeds',
-        'stages',
-        'regimes',
-        'regime_methods',
-    ),
+        *_EVALUATE, *_ANALYSIS, 'seeds', 'stages', 'regimes', 'regime_methods',
+    ),  # fmt: skip
 }
 
 

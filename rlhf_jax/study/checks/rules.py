@@ -109,37 +109,24 @@ TRAIN_FIELDS = {
 }
 OPTIONAL = ('evaluator_layer', 'hidden_width')
 
-# (when, why, {path: the value that it must then have}); the reason is filled in
-# from the config.
+# (field, when by its value, {path: the value that it must then have}).
 UNUSED = (
+    ('data.tokenizer', lambda v: v != 'pretrained', {'data.pretrained': ''}),
+    ('data.template', lambda v: v != 'own', {'data.system': ''}),
+    ('sft.init', lambda v: not v, {'sft.param_dtype': 'float32'}),
     (
-        lambda c: c.data.tokenizer != 'pretrained',
-        'data.tokenizer={c.data.tokenizer}',
-        {'data.pretrained': ''},
-    ),
-    (
-        lambda c: c.data.template != 'own',
-        'data.template={c.data.template!r}',
-        {'data.system': ''},
-    ),
-    (
-        lambda c: not c.sft.init,
-        'sft.init={c.sft.init!r}',
-        {'sft.param_dtype': 'float32'},
-    ),
-    (
-        lambda c: c.reward_model.init in ('', 'sft'),
-        'reward_model.init={c.reward_model.init!r}',
+        'reward_model.init',
+        lambda v: v in ('', 'sft'),
         {'reward_model.param_dtype': 'float32'},
     ),
     (
-        lambda c: c.sft.train.how == 'none',
-        'sft.train.how=none',
+        'sft.train.how',
+        lambda v: v == 'none',
         {'sft.num_epochs': 0, 'sft.num_microbatches': 1, 'sft.chunk_size': 0},
     ),
     (
-        lambda c: c.reward_model.train.how == 'probe',
-        'reward_model.train.how=probe',
+        'reward_model.train.how',
+        lambda v: v == 'probe',
         {
             'reward_model.readout': '',
             'reward_model.margin': 0.0,
@@ -199,14 +186,16 @@ def check(config: ConfigDict) -> None:
         require(holds(value), f'{path} must {bound}, got {value}.')
   for name in ('sft', 'reward_model', 'policy'):
     _check_train(config[name].train, f'{name}.train')
-  for holds, why, neutral in UNUSED:
-    if holds(config):
+  for cause, holds, neutral in UNUSED:
+    ((_, given),) = fields(config, cause)
+    if holds(given):
+      why = f'{cause}={given or repr(given)}'
       for pattern, wanted in neutral.items():
         for path, value in fields(config, pattern):
-          require_neutral(path, value, wanted, why.format(c=config))
+          _require_neutral(path, value, wanted, why)
 
 
-def require_neutral(path: str, value: Any, neutral: Any, why: str) -> None:
+def _require_neutral(path: str, value: Any, neutral: Any, why: str) -> None:
   """Requires a field that `why` gives no effect to have its neutral value."""
   require(
       value == neutral,
@@ -223,6 +212,6 @@ def _check_train(train, where):
         continue
       path, value = f'{where}.{name}', train[name]
       if how != train.how:
-        require_neutral(path, value, type(value)(), f'{where}.how={train.how}')
+        _require_neutral(path, value, type(value)(), f'{where}.how={train.how}')
       elif name not in OPTIONAL:
         require(bool(value), f'{where}.how={how} needs {path}, got {value!r}.')
