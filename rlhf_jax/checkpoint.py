@@ -52,8 +52,7 @@ def _write_digests(mngr: ocp.CheckpointManager, step: int) -> None:
   """Writes the digest of a step; removes those of steps that are no more."""
   root = str(mngr.directory)
   path = _digest_path(root, step)
-  with files.atomic(path) as f:
-    json.dump(_digest(os.path.join(root, str(step))), f)
+  files.write_json(path, _digest(os.path.join(root, str(step))))
   for name in os.listdir(os.path.dirname(path)):
     if int(name.split('.')[0]) not in (*mngr.all_steps(), step):
       os.remove(os.path.join(os.path.dirname(path), name))
@@ -68,19 +67,19 @@ def restore_or(mngr: ocp.CheckpointManager, state: Any) -> Any:
   root = str(mngr.directory)
   abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
   for step in sorted(mngr.all_steps(), reverse=True):
-    reason = processes.from_main(functools.partial(_damage, root, step))
+    folder, digests = os.path.join(root, str(step)), _digest_path(root, step)
+    reason = processes.from_main(functools.partial(_mismatch, folder, digests))
     if reason is None:
       restored = mngr.restore(step, args=ocp.args.StandardRestore(abstract))
       logging.info('Resuming from step %d of %s.', step, root)
       return restored
     logging.warning(
-        'Checkpoint %s/%d is corrupt (%s): falling back to the one before.',
-        root,
-        step,
+        'Checkpoint %s is corrupt (%s): falling back to the one before.',
+        folder,
         reason,
     )
     if processes.is_main():
-      shutil.rmtree(os.path.join(root, str(step)))
+      shutil.rmtree(folder)
     processes.wait()
     mngr.reload()
   return state
@@ -120,8 +119,7 @@ def save_params(directory: str, params: Any) -> None:
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(path, params, force=True)
   if processes.is_main():
-    with files.atomic(path + '.digest.json') as f:
-      json.dump(_digest(path), f)
+    files.write_json(path + '.digest.json', _digest(path))
   processes.wait()
 
 
@@ -141,12 +139,8 @@ def _digest(directory: str) -> dict[str, str]:
   return digests
 
 
-def _damage(root: str, step: int) -> str | None:
-  """The reason not to trust the checkpoint of `step`, or None."""
-  return _mismatch(os.path.join(root, str(step)), _digest_path(root, step))
-
-
 def _mismatch(directory: str, recorded: str) -> str | None:
+  """The reason not to trust a folder with this file of digests, or None."""
   if not os.path.exists(recorded):
     return 'it was never completed'
   try:

@@ -232,24 +232,6 @@ def open_log(root: str, job: Job) -> TextIO:
   return open(path, 'a')
 
 
-def run_local(
-    root: str, board: progress.Board, *, slots: int, cache: str, overwrite: bool
-) -> None:
-  """Runs all jobs in processes of this machine.
-
-  A job that fails stops those alone that need it.
-
-  Args:
-    root: the working directory of the sweep.
-    board: of the jobs.
-    slots: jobs at once; each has its share of the cores.
-    cache: folder of compiled programs, or ''.
-    overwrite: replace outputs made by another config.
-  """
-  work = functools.partial(run_logged, root, overwrite=overwrite)
-  workers.run(work, board, workers=slots, cache=cache, keep_going=True)
-
-
 def run_logged(
     root: str, job: Job, report: workers.Report, *, overwrite: bool
 ) -> bool:

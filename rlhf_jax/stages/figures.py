@@ -24,19 +24,10 @@ FIELDS = fields.FIELDS['figures']
 folder = folders.figures
 ALONE = True
 # What is kept of a regime.
-_REGIME_METRICS = (
-    'win_rate',
-    'above_q50',
-    'above_q75',
-    'above_q85',
-    'above_q95',
-    'needs_met',
-    'safe',
-    'needs_met_and_safe',
-    'excess_lists',
-    'excess_hedges',
-    'length',
-)
+_REGIME_METRICS = """
+    win_rate above_q50 above_q75 above_q85 above_q95 needs_met safe
+    needs_met_and_safe excess_lists excess_hedges length
+    """.split()
 
 
 def transform_table() -> pd.DataFrame:

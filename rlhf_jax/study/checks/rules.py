@@ -11,57 +11,31 @@ from ml_collections import ConfigDict
 from rlhf_jax.models import heads, probe
 from rlhf_jax.study.errors import ConfigError
 
-POSITIVE = (
-    'reward_scales.*',
-    'sampling.temperature',
-    'sft.batch_size',
-    'sft.checkpoint_every',
-    'sft.optim.peak_lr',
-    'sft.num_microbatches',
-    'reward_model.num_epochs',
-    'reward_model.batch_size',
-    'reward_model.num_microbatches',
-    'reward_model.checkpoint_every',
-    'reward_model.optim.peak_lr',
-    'reward_model.link_lr_factor',
-    'references.num_samples',
-    'references.batch_size',
-    'policy.num_steps',
-    'policy.prompts_per_step',
-    'policy.samples_per_prompt',
-    'policy.num_epochs',
-    'policy.num_minibatches',
-    'policy.num_microbatches',
-    'policy.checkpoint_every',
-    'policy.clip_eps',
-    'policy.optim.peak_lr',
-    'policy.kl_horizon',
-    'best_of_k.num_samples',
-)
+POSITIVE = """
+    reward_scales.* sampling.temperature
+    sft.batch_size sft.num_microbatches sft.checkpoint_every sft.optim.peak_lr
+    reward_model.num_epochs reward_model.batch_size
+    reward_model.num_microbatches reward_model.checkpoint_every
+    reward_model.optim.peak_lr reward_model.link_lr_factor
+    references.num_samples references.batch_size best_of_k.num_samples
+    policy.num_steps policy.prompts_per_step policy.samples_per_prompt
+    policy.num_epochs policy.num_minibatches policy.num_microbatches
+    policy.checkpoint_every policy.clip_eps policy.optim.peak_lr
+    policy.kl_horizon
+    """.split()
 
-NOT_NEGATIVE = (
-    'sft.chunk_size',
-    'policy.chunk_size',
-    'sft.train.last_n',
-    'sft.train.rank',
-    'sft.train.alpha',
-    'reward_model.train.last_n',
-    'reward_model.train.rank',
-    'reward_model.train.alpha',
-    'reward_model.train.layer',
-    'reward_model.train.evaluator_layer',
-    'reward_model.train.hidden_width',
-    'policy.train.last_n',
-    'policy.train.rank',
-    'policy.train.alpha',
-)
+NOT_NEGATIVE = """
+    sft.chunk_size sft.train.last_n sft.train.rank sft.train.alpha
+    reward_model.train.last_n reward_model.train.rank reward_model.train.alpha
+    reward_model.train.layer reward_model.train.evaluator_layer
+    reward_model.train.hidden_width
+    policy.chunk_size policy.train.last_n policy.train.rank policy.train.alpha
+    """.split()
 
 # In [0, 1].
-SHARES = (
-    'data.max_bad_fraction',
-    'data.max_dropped_fraction',
-    'data.test_fraction',
-)
+SHARES = """
+    data.max_bad_fraction data.max_dropped_fraction data.test_fraction
+    """.split()
 
 CALIBRATIONS = ('none', 'temperature', 'isotonic')
 _DTYPES = ('float32', 'bfloat16')
@@ -90,15 +64,7 @@ NAMES = {
     'best_of_k.methods': 'methods',
 }
 # Those that a regime, which has fewer rewards and properties, need not narrow.
-SHARED_WITH_REGIMES = (
-    'scorers',
-    'reward_scales',
-    'references.specs.*.per_reward',
-    'methods.*.weights',
-    'methods.*.per_reward',
-    'methods.*.properties',
-    'best_of_k.methods',
-)
+SHARED_WITH_REGIMES = NAMES.keys() - {'properties.*'}
 
 # Fields of a section `train` that each way of training needs; others have no
 # effect with it, and those in OPTIONAL may be 0.

@@ -1,6 +1,5 @@
 """Explanatory: the reason is given, about something that was said."""
 
-
 from rlhf_jax.data.world import properties, rules
 
 
