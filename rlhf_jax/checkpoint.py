@@ -52,7 +52,8 @@ def _write_digests(mngr: ocp.CheckpointManager, step: int) -> None:
   """Writes the digest of a step; removes those of steps that are no more."""
   root = str(mngr.directory)
   path = _digest_path(root, step)
-  files.write_json(path, _digest(os.path.join(root, str(step))))
+  with files.atomic(path) as f:
+    json.dump(_digest(os.path.join(root, str(step))), f)
   for name in os.listdir(os.path.dirname(path)):
     if int(name.split('.')[0]) not in (*mngr.all_steps(), step):
       os.remove(os.path.join(os.path.dirname(path), name))
@@ -119,7 +120,8 @@ def save_params(directory: str, params: Any) -> None:
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(path, params, force=True)
   if processes.is_main():
-    files.write_json(path + '.digest.json', _digest(path))
+    with files.atomic(path + '.digest.json') as f:
+      json.dump(_digest(path), f)
   processes.wait()
 
 

@@ -217,10 +217,9 @@ def wait(root: str, board: progress.Board) -> None:
         if job.name in missed:  # twice: what it said may come late
           board.set(job, *_gone(root, ids[job.name], status))
         missed.add(job.name)
-      elif state != progress.STOPPED:
-        board.set(job, state)
       else:
-        board.set(job, progress.WAITING)
+        stopped = state == progress.STOPPED
+        board.set(job, progress.WAITING if stopped else state)
       board.give_up()
     board.workers = max(len(board.having(progress.RUNNING)), 1)
     board.live()

@@ -247,25 +247,21 @@ class Sampled(Space):
     widths = [(0, 0)] * (logweights.ndim - 1) + [(0, rest)]
     return jnp.pad(logweights, widths, constant_values=-jnp.inf)
 
-  def _measure(self, logprobs, more=()):
-    """Numbers [x] of a policy [x y], then those of `more`."""
+  def _measure(self, logprobs, more=(), **how) -> Policy:
+    """A policy [x y] with its numbers [x], and then those of `more`."""
     table = {'/'.join(k): v for k, v in self.features.metrics.items()}
     means = enumerated.expectations(logprobs[None], table)
     numbers = {}
     for name, values in means.items():
       judge, _, metric = name.partition('/')
       numbers[judge, metric] = np.asarray(values[0])
-    return numbers | {k: np.asarray(v) for k, v in dict(more).items()}
+    numbers |= {k: np.asarray(v) for k, v in dict(more).items()}
+    return Policy(logprobs=logprobs, numbers=numbers, **how)
 
   def sft(self) -> Policy:
     """The SFT policy pi_0."""
-    return Policy(
-        method='sft',
-        learner='sft',
-        kl=0.0,
-        mean_kl=0.0,
-        logprobs=self.ref_logprobs,
-        numbers=self._measure(self.ref_logprobs),
+    return self._measure(
+        self.ref_logprobs, method='sft', learner='sft', kl=0.0, mean_kl=0.0
     )
 
   def frontier(self, method: str) -> Iterator[Policy]:
@@ -285,14 +281,14 @@ class Sampled(Space):
           ),
           ('none', 'effective_sample_size'): optima.effective_sample_sizes[g],
       }
-      yield Policy(
+      yield self._measure(
+          logprobs,
+          more,
           method=method,
           learner='offline',
           kl_coef=float(optima.kl_coefs[g]),
           kl=targets[g],
           mean_kl=targets[g],
-          logprobs=logprobs,
-          numbers=self._measure(logprobs, more),
       )
 
   def best_of_k(self, method: str) -> Iterator[Policy]:
@@ -303,13 +299,8 @@ class Sampled(Space):
     )
     for k, logweights in zip(ks, weights, strict=True):
       logprobs, kl = self._over_all(logweights), float(best_of_k.kl_bound(k))
-      yield Policy(
-          method=method,
-          learner=f'best_of_{k}',
-          kl=kl,
-          mean_kl=kl,
-          logprobs=logprobs,
-          numbers=self._measure(logprobs),
+      yield self._measure(
+          logprobs, method=method, learner=f'best_of_{k}', kl=kl, mean_kl=kl
       )
 
   def policies(self) -> Iterator[Policy]:
@@ -323,14 +314,14 @@ class Sampled(Space):
       if method in self.methods:
         utility = enumerated.expectation(logprobs, self.utility(method))
         more['reward_model', 'utility'] = utility
-      yield Policy(
+      yield self._measure(
+          logprobs,
+          more,
           method=method,
           learner=run['learner'],
           kl_coef=run['kl_coef'],
           kl=kl,
           mean_kl=float(kl.mean()),
-          logprobs=logprobs,
-          numbers=self._measure(logprobs, more),
       )
 
   def _verdicts(self, run):

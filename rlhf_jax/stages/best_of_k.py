@@ -43,18 +43,16 @@ def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
       stream=samples.Stream.SFT,
       progress=progress,
   )
-  indices, rewards = [], []
+  indices, scores = [], {name: [] for name in space.rewards}
   for ids, rollout, found in batches:
     index = scorers.response_indices(
         rollout.response_tokens, rollout.response_mask, tokenizer
     )
     indices.append(index.reshape(len(ids), -1))
-    rewards.append(found)
+    for name, parts in scores.items():
+      parts.append(found[name])
   drawn = np.concatenate(indices)
-  scores = {
-      name: np.concatenate([found[name] for found in rewards])
-      for name in space.rewards
-  }
+  scores = {name: np.concatenate(parts) for name, parts in scores.items()}
 
   # Every k of every method: its numbers among the samples, its KL among all.
   features = space.features.of_samples(drawn)

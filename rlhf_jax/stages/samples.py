@@ -100,15 +100,11 @@ def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   )
   parts = []
   for ids, rollout, found in batches:
-    num = len(ids)
-    by_prompt = lambda a, num=num: a.reshape(num, -1, a.shape[-1])
-    parts.append(
-        {
-            'tokens': by_prompt(rollout.response_tokens),
-            'mask': by_prompt(rollout.response_mask),
-        }
-        | found
+    tokens, mask = (
+        a.reshape(len(ids), -1, a.shape[-1])
+        for a in (rollout.response_tokens, rollout.response_mask)
     )
+    parts.append({'tokens': tokens, 'mask': mask, **found})
   arrays = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
   path = os.path.join(workdir, folder(config), 'samples.npz')
   files.write_arrays(path, arrays)
