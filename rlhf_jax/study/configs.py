@@ -19,7 +19,9 @@ from ml_collections import ConfigDict
 from rlhf_jax.study.errors import ConfigError
 
 # Sections of a config that a regime does not have.
-_NOT_OF_REGIMES = 'judges policy policy_seeds best_of_k analysis stages regimes regime'.split()
+_NOT_OF_REGIMES = """
+    judges policy policy_seeds best_of_k analysis stages regimes regime
+    """.split()
 
 
 def in_regime(config: ConfigDict, name: str) -> ConfigDict:

@@ -27,13 +27,13 @@ _NO_EFFECT = """
     tokenizer_class tokenizer_file truncation_side truncation_strategy
     use_default_system_prompt use_fast
     """.split()
-_READ = (
-    'add_bos_token add_prefix_space added_tokens_decoder chat_template'.split()
-)
+_READ = """
+    add_bos_token add_prefix_space added_tokens_decoder chat_template
+    """.split()
 # Change the ids in ways that tokenizer.json does not tell.
-_REFUSED = (
-    'auto_map do_lower_case fix_mistral_regex split_special_tokens'.split()
-)
+_REFUSED = """
+    auto_map do_lower_case fix_mistral_regex split_special_tokens
+    """.split()
 
 
 def read(
