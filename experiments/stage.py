@@ -26,7 +26,7 @@ def run(name: str) -> bool:
   study_flags.start_processes()
   config = _STUDY.config.value
   checks.validate(config)
-  checks.study.check_stage(config, name)
+  checks.study.check_stages(config, (name,))
   hidden = not processes.is_main()
   with tqdm.tqdm(desc=name, dynamic_ncols=True, disable=hidden) as bar:
 

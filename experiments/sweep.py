@@ -149,11 +149,14 @@ def launch(config, workdir: str) -> int:
       return 0
   else:
     preemption.install()
-    how = {'cache': _STUDY.cache.value, 'overwrite': _STUDY.overwrite.value}
+    cache, overwrite = _STUDY.cache.value, _STUDY.overwrite.value
     if _WHERE.value == 'vmapped':
-      vmapped.run(workdir, board, most=_JOBS.value, **how)
+      most = _JOBS.value
+      vmapped.run(workdir, board, most=most, cache=cache, overwrite=overwrite)
     else:
-      sweep.run_local(workdir, board, slots=_slots(studies), **how)
+      work = functools.partial(sweep.run_logged, workdir, overwrite=overwrite)
+      slots = _slots(studies)
+      workers.run(work, board, workers=slots, cache=cache, keep_going=True)
   code = board.finish(functools.partial(sweep.log_path, workdir))
   if code:
     print('The same command runs what is not done.')

@@ -68,19 +68,19 @@ def restore_or(mngr: ocp.CheckpointManager, state: Any) -> Any:
   root = str(mngr.directory)
   abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
   for step in sorted(mngr.all_steps(), reverse=True):
-    reason = processes.from_main(functools.partial(_damage, root, step))
+    folder, digests = os.path.join(root, str(step)), _digest_path(root, step)
+    reason = processes.from_main(functools.partial(_mismatch, folder, digests))
     if reason is None:
       restored = mngr.restore(step, args=ocp.args.StandardRestore(abstract))
       logging.info('Resuming from step %d of %s.', step, root)
       return restored
     logging.warning(
-        'Checkpoint %s/%d is corrupt (%s): falling back to the one before.',
-        root,
-        step,
+        'Checkpoint %s is corrupt (%s): falling back to the one before.',
+        folder,
         reason,
     )
     if processes.is_main():
-      shutil.rmtree(os.path.join(root, str(step)))
+      shutil.rmtree(folder)
     processes.wait()
     mngr.reload()
   return state
@@ -141,12 +141,8 @@ def _digest(directory: str) -> dict[str, str]:
   return digests
 
 
-def _damage(root: str, step: int) -> str | None:
-  """The reason not to trust the checkpoint of `step`, or None."""
-  return _mismatch(os.path.join(root, str(step)), _digest_path(root, step))
-
-
 def _mismatch(directory: str, recorded: str) -> str | None:
+  """The reason not to trust a folder with this file of digests, or None."""
   if not os.path.exists(recorded):
     return 'it was never completed'
   try:

@@ -24,8 +24,6 @@ from rlhf_jax.data.text import ratings as ratings_lib
 
 Tokens = Int[np.ndarray, 'b l']
 Mask = Bool[np.ndarray, 'b l']
-# Tokens and mask; prompts and responses differ in their width.
-Padded = tuple[np.ndarray, np.ndarray]
 Tree = typing.Any
 
 
@@ -123,18 +121,14 @@ def encode_comparisons(
       share of rows that may be dropped because a response does not fit, and of
       those whose text is unusable: more of either is an error.
   """
-  prompts, (chosen, rejected), counts = _encode_rows(
+  arrays, counts = _encode_rows(
       [(c.prompt, (c.chosen, c.rejected)) for c in comparisons],
       tokenizer,
+      ('chosen', 'rejected'),
       **limits,
   )
   batch = types.PreferenceBatch(
-      prompt_tokens=prompts[0],
-      prompt_mask=prompts[1],
-      chosen_tokens=chosen[0],
-      chosen_mask=chosen[1],
-      rejected_tokens=rejected[0],
-      rejected_mask=rejected[1],
+      **arrays,
       valid=np.ones(counts.num_kept, bool),
       tied=np.array([comparisons[i].tied for i in counts.kept]),
   )
@@ -147,11 +141,8 @@ def encode_ratings(
     **limits: int | float,
 ) -> tuple[types.RatingBatch, Counts]:
   """All ratings as one RatingBatch of NumPy arrays; see `encode_comparisons`."""
-  arrays, counts = encode_demonstrations(
-      [(r.prompt, r.response) for r in ratings],
-      tokenizer,
-      **limits,
-  )
+  pairs = [(r.prompt, r.response) for r in ratings]
+  arrays, counts = encode_demonstrations(pairs, tokenizer, **limits)
   batch = types.RatingBatch(
       **arrays,
       rating=np.array([ratings[i].rating for i in counts.kept], np.int32),
@@ -171,30 +162,22 @@ def encode_demonstrations(
     A dict of prompt_tokens, prompt_mask, response_tokens, response_mask; and
     the counts, as `encode_comparisons` does.
   """
-  prompts, (responses,), counts = _encode_rows(
-      [(prompt, (response,)) for prompt, response in demonstrations],
-      tokenizer,
-      **limits,
-  )
-  return {
-      'prompt_tokens': prompts[0],
-      'prompt_mask': prompts[1],
-      'response_tokens': responses[0],
-      'response_mask': responses[1],
-  }, counts
+  texts = [(prompt, (response,)) for prompt, response in demonstrations]
+  return _encode_rows(texts, tokenizer, ('response',), **limits)
 
 
 def _encode_rows(
     texts: Sequence[tuple[str, tuple[str, ...]]],
     tokenizer: tokenizer_lib.Tokenizer,
+    names: tuple[str, ...],
     *,
     max_prompt_tokens: int,
     max_response_tokens: int,
     max_truncated_fraction: float,
-) -> tuple[Padded, list[Padded], Counts]:
-  """Padded prompts, and each of their responses, of the rows that can be used.
+) -> tuple[dict[str, np.ndarray], Counts]:
+  """NAME_tokens and NAME_mask of the prompts and responses that can be used.
 
-  Responses are whole and end in EOS.
+  Responses, which `names` calls in their order, are whole and end in EOS.
   """
   prompts, answers, kept = [], [], []
   prompts_truncated = cut_in_turn = responses_too_long = identical = 0
@@ -247,15 +230,13 @@ def _encode_rows(
       prompts_cut_in_turn=cut_in_turn,
       unusable=len(unusable),
   )
-  padded = [
-      _pad_right(column, tokenizer.pad_id, max_response_tokens)
-      for column in zip(*answers, strict=True)
-  ]
-  return (
-      pad_left(prompts, tokenizer.pad_id, max_prompt_tokens),
-      padded,
-      counts,
-  )
+  padded = {'prompt': pad_left(prompts, tokenizer.pad_id, max_prompt_tokens)}
+  for name, column in zip(names, zip(*answers, strict=True), strict=True):
+    padded[name] = _pad_right(column, tokenizer.pad_id, max_response_tokens)
+  arrays = {}
+  for name, (tokens, mask) in padded.items():
+    arrays |= {f'{name}_tokens': tokens, f'{name}_mask': mask}
+  return arrays, counts
 
 
 def _encode_prompt(

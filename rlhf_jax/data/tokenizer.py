@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 import dataclasses
 import hashlib
+import itertools
 import json
 import typing
 
@@ -134,13 +135,8 @@ class ByteTokenizer:
 
 def _content(ids: Iterable[typing.SupportsInt]) -> list[int]:
   """`ids` as integers, cut before the first end, without padding and start."""
-  content = []
-  for i in ids:
-    if int(i) == EOS_ID:
-      break
-    if int(i) not in (PAD_ID, BOS_ID):
-      content.append(int(i))
-  return content
+  until_end = itertools.takewhile(lambda i: i != EOS_ID, map(int, ids))
+  return [i for i in until_end if i not in (PAD_ID, BOS_ID)]
 
 
 def world_tokenizer() -> WordTokenizer:

@@ -19,7 +19,7 @@ import types
 from typing import Any
 
 from absl import logging
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax import files, preemption, processes
 from rlhf_jax.study import configs
@@ -30,9 +30,7 @@ _STARTED = 'stage.json'  # the config that the folder belongs to
 _DONE = 'done.json'  # written last
 
 
-def is_done(
-    stage: types.ModuleType, config: ml_collections.ConfigDict, workdir: str
-) -> bool:
+def is_done(stage: types.ModuleType, config: ConfigDict, workdir: str) -> bool:
   """Tells whether `workdir` holds the finished output of this very config."""
   folder = stage.folder(config)
   record = os.path.join(workdir, folder, _DONE)
@@ -44,7 +42,7 @@ def is_done(
 
 def execute(
     stage: types.ModuleType,
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     workdir: str,
     progress: Progress = lambda done, total: None,
     *,
@@ -72,11 +70,11 @@ def execute(
 
 def begin(
     stage: types.ModuleType,
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     workdir: str,
     *,
     overwrite: bool,
-) -> ml_collections.ConfigDict | None:
+) -> ConfigDict | None:
   """Claims the folder of a stage; returns its own config, or None if it is done.
 
   Raises:
@@ -92,11 +90,7 @@ def begin(
 
 
 def finish(
-    stage: types.ModuleType,
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    *,
-    seconds: float,
+    stage: types.ModuleType, config: ConfigDict, workdir: str, *, seconds: float
 ) -> None:
   """Records that the output of `config`, which `begin` returned, is complete."""
   processes.wait()  # nobody reads what is not written
@@ -126,7 +120,7 @@ def _claim(out: str, new: dict[str, Any], overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def on_mesh(mesh: ml_collections.ConfigDict | None) -> Iterator[None]:
+def on_mesh(mesh: ConfigDict | None) -> Iterator[None]:
   """Enters the context of the mesh of a config; of none for one device."""
   one = mesh is None or set(mesh.values()) == {1}
   if one and processes.count() == 1:

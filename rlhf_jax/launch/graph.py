@@ -5,13 +5,11 @@ ROWS has one row for each stage: everything that the launcher knows of it.
 
 from collections.abc import Callable, Iterator
 import dataclasses
-import functools
 import graphlib
-import operator
 import types
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax.stages import (
     analysis,
@@ -60,13 +58,13 @@ class Task:
     return ((self.stage, 'regime' in self.overrides),)
 
 
-def once(config: ml_collections.ConfigDict) -> Iterator[Overrides]:
+def once(config: ConfigDict) -> Iterator[Overrides]:
   """Yields one task: that of a stage which runs once for each seed."""
   del config
   yield {}
 
 
-def each_model(config: ml_collections.ConfigDict) -> Iterator[Overrides]:
+def each_model(config: ConfigDict) -> Iterator[Overrides]:
   """Yields a task for each reward model and each held-out evaluator."""
   for role in ('reward_model', *config.judges):
     for reward in config.rewards:
@@ -74,33 +72,33 @@ def each_model(config: ml_collections.ConfigDict) -> Iterator[Overrides]:
         yield {'reward_model.reward': reward, 'reward_model.role': role}
 
 
-def each_policy(config: ml_collections.ConfigDict) -> Iterator[Overrides]:
+def each_policy(config: ConfigDict) -> Iterator[Overrides]:
   """Yields a task for each policy, on the seeds that have policies."""
   if config.seed in config.policy_seeds:
     for run in configs.policies(config):
       yield {f'policy.{k}': v for k, v in run.items()}
 
 
-def each_property(config: ml_collections.ConfigDict) -> Iterator[Overrides]:
+def each_property(config: ConfigDict) -> Iterator[Overrides]:
   """Yields a task for each property."""
   for name in config.properties:
     yield {'evaluate.property': name}
 
 
-def sft_and_policies(config: ml_collections.ConfigDict) -> Iterator[Overrides]:
+def sft_and_policies(config: ConfigDict) -> Iterator[Overrides]:
   """Yields a task for the SFT policy, and one for each trained policy."""
   yield {}
   for overrides in each_policy(config):
     yield overrides | {'samples.of': 'policy'}
 
 
-def before_model(config: ml_collections.ConfigDict, overrides: Overrides):
+def before_model(config: ConfigDict, overrides: Overrides):
   """The stages that a reward model needs."""
   del overrides
   return ('data', 'sft') if fields.starts_from_sft(config) else ('data',)
 
 
-def before_samples(config: ml_collections.ConfigDict, overrides: Overrides):
+def before_samples(config: ConfigDict, overrides: Overrides):
   """The stages that samples need: of a policy, or of the SFT policy."""
   del config
   return ('policy',) if overrides else _SCORED
@@ -126,7 +124,7 @@ class Stage:
 
   module: types.ModuleType
   needs: tuple[str, ...] = ()
-  each: Callable[[ml_collections.ConfigDict], Iterator[Overrides]] = once
+  each: Callable[[ConfigDict], Iterator[Overrides]] = once
   seconds: int = 60
   of: str = 'regimes'
   needs_of: Callable[..., tuple[str, ...]] | None = None
@@ -178,9 +176,7 @@ def seconds(stage: str, in_regime: bool) -> float:
   return ROWS[stage].seconds / (3 if in_regime else 1)
 
 
-def task_config(
-    config: ml_collections.ConfigDict, task: Task
-) -> ml_collections.ConfigDict:
+def task_config(config: ConfigDict, task: Task) -> ConfigDict:
   """The study's config with the task's overrides, in the task's regime."""
   overrides = dict(task.overrides)
   if regime := overrides.pop('regime', ''):
@@ -188,7 +184,7 @@ def task_config(
   return configs.with_overrides(config, overrides)
 
 
-def tasks(config: ml_collections.ConfigDict) -> list[Task]:
+def tasks(config: ConfigDict) -> list[Task]:
   """Every task of a study, each after those it needs.
 
   Raises:
@@ -213,7 +209,7 @@ def tasks(config: ml_collections.ConfigDict) -> list[Task]:
 class _Graph:
   """The tasks that have been added so far."""
 
-  def __init__(self, config: ml_collections.ConfigDict):
+  def __init__(self, config: ConfigDict):
     needs = {name: row.needs for name, row in ROWS.items()}
     order = graphlib.TopologicalSorter(needs).static_order()
     self._stages = [name for name in order if name in config.stages]
@@ -221,9 +217,7 @@ class _Graph:
     self._names: set[str] = set()
     self._scopes: dict[str, dict[str, Overrides]] = {n: {} for n in STAGES}
 
-  def add(
-      self, of: str, config: ml_collections.ConfigDict, at: Overrides
-  ) -> None:
+  def add(self, of: str, config: ConfigDict, at: Overrides) -> None:
     """Adds the tasks of one seed of the study or a regime, or those of all."""
     config = config.copy_and_resolve_references()
     config.seed = at.get('seed', config.seed)
@@ -238,16 +232,14 @@ class _Graph:
   def _add(self, stage, config, at, overrides) -> None:
     """Adds one task."""
     row = ROWS[stage]
-    name = _folder(row.module, config, overrides)
+    name = row.module.folder(configs.with_overrides(config, overrides))
     if name in self._names:
       raise ConfigError(
           f'{name} would be made twice: an entry of seeds, rewards or'
           ' policy.sweep is repeated.'
       )
     scope = _scope(row, at, overrides)
-    needed = row.needs
-    if row.needs_of:
-      needed = row.needs_of(config, overrides)
+    needed = row.needs_of(config, overrides) if row.needs_of else row.needs
     needs = tuple(
         other
         for need in needed
@@ -272,26 +264,3 @@ def _scope(row: Stage, at: Overrides, overrides: Overrides) -> Overrides:
   }:
     scope['policy'] = policy_fields
   return scope
-
-
-def _folder(
-    stage: types.ModuleType,
-    config: ml_collections.ConfigDict,
-    overrides: Overrides,
-) -> str:
-  """The folder of a task, found without a copy of the config, which is slow.
-
-  Args:
-    stage: the module of the stage.
-    config: an unlocked one, as which it is left.
-    overrides: those of the task, in effect while its folder is asked for.
-  """
-  before = {
-      path: functools.reduce(operator.getitem, path.split('.'), config)
-      for path in overrides
-  }
-  config.update_from_flattened_dict(overrides)
-  try:
-    return stage.folder(config)
-  finally:
-    config.update_from_flattened_dict(before)

@@ -32,44 +32,6 @@ class Unit(Protocol):
   kind: tuple[tuple[str, bool], ...]
 
 
-class _LiveLine:
-  """A line that a terminal writes over; elsewhere, a line every 20 s."""
-
-  def __init__(self):
-    self._live = sys.stderr.isatty() and processes.is_main()
-    self._shown = 0.0
-    self._bar = tqdm.tqdm(
-        bar_format='{desc}',
-        dynamic_ncols=True,
-        leave=False,
-        disable=not self._live,
-    )
-
-  def due(self) -> bool:
-    """Tells whether it is time to write the line again."""
-    due = time.time() - self._shown > (0.5 if self._live else 20.0)
-    if due:
-      self._shown = time.time()
-    return due
-
-  def write(self, text: str) -> None:
-    """Replaces the line."""
-    if self._live:
-      self._bar.set_description_str(text)
-    else:
-      print(text, flush=True)
-
-  def say(self, text: str) -> None:
-    """Prints a line that stays."""
-    if self._live:
-      self._bar.clear()
-    print(text, flush=True)
-
-  def close(self) -> None:
-    """Removes the line."""
-    self._bar.close()
-
-
 class Board:
   """The state of every unit, printed as it changes.
 
@@ -84,7 +46,15 @@ class Board:
     """Creates the board of units, of which those named in `done` are done."""
     self.units = {unit.name: unit for unit in units}
     self._begin = time.time()
-    self._line = _LiveLine()
+    # A terminal has a line that is written over; elsewhere there is one every 20 s.
+    self._is_live = sys.stderr.isatty() and processes.is_main()
+    self._shown = 0.0
+    self._bar = tqdm.tqdm(
+        bar_format='{desc}',
+        dynamic_ncols=True,
+        leave=False,
+        disable=not self._is_live,
+    )
     self._state = {n: DONE if n in done else WAITING for n in self.units}
     self._note = {n: 'before' if n in done else '' for n in self.units}
     self._started: dict[str, float] = {}
@@ -151,22 +121,29 @@ class Board:
 
   def say(self, text: str) -> None:
     """Prints a line that stays."""
-    self._line.say(text)
+    if self._is_live:
+      self._bar.clear()
+    print(text, flush=True)
 
   def live(self) -> None:
     """Shows what is running, at most every half second."""
-    if not self._line.due():
+    if time.time() - self._shown <= (0.5 if self._is_live else 20.0):
       return
+    self._shown = time.time()
     parts = []
     for unit in self.having(RUNNING):
       task, done, total = self._at.get(unit.name, (unit.name, 0, 1))
       rate = done / max(time.time() - self._started[unit.name], 1e-9)
       parts.append(f'{task} {done}/{total} ({rate:.1f}/s)')
     waiting = len(self.having(WAITING))
-    self._line.write(
+    text = (
         f'  {" | ".join(parts) or "-"}; {waiting} waiting, about'
         f' {clock(self._left())} left'
     )
+    if self._is_live:
+      self._bar.set_description_str(text)
+    else:
+      print(text, flush=True)
 
   def _cost(self, unit: Unit) -> float:
     """Seconds that a unit takes: the median of its kind, or a first guess."""
@@ -190,7 +167,7 @@ class Board:
     Args:
       log_path: from a unit to the file that holds its output.
     """
-    self._line.close()
+    self.close()
     width = max(map(len, self.units))
     print()
     for name, unit in self.units.items():
@@ -204,7 +181,7 @@ class Board:
 
   def close(self) -> None:
     """Removes the live line."""
-    self._line.close()
+    self._bar.close()
 
 
 def clock(seconds: float) -> str:

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 
-import ml_collections
+from ml_collections import ConfigDict
 import pandas as pd
 
 from rlhf_jax import files
@@ -49,9 +49,7 @@ def environment() -> dict:
   }
 
 
-def claim(
-    config: ml_collections.ConfigDict, workdir: str, *, overwrite: bool
-) -> None:
+def claim(config: ConfigDict, workdir: str, *, overwrite: bool) -> None:
   """Assigns `workdir` to a config, or raises if it belongs to another one."""
   path = os.path.join(workdir, folders.CONFIG)
   new = configs.record(config)
@@ -77,7 +75,7 @@ def claim(
   files.write_json(os.path.join(workdir, folders.ENVIRONMENT), environment())
 
 
-def summary(config: ml_collections.ConfigDict, workdir: str) -> None:
+def summary(config: ConfigDict, workdir: str) -> None:
   """Prints reward-model accuracies, shares of the optimum, and where to look."""
   for seed in config.seeds:
     of_seed = configs.with_overrides(config, {'seed': seed})

@@ -17,6 +17,7 @@ from rlhf_jax import files, preemption, processes
 from rlhf_jax.launch import progress, sweep
 from rlhf_jax.study.errors import ConfigError
 
+_IDS = 'slurm'  # of the file of SLURM's identifiers of jobs, by their name
 _LOOK = 15.0  # seconds between two looks at the queue
 _GRACE_SECONDS = 900  # after which nobody is going to end the job
 
@@ -62,19 +63,24 @@ class Attempt:
     subprocess.run(['scontrol', 'requeue', name], check=True)
 
 
-def _status_path(root: str, job: sweep.Job) -> str:
-  return os.path.join(root, 'sweep', f'{job.name}.json')
+def _path(root: str, name: str) -> str:
+  return os.path.join(root, 'sweep', f'{name}.json')
+
+
+def _read(root: str, name: str) -> dict[str, Any]:
+  """The content of one of the files of a sweep, {} before it is written."""
+  path = _path(root, name)
+  return files.read_json(path, name) if os.path.exists(path) else {}
 
 
 def read_status(root: str, job: sweep.Job) -> dict[str, Any]:
   """The last status of a job: its `state`, and `task`, `progress` or `error`."""
-  path = _status_path(root, job)
-  return files.read_json(path, job.name) if os.path.exists(path) else {}
+  return _read(root, job.name)
 
 
 def write_status(root: str, job: sweep.Job, **status: Any) -> None:
   """Writes the status of a job, for `read_status` in another process."""
-  files.write_json(_status_path(root, job), status)
+  files.write_json(_path(root, job.name), status)
 
 
 def run(root: str, job: sweep.Job, *, overwrite: bool) -> None:
@@ -104,16 +110,6 @@ def run(root: str, job: sweep.Job, *, overwrite: bool) -> None:
     if processes.count() > 1:
       processes.leave(e)
     raise SystemExit(1) from e
-
-
-def _ids_path(root: str) -> str:
-  return os.path.join(root, 'sweep', 'slurm.json')
-
-
-def _ids(root: str) -> dict[str, str]:
-  """SLURM's identifiers of the jobs that were submitted, by name."""
-  path = _ids_path(root)
-  return files.read_json(path, 'sweep') if os.path.exists(path) else {}
 
 
 def _queue() -> set[str] | None:
@@ -170,7 +166,7 @@ def submit(
     ConfigError: submitit is not installed, or this is not a cluster.
   """
   executor = _executor(root, options, sbatch)
-  ids = _ids(root)
+  ids = _read(root, _IDS)
   queued = _queue() if ids else set()
   if queued is None:
     raise OSError('squeue does not answer: is anything queued already?')
@@ -191,17 +187,17 @@ def submit(
       made = []
       for job in lot:
         with contextlib.suppress(FileNotFoundError):  # of an earlier attempt
-          os.remove(_status_path(root, job))
+          os.remove(_path(root, job.name))
         made.append(executor.submit(Attempt(root, job, **attempt)))
     ids |= {job.name: m.job_id for job, m in zip(lot, made, strict=True)}
-    files.write_json(_ids_path(root), ids)
+    files.write_json(_path(root, _IDS), ids)
     for job in lot:
       print(f'{ids[job.name]:>10s} {job.name}', flush=True)
 
 
 def wait(root: str, board: progress.Board) -> None:
   """Shows how the jobs are doing until none is left in the queue."""
-  ids, looked, queued = _ids(root), 0.0, None
+  ids, looked, queued = _read(root, _IDS), 0.0, None
   missed: set[str] = set()
   unsettled = lambda: board.having(progress.WAITING, progress.RUNNING)
   while left := unsettled():
@@ -221,10 +217,9 @@ def wait(root: str, board: progress.Board) -> None:
         if job.name in missed:  # twice: what it said may come late
           board.set(job, *_gone(root, ids[job.name], status))
         missed.add(job.name)
-      elif state != progress.STOPPED:
-        board.set(job, state)
       else:
-        board.set(job, progress.WAITING)
+        stopped = state == progress.STOPPED
+        board.set(job, progress.WAITING if stopped else state)
       board.give_up()
     board.workers = max(len(board.having(progress.RUNNING)), 1)
     board.live()

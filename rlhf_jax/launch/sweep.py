@@ -17,7 +17,7 @@ import time
 import traceback
 from typing import Any, TextIO
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax import processes
 from rlhf_jax.launch import execute, graph, progress, workers
@@ -39,7 +39,7 @@ class Study:
   """A config and its folder below the working directory; '' for itself."""
 
   name: str
-  config: ml_collections.ConfigDict
+  config: ConfigDict
   tasks: tuple[graph.Task, ...]
 
 
@@ -68,7 +68,7 @@ class Job:
 
   def is_done(self) -> bool:
     """Tells whether the outputs of all its tasks are there."""
-    config = ml_collections.ConfigDict(self.config).lock()
+    config = ConfigDict(self.config).lock()
     return all(
         execute.is_done(
             graph.STAGES[task.stage],
@@ -79,9 +79,7 @@ class Job:
     )
 
 
-def studies(
-    config: ml_collections.ConfigDict, runs: list[dict[str, Any]]
-) -> list[Study]:
+def studies(config: ConfigDict, runs: list[dict[str, Any]]) -> list[Study]:
   """The studies that `runs` belong to.
 
   Raises:
@@ -138,7 +136,7 @@ def _split(config, overrides, where):
 def _get(config, path, where):
   """The value of the field `path`; raises ConfigError if there is none."""
   for part in path.split('.'):
-    known = config if isinstance(config, ml_collections.ConfigDict) else ()
+    known = config if isinstance(config, ConfigDict) else ()
     if part not in known:
       near = difflib.get_close_matches(part, known)
       hint = f'; did you mean {near[0]}?' if near else '.'
@@ -234,24 +232,6 @@ def open_log(root: str, job: Job) -> TextIO:
   return open(path, 'a')
 
 
-def run_local(
-    root: str, board: progress.Board, *, slots: int, cache: str, overwrite: bool
-) -> None:
-  """Runs all jobs in processes of this machine.
-
-  A job that fails stops those alone that need it.
-
-  Args:
-    root: the working directory of the sweep.
-    board: of the jobs.
-    slots: jobs at once; each has its share of the cores.
-    cache: folder of compiled programs, or ''.
-    overwrite: replace outputs made by another config.
-  """
-  work = functools.partial(run_logged, root, overwrite=overwrite)
-  workers.run(work, board, workers=slots, cache=cache, keep_going=True)
-
-
 def run_logged(
     root: str, job: Job, report: workers.Report, *, overwrite: bool
 ) -> bool:
@@ -278,7 +258,7 @@ def run(
   Raises:
     Exception: that of the task that failed, the last one reported.
   """
-  config = ml_collections.ConfigDict(job.config).lock()
+  config = ConfigDict(job.config).lock()
   ran_any = False
   for task in job.tasks:
     begin = time.time()

@@ -17,7 +17,7 @@ import traceback
 
 import jax
 import jax.numpy as jnp
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax import preemption, programs
 from rlhf_jax.launch import execute, graph, progress, sweep
@@ -101,9 +101,7 @@ def _train(root, board, jobs, overwrite) -> None:
   try:
     execute_group(
         [
-            graph.task_config(
-                ml_collections.ConfigDict(job.config).lock(), job.tasks[0]
-            )
+            graph.task_config(ConfigDict(job.config).lock(), job.tasks[0])
             for job in jobs
         ],
         jobs[0].workdir,
@@ -130,7 +128,7 @@ def _reporter(board, jobs):
 
 
 def execute_group(
-    runs: Sequence[ml_collections.ConfigDict],
+    runs: Sequence[ConfigDict],
     workdir: str,
     report: Progress = lambda done, total: None,
     *,
@@ -163,7 +161,7 @@ def execute_group(
   return True
 
 
-def _check(runs: Sequence[ml_collections.ConfigDict]) -> None:
+def _check(runs: Sequence[ConfigDict]) -> None:
   plain = [configs.plain(configs.own_config(policy, c)) for c in runs]
   kl_coefs = {p['policy'].pop('kl_coef') for p in plain}
   for other in plain[1:]:
@@ -176,9 +174,7 @@ def _check(runs: Sequence[ml_collections.ConfigDict]) -> None:
 
 
 def run_group(
-    runs: Sequence[ml_collections.ConfigDict],
-    workdir: str,
-    report: Progress,
+    runs: Sequence[ConfigDict], workdir: str, report: Progress
 ) -> None:
   """Runs `policy.run` of each, side by side from checkpoints of the same step.
 

@@ -16,7 +16,7 @@ import time
 import traceback
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax import preemption
 from rlhf_jax.launch import execute, graph, progress
@@ -37,7 +37,7 @@ class TaskError(RuntimeError):
 
 
 def run_task(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     task: graph.Task,
     workdir: str,
     report: Progress,
@@ -58,7 +58,7 @@ def run_task(
 
 
 def run_study(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     tasks: list[graph.Task],
     workdir: str,
     *,
@@ -114,7 +114,7 @@ def _run_here(config, board, workdir, cache, overwrite) -> None:
 def _work_on_task(config, workdir, overwrite, task, report) -> bool:
   """The `Work` of a study's workers."""
   return run_task(
-      ml_collections.ConfigDict(config).lock(),
+      ConfigDict(config).lock(),
       task,
       workdir,
       functools.partial(report, task.name),

@@ -115,14 +115,10 @@ def measure(
   found['none', 'kl_sd'] = kls.std(-1)
   for judge in {judge for judge, _ in features.values}:
     name = f'feature/{judge}/win_rate'
-    start = ref_means[name][0]
+    now, start = means[name], ref_means[name][0]
     # A prompt counts as changed when its win rate moved by over a point.
-    found[judge, 'improved'] = uniformity.improved(
-        means[name], start, margin=0.01
-    )
-    found[judge, 'worsened'] = uniformity.worsened(
-        means[name], start, margin=0.01
-    )
+    found[judge, 'improved'] = uniformity.improved(now, start, margin=0.01)
+    found[judge, 'worsened'] = uniformity.worsened(now, start, margin=0.01)
     found[judge, 'left_behind'] = uniformity.left_behind(
         means[f'feature/{judge}/above_q85']
     )

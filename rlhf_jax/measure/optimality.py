@@ -6,7 +6,7 @@ import os
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 
 from rlhf_jax import files
@@ -17,7 +17,7 @@ from rlhf_jax.study import configs, folders, listed, parameters
 from rlhf_jax.study import learner as learner_lib
 
 
-def runs(config: ml_collections.ConfigDict) -> list[dict]:
+def runs(config: ConfigDict) -> list[dict]:
   """The policy runs of this seed and property, in the order of the sweep."""
   if config.seed not in config.policy_seeds:
     return []
@@ -85,7 +85,7 @@ def measure(
   return logprobs[held_out], row
 
 
-def has_optimum(c: ml_collections.ConfigDict, learner) -> bool:
+def has_optimum(c: ConfigDict, learner) -> bool:
   """Tells whether a learner under config.policy maximises E[u] - kl_coef KL.
 
   It does not with a kl_coef that is steered, an entropy bonus or a discount, if

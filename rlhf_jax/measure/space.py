@@ -9,7 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 
 from rlhf_jax.measure import features as features_lib
@@ -63,7 +63,7 @@ class Space(abc.ABC):
   features: features_lib.Features
   by_prompt: bool
 
-  def __init__(self, config: ml_collections.ConfigDict, workdir: str):
+  def __init__(self, config: ConfigDict, workdir: str):
     self.config, self.workdir = config, workdir
     self._references = {}
     self.property = config.evaluate.property

@@ -22,7 +22,7 @@ import math
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 
 from rlhf_jax.data.world import rules
@@ -49,7 +49,7 @@ class Listed(Space):
 
   by_prompt = False
 
-  def __init__(self, config: ml_collections.ConfigDict, workdir: str):
+  def __init__(self, config: ConfigDict, workdir: str):
     super().__init__(config, workdir)
     self._utilities = {}
     self.world = sources.make_world(config)
@@ -196,7 +196,7 @@ class Sampled(Space):
 
   by_prompt = True
 
-  def __init__(self, config: ml_collections.ConfigDict, workdir: str):
+  def __init__(self, config: ConfigDict, workdir: str):
     super().__init__(config, workdir)
     parts = [self._load({'samples.of': 'sft'})]
     parts += [
@@ -247,25 +247,21 @@ class Sampled(Space):
     widths = [(0, 0)] * (logweights.ndim - 1) + [(0, rest)]
     return jnp.pad(logweights, widths, constant_values=-jnp.inf)
 
-  def _measure(self, logprobs, more=()):
-    """Numbers [x] of a policy [x y], then those of `more`."""
+  def _measure(self, logprobs, more=(), **how) -> Policy:
+    """A policy [x y] with its numbers [x], and then those of `more`."""
     table = {'/'.join(k): v for k, v in self.features.metrics.items()}
     means = enumerated.expectations(logprobs[None], table)
     numbers = {}
     for name, values in means.items():
       judge, _, metric = name.partition('/')
       numbers[judge, metric] = np.asarray(values[0])
-    return numbers | {k: np.asarray(v) for k, v in dict(more).items()}
+    numbers |= {k: np.asarray(v) for k, v in dict(more).items()}
+    return Policy(logprobs=logprobs, numbers=numbers, **how)
 
   def sft(self) -> Policy:
     """The SFT policy pi_0."""
-    return Policy(
-        method='sft',
-        learner='sft',
-        kl=0.0,
-        mean_kl=0.0,
-        logprobs=self.ref_logprobs,
-        numbers=self._measure(self.ref_logprobs),
+    return self._measure(
+        self.ref_logprobs, method='sft', learner='sft', kl=0.0, mean_kl=0.0
     )
 
   def frontier(self, method: str) -> Iterator[Policy]:
@@ -285,14 +281,14 @@ class Sampled(Space):
           ),
           ('none', 'effective_sample_size'): optima.effective_sample_sizes[g],
       }
-      yield Policy(
+      yield self._measure(
+          logprobs,
+          more,
           method=method,
           learner='offline',
           kl_coef=float(optima.kl_coefs[g]),
           kl=targets[g],
           mean_kl=targets[g],
-          logprobs=logprobs,
-          numbers=self._measure(logprobs, more),
       )
 
   def best_of_k(self, method: str) -> Iterator[Policy]:
@@ -303,13 +299,8 @@ class Sampled(Space):
     )
     for k, logweights in zip(ks, weights, strict=True):
       logprobs, kl = self._over_all(logweights), float(best_of_k.kl_bound(k))
-      yield Policy(
-          method=method,
-          learner=f'best_of_{k}',
-          kl=kl,
-          mean_kl=kl,
-          logprobs=logprobs,
-          numbers=self._measure(logprobs),
+      yield self._measure(
+          logprobs, method=method, learner=f'best_of_{k}', kl=kl, mean_kl=kl
       )
 
   def policies(self) -> Iterator[Policy]:
@@ -323,14 +314,14 @@ class Sampled(Space):
       if method in self.methods:
         utility = enumerated.expectation(logprobs, self.utility(method))
         more['reward_model', 'utility'] = utility
-      yield Policy(
+      yield self._measure(
+          logprobs,
+          more,
           method=method,
           learner=run['learner'],
           kl_coef=run['kl_coef'],
           kl=kl,
           mean_kl=float(kl.mean()),
-          logprobs=logprobs,
-          numbers=self._measure(logprobs, more),
       )
 
   def _verdicts(self, run):
@@ -363,7 +354,7 @@ def _overrides(run: dict) -> dict:
   return {f'policy.{name}': value for name, value in run.items()}
 
 
-def of(config: ml_collections.ConfigDict, workdir: str) -> Space:
+def of(config: ConfigDict, workdir: str) -> Space:
   """The space of evaluate.property: of all responses where they can be listed."""
   space = Listed if configs.responses_are_listed(config) else Sampled
   return space(config, workdir)

@@ -14,7 +14,7 @@ import os
 
 import jax
 import jax.numpy as jnp
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 import pandas as pd
 
@@ -34,9 +34,7 @@ _CURVE = ('share', 'confidence', 'frequency')
 _NUM_BINS = 10
 
 
-def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: Progress
-) -> None:
+def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Writes the tables of this seed as CSV; schema.ANALYSIS names them."""
   out = os.path.join(workdir, folder(config))
   total = len(config.properties) + 2
@@ -118,7 +116,7 @@ def _optimum(study: spaces.Listed, utility: jax.Array) -> jax.Array | None:
 
 
 def calibration(
-    config: ml_collections.ConfigDict, workdir: str
+    config: ConfigDict, workdir: str
 ) -> tuple[list[tuple], list[tuple]]:
   """Rows of both calibration tables, from what learning a reward wrote.
 

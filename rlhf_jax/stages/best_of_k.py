@@ -7,7 +7,7 @@ taken from the enumerated responses, where it is exact and not its upper bound.
 
 import os
 
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 
 from rlhf_jax import files
@@ -22,9 +22,7 @@ FIELDS = fields.FIELDS['best_of_k']
 folder = folders.best_of_k
 
 
-def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: Progress
-) -> None:
+def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Writes results.csv: the rows of learner best_of_K, for every K.
 
   There are rows of the methods of best_of_k.methods; of every method that applies,
@@ -45,18 +43,16 @@ def run(
       stream=samples.Stream.SFT,
       progress=progress,
   )
-  indices, rewards = [], []
+  indices, scores = [], {name: [] for name in space.rewards}
   for ids, rollout, found in batches:
     index = scorers.response_indices(
         rollout.response_tokens, rollout.response_mask, tokenizer
     )
     indices.append(index.reshape(len(ids), -1))
-    rewards.append(found)
+    for name, parts in scores.items():
+      parts.append(found[name])
   drawn = np.concatenate(indices)
-  scores = {
-      name: np.concatenate([found[name] for found in rewards])
-      for name in space.rewards
-  }
+  scores = {name: np.concatenate(parts) for name, parts in scores.items()}
 
   # Every k of every method: its numbers among the samples, its KL among all.
   features = space.features.of_samples(drawn)

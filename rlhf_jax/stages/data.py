@@ -17,7 +17,7 @@ comparisons, calibration, which no reward is learned from and none is tested on.
 
 import os
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax import files
 from rlhf_jax.study import fields, folders, sources
@@ -29,9 +29,7 @@ narrowed = fields.data
 ALONE = True
 
 
-def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: Progress
-) -> None:
+def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Writes the files of this seed."""
   out = os.path.join(workdir, folder(config))
   report = sources.of(config).write(config, out, progress)

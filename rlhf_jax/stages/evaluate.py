@@ -8,7 +8,7 @@ exact optima alone are measured, and `results` is the only table.
 
 import os
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax.measure import spaces
 from rlhf_jax.measure import tables as tables_lib
@@ -19,9 +19,7 @@ FIELDS = fields.FIELDS['evaluate']
 folder = folders.evaluate
 
 
-def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: Progress
-) -> None:
+def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Writes the tables of this seed and property as CSV."""
   space = spaces.of(config, workdir)
   tables = tables_lib.Tables(space)

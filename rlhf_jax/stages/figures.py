@@ -5,7 +5,7 @@ import os
 
 import jax
 import jax.numpy as jnp
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -24,19 +24,10 @@ FIELDS = fields.FIELDS['figures']
 folder = folders.figures
 ALONE = True
 # What is kept of a regime.
-_REGIME_METRICS = (
-    'win_rate',
-    'above_q50',
-    'above_q75',
-    'above_q85',
-    'above_q95',
-    'needs_met',
-    'safe',
-    'needs_met_and_safe',
-    'excess_lists',
-    'excess_hedges',
-    'length',
-)
+_REGIME_METRICS = """
+    win_rate above_q50 above_q75 above_q85 above_q95 needs_met safe
+    needs_met_and_safe excess_lists excess_hedges length
+    """.split()
 
 
 def transform_table() -> pd.DataFrame:
@@ -70,7 +61,7 @@ def transform_table() -> pd.DataFrame:
   return pd.concat(frames)
 
 
-def wanted(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+def wanted(config: ConfigDict) -> tuple[str, ...]:
   """The figures that the study has the numbers for."""
   return make.wanted(
       data.Study(
@@ -92,7 +83,7 @@ def _read(workdir: str, stage: str, config, name: str) -> pd.DataFrame:
   return pd.read_csv(path)
 
 
-def _at_properties(config) -> Iterator[ml_collections.ConfigDict]:
+def _at_properties(config) -> Iterator[ConfigDict]:
   for seed in config.seeds:
     for name in config.properties:
       at = {'seed': seed, 'evaluate.property': name}
@@ -104,9 +95,7 @@ def _concat(frames: list[pd.DataFrame]) -> pd.DataFrame:
   return pd.concat(frames, ignore_index=True)
 
 
-def joined(
-    config: ml_collections.ConfigDict, workdir: str, name: str
-) -> pd.DataFrame:
+def joined(config: ConfigDict, workdir: str, name: str) -> pd.DataFrame:
   """One table of all seeds and properties of the study, and of no others."""
   if name in schema.ANALYSIS:
     return _concat([
@@ -121,9 +110,7 @@ def joined(
   return _concat(frames)
 
 
-def regime_table(
-    config: ml_collections.ConfigDict, workdir: str
-) -> pd.DataFrame:
+def regime_table(config: ConfigDict, workdir: str) -> pd.DataFrame:
   """Exact frontiers of every regime but the growing AND."""
   frames = []
   for regime in config.regimes:
@@ -136,9 +123,7 @@ def regime_table(
   return _concat(frames)
 
 
-def reward_model_table(
-    config: ml_collections.ConfigDict, workdir: str
-) -> pd.DataFrame:
+def reward_model_table(config: ConfigDict, workdir: str) -> pd.DataFrame:
   """Held-out accuracy and calibration of the reward models of every regime."""
   rows = []
   for regime in ('', *config.regimes):
@@ -155,9 +140,7 @@ def reward_model_table(
   return pd.DataFrame(rows)
 
 
-def growth_table(
-    config: ml_collections.ConfigDict, workdir: str
-) -> pd.DataFrame:
+def growth_table(config: ConfigDict, workdir: str) -> pd.DataFrame:
   """Exact frontiers of the AND of n properties, and SFT (kl 0), against n."""
   frames = []
   for c in _at_properties(configs.in_regime(config, names_lib.GROWTH)):
@@ -197,9 +180,7 @@ def gaussian_table(
   return pd.DataFrame(rows, columns=schema.COLUMNS['gaussian'])
 
 
-def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: Progress
-) -> None:
+def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Writes evaluation/*.csv, figures/F*.csv and .png, and report.html."""
   evaluation = os.path.join(workdir, folders.EVALUATION)
   names = wanted(config)

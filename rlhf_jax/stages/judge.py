@@ -7,7 +7,7 @@ policy; what it is asked is a question a reward: evaluation/pairwise.py.
 
 import os
 
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 import pandas as pd
 
@@ -33,9 +33,7 @@ narrowed = fields.policy
 _PAIRS_AT_ONCE = 96  # between reports of progress
 
 
-def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: Progress
-) -> None:
+def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Writes verdicts.csv: a row a pair, on each reward of the property.
 
   As evaluation/pairwise.py's `Verdicts`, of the policy as `first`, with the lengths

@@ -21,7 +21,7 @@ import time
 
 import jax
 import jax.numpy as jnp
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 
 from rlhf_jax import (
@@ -58,9 +58,7 @@ folder = folders.policy
 narrowed = fields.policy
 
 
-def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: Progress
-) -> None:
+def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Trains a policy from pi_0.
 
   Writes params/ (the trained part; `parameters.load_policy_params` returns all),
@@ -105,7 +103,7 @@ class Setup:
     score: (rows of prompts.json, rollout) to the rewards, by name.
   """
 
-  config: ml_collections.ConfigDict
+  config: ConfigDict
   learner: interface.Learner
   prompts: tuple[jax.Array, jax.Array]
   prompt_ids: jax.Array
@@ -134,7 +132,7 @@ class Setup:
     return sharding.commit(state)
 
 
-def set_up(config: ml_collections.ConfigDict, workdir: str) -> Setup:
+def set_up(config: ConfigDict, workdir: str) -> Setup:
   """Reads and compiles what the run needs; nothing is written."""
   c = config.policy
   checks.check_run(config, c.property, c.method, c.learner)
@@ -204,7 +202,7 @@ def set_up(config: ml_collections.ConfigDict, workdir: str) -> Setup:
   )
 
 
-def initial(config: ml_collections.ConfigDict, base: Params, *, value: bool):
+def initial(config: ConfigDict, base: Params, *, value: bool):
   """(trained, frozen, reference) at step 0.
 
   Args:

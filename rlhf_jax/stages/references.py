@@ -13,7 +13,7 @@ import os
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 
 from rlhf_jax import files, optim, programs, sharding, train_state
@@ -42,35 +42,6 @@ FIELDS = fields.FIELDS['references']
 folder = folders.references
 
 
-def response_rewards(
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    reward: str,
-    ids: np.ndarray,
-    responses: Sequence[str],
-) -> Float[np.ndarray, ' b']:
-  """The reward of one given response to each of the prompts `ids`."""
-  tokenizer = tokenizers.make_tokenizer(config)
-  prompts = prompts_lib.load_prompts(config, workdir, tokenizer)
-  tokens, mask = batching.encode_responses(
-      responses, tokenizer, max_response_tokens=config.data.max_response_tokens
-  )
-  score = scorers.load(config, workdir, reward)
-
-  def score_rows(ids, tokens, mask):
-    rollout = Rollout(
-        prompt_tokens=jnp.asarray(prompts.tokens[ids]),
-        prompt_mask=jnp.asarray(prompts.mask[ids]),
-        response_tokens=jnp.asarray(tokens),
-        response_mask=jnp.asarray(mask),
-        logprobs=jnp.zeros(mask.shape),  # no policy drew them
-    )
-    return score(ids, rollout)
-
-  size = config.references.batch_size
-  return batching.map_rows(score_rows, ids, tokens, mask, size=size)
-
-
 @dataclasses.dataclass
 class Prepared:
   """Inputs of the estimators for every prompt, computed when first asked for.
@@ -80,7 +51,7 @@ class Prepared:
     record: what was done, for references.json.
   """
 
-  config: ml_collections.ConfigDict
+  config: ConfigDict
   workdir: str
   prompts: prompts_lib.Prompts
   samples: dict[str, Float[np.ndarray, 'x m']]
@@ -91,10 +62,35 @@ class Prepared:
     if name == 'canned':
       ids = np.arange(len(self.prompts.texts))
       texts = [how['canned'][reward]] * len(ids)
-      return response_rewards(self.config, self.workdir, reward, ids, texts)
+      return self._response_rewards(reward, ids, texts)
     if name == 'learned':
       return self._learned(reward, how['q'])
     return self._dataset[reward]
+
+  def _response_rewards(
+      self, reward: str, ids: np.ndarray, responses: Sequence[str]
+  ) -> Float[np.ndarray, ' b']:
+    """The reward of one given response to each of the prompts `ids`."""
+    config, prompts = self.config, self.prompts
+    tokenizer = tokenizers.make_tokenizer(config)
+    longest = config.data.max_response_tokens
+    tokens, mask = batching.encode_responses(
+        responses, tokenizer, max_response_tokens=longest
+    )
+    score = scorers.load(config, self.workdir, reward)
+
+    def score_rows(ids, tokens, mask):
+      rollout = Rollout(
+          prompt_tokens=jnp.asarray(prompts.tokens[ids]),
+          prompt_mask=jnp.asarray(prompts.mask[ids]),
+          response_tokens=jnp.asarray(tokens),
+          response_mask=jnp.asarray(mask),
+          logprobs=jnp.zeros(mask.shape),  # no policy drew them
+      )
+      return score(ids, rollout)
+
+    size = config.references.batch_size
+    return batching.map_rows(score_rows, ids, tokens, mask, size=size)
 
   @functools.cached_property
   def _dataset(self):
@@ -118,9 +114,7 @@ class Prepared:
     for reward, values in found.items():
       if len(have):
         responses = [first[texts[i]] for i in have]
-        values[have] = response_rewards(
-            config, workdir, reward, have, responses
-        )
+        values[have] = self._response_rewards(reward, have, responses)
     if len(lack):
       drawn = samples_lib.sample_sft(
           config, workdir, lack, num_samples=1, stream=Stream.DATASET
@@ -135,12 +129,53 @@ class Prepared:
     }
     return found
 
-  def _learned(self, reward, q):
-    found, metrics = fit_quantiles(
-        self.config, self.workdir, self.prompts, self.samples[reward], q=q
+  def _learned(self, reward: str, q: float) -> Float[np.ndarray, ' x']:
+    """The q-quantile of every prompt, as predicted; learned on training prompts.
+
+    A scalar read-out of the SFT policy's trunk at the last prompt token, fitted to
+    the samples less their mean, over their standard deviation. The last metrics of
+    the fit are recorded.
+    """
+    config = self.config
+    c = config.references.regression
+    tokenizer = tokenizers.make_tokenizer(config)
+    lm_cfg = models.model_config(config, 'sft')
+    prompts, samples = self.prompts, self.samples[reward]
+    ids = prompts.train_ids
+    center, spread = samples[ids].mean(), max(samples[ids].std(), 1e-6)
+    rows = quantile_regression.PromptRewards(
+        prompt_tokens=prompts.tokens[ids],
+        prompt_mask=prompts.mask[ids],
+        samples=((samples[ids] - center) / spread).astype(np.float32),
+        valid=np.ones(samples[ids].shape, bool),
     )
+    batch_at = batching.batch_at(
+        rows, batch_size=min(c.batch_size, len(ids)), seed=config.seed
+    )
+    optim_cfg = optim.OptimConfig(**c.optim, num_steps=c.num_steps)
+    eos_id = tokenizer.eos_id
+    step_fn = programs.jit(
+        make_regression, lm_cfg, eos_id, optim_cfg, q, donate=(0,)
+    )
+    predict = programs.jit(make_prediction, lm_cfg, eos_id)
+    params = heads.from_trunk(
+        jax.random.key(config.seed),
+        parameters.load_sft_params(config, self.workdir),
+        lm_cfg,
+        zero_head=True,
+    )
+    state = sharding.commit(
+        train_state.init_train_state(params, optim.make_tx(optim_cfg))
+    )
+    for step in range(c.num_steps):
+      state, metrics = step_fn(state, batch_at(step))
+    metrics = metrics_lib.to_floats(metrics)
+    metrics_lib.check_finite(
+        metrics, step=c.num_steps - 1, where='references.regression'
+    )
+    found = predict(state.params, prompts.tokens, prompts.mask)
     self.record.setdefault('learned_quantile', {})[f'{reward}/{q:g}'] = metrics
-    return found
+    return center + spread * np.asarray(found)
 
 
 def _first_demonstrations(config, workdir, name) -> dict[str, str]:
@@ -180,59 +215,6 @@ def make_regression(lm_cfg, eos_id, optim_cfg, q):
   )
 
 
-def fit_quantiles(
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    prompts: prompts_lib.Prompts,
-    samples: Float[np.ndarray, 'x m'],
-    *,
-    q: float,
-) -> tuple[Float[np.ndarray, ' x'], dict[str, float]]:
-  """The q-quantile of every prompt, as predicted; learned on training prompts.
-
-  A scalar read-out of the SFT policy's trunk at the last prompt token, fitted to
-  the samples less their mean, over their standard deviation. Returns the last
-  metrics of the fit as well.
-  """
-  c = config.references.regression
-  tokenizer = tokenizers.make_tokenizer(config)
-  lm_cfg = models.model_config(config, 'sft')
-  ids = prompts.train_ids
-  center, spread = samples[ids].mean(), max(samples[ids].std(), 1e-6)
-  rows = quantile_regression.PromptRewards(
-      prompt_tokens=prompts.tokens[ids],
-      prompt_mask=prompts.mask[ids],
-      samples=((samples[ids] - center) / spread).astype(np.float32),
-      valid=np.ones(samples[ids].shape, bool),
-  )
-  batch_at = batching.batch_at(
-      rows, batch_size=min(c.batch_size, len(ids)), seed=config.seed
-  )
-  optim_cfg = optim.OptimConfig(**c.optim, num_steps=c.num_steps)
-  eos_id = tokenizer.eos_id
-  step_fn = programs.jit(
-      make_regression, lm_cfg, eos_id, optim_cfg, q, donate=(0,)
-  )
-  predict = programs.jit(make_prediction, lm_cfg, eos_id)
-  params = heads.from_trunk(
-      jax.random.key(config.seed),
-      parameters.load_sft_params(config, workdir),
-      lm_cfg,
-      zero_head=True,
-  )
-  state = sharding.commit(
-      train_state.init_train_state(params, optim.make_tx(optim_cfg))
-  )
-  for step in range(c.num_steps):
-    state, metrics = step_fn(state, batch_at(step))
-  metrics = metrics_lib.to_floats(metrics)
-  metrics_lib.check_finite(
-      metrics, step=c.num_steps - 1, where='references.regression'
-  )
-  found = predict(state.params, prompts.tokens, prompts.mask)
-  return center + spread * np.asarray(found), metrics
-
-
 def _curve(config, workdir, reward) -> dict[str, np.ndarray]:
   """Knots and levels of the reward's calibration, where it has such a curve.
 
@@ -250,9 +232,7 @@ def _curve(config, workdir, reward) -> dict[str, np.ndarray]:
   }
 
 
-def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: Progress
-) -> None:
+def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Writes REWARD.npz for every reward, and references.json.
 
   REWARD.npz: samples [x m], rewards of the SFT samples of every prompt; ref/SPEC

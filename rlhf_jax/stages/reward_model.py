@@ -13,7 +13,7 @@ import os
 from absl import logging
 import jax
 import jax.numpy as jnp
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 import optax
 
@@ -199,7 +199,7 @@ def _divided(params, temperature: float, where: str):
   return {**params, 'head': params['head'] | scaled}
 
 
-def initial(config: ml_collections.ConfigDict, workdir: str, key):
+def initial(config: ConfigDict, workdir: str, key):
   """(trained, frozen) parameters at step 0, less the link's."""
   c = config.reward_model
   lm_cfg = models.model_config(config, 'reward_model')
@@ -318,9 +318,7 @@ def _train_probe(config, workdir, out, key, pairs, progress):
   return parts | {'link': {}}, margins
 
 
-def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: Progress
-) -> None:
+def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Trains r(x, y); writes params/, metrics.jsonl and results.json.
 
   params/ holds what was trained of trunk, head and link, the link's own

@@ -7,7 +7,7 @@ of the SFT policy stand for all responses, and each trained policy has its own.
 import os
 
 import jax.numpy as jnp
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 
 from rlhf_jax import files, programs
@@ -48,9 +48,7 @@ def make_kl(lm_cfg, sampling, chunk_size):
   return kl
 
 
-def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: Progress
-) -> None:
+def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Writes samples.npz, of x held-out prompts and n responses to each.
 
   tokens, mask  [x n t]
@@ -102,15 +100,11 @@ def run(
   )
   parts = []
   for ids, rollout, found in batches:
-    num = len(ids)
-    by_prompt = lambda a, num=num: a.reshape(num, -1, a.shape[-1])
-    parts.append(
-        {
-            'tokens': by_prompt(rollout.response_tokens),
-            'mask': by_prompt(rollout.response_mask),
-        }
-        | found
+    tokens, mask = (
+        a.reshape(len(ids), -1, a.shape[-1])
+        for a in (rollout.response_tokens, rollout.response_mask)
     )
+    parts.append({'tokens': tokens, 'mask': mask, **found})
   arrays = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
   path = os.path.join(workdir, folder(config), 'samples.npz')
   files.write_arrays(path, arrays)

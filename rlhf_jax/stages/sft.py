@@ -9,7 +9,7 @@ import functools
 import os
 
 import jax
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax import (
     checkpoint,
@@ -39,9 +39,7 @@ FIELDS = fields.FIELDS['sft']
 folder = folders.sft
 
 
-def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: Progress
-) -> None:
+def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Trains pi_0 and writes params/ and metrics.jsonl.
 
   params/ holds the trained part alone; `parameters.load_sft_params` returns all.
@@ -98,7 +96,7 @@ def run(
   checkpoint.save_params(out, state.params)
 
 
-def initial(config: ml_collections.ConfigDict):
+def initial(config: ConfigDict):
   """(trained, frozen) parameters at step 0, and the model's shape."""
   c, key = config.sft, jax.random.key(config.seed)
   lm_cfg = models.model_config(config, 'sft')

@@ -6,7 +6,7 @@ optima are computed from, and what every trained policy is measured on.
 
 import os
 
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 
 from rlhf_jax import files
@@ -18,9 +18,7 @@ FIELDS = fields.FIELDS['tables']
 folder = folders.tables
 
 
-def run(
-    config: ml_collections.ConfigDict, workdir: str, progress: Progress
-) -> None:
+def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Writes tables.npz.
 
   sft [x y]; reward_model/NAME [x y], with NaN on training prompts where no

@@ -14,26 +14,17 @@ import re
 import types
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax.study.errors import ConfigError
 
 # Sections of a config that a regime does not have.
-_NOT_OF_REGIMES = (
-    'judges',
-    'policy',
-    'policy_seeds',
-    'best_of_k',
-    'analysis',
-    'stages',
-    'regimes',
-    'regime',
-)
+_NOT_OF_REGIMES = """
+    judges policy policy_seeds best_of_k analysis stages regimes regime
+    """.split()
 
 
-def in_regime(
-    config: ml_collections.ConfigDict, name: str
-) -> ml_collections.ConfigDict:
+def in_regime(config: ConfigDict, name: str) -> ConfigDict:
   """The study's config in one of its regimes: exact, with no policies trained.
 
   Raises:
@@ -75,26 +66,22 @@ def in_regime(
   used = {section.reference for section in copy.methods.values()}
   for spec in sorted(set(copy.references.specs) - used):
     del copy.references.specs[spec]
-  copy.regimes = ml_collections.ConfigDict()
+  copy.regimes = ConfigDict()
   copy.judges = ()
   copy.policy_seeds = ()
   copy.policy.sweep = ()
   return copy.lock()
 
 
-def restricted(
-    config: ml_collections.ConfigDict, fields: Iterable[str]
-) -> ml_collections.ConfigDict:
+def restricted(config: ConfigDict, fields: Iterable[str]) -> ConfigDict:
   """A locked copy of `config` with the sections `fields` alone."""
-  copy = ml_collections.ConfigDict(
+  copy = ConfigDict(
       {name: config[name] for name in sorted({*fields, 'regime'})}
   ).copy_and_resolve_references()
   return copy.lock()
 
 
-def own_config(
-    stage: types.ModuleType, config: ml_collections.ConfigDict
-) -> ml_collections.ConfigDict:
+def own_config(stage: types.ModuleType, config: ConfigDict) -> ConfigDict:
   """The part of `config` that `stage` may read: all that its result depends on.
 
   Its FIELDS, less what its function `narrowed` takes out, if it has one.
@@ -103,22 +90,22 @@ def own_config(
   return stage.narrowed(own) if hasattr(stage, 'narrowed') else own
 
 
-def responses_are_listed(config: ml_collections.ConfigDict) -> bool:
+def responses_are_listed(config: ConfigDict) -> bool:
   """Tells whether all responses to a prompt are known, and can be enumerated."""
   return config.data.source == 'world'
 
 
-def is_learned(config: ml_collections.ConfigDict, reward: str) -> bool:
+def is_learned(config: ConfigDict, reward: str) -> bool:
   """Tells whether a reward model scores a reward, and not a rule or gold."""
   return config.scorers.get(reward, 'learned') == 'learned'
 
 
-def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def plain(config: ConfigDict) -> dict[str, Any]:
   """`config` as JSON would give it back."""
   return json.loads(json.dumps(config.to_dict(), sort_keys=True))
 
 
-def record(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def record(config: ConfigDict) -> dict[str, Any]:
   """The JSON that decides a result: `config`, and the modules that it names.
 
   A module of a project is named by MODULE:NAME, or in property_modules.
@@ -146,15 +133,13 @@ def _modules(value: Any) -> set[str]:
   return {found[1]} if found else set()
 
 
-def fingerprint(config: ml_collections.ConfigDict) -> str:
+def fingerprint(config: ConfigDict) -> str:
   """A short hash of all that `record` says of `config`."""
   text = json.dumps(record(config), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def with_overrides(
-    config: ml_collections.ConfigDict, overrides: dict[str, Any]
-) -> ml_collections.ConfigDict:
+def with_overrides(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
   """A locked copy of `config` with dotted `overrides`, each an existing one."""
   copy = config.copy_and_resolve_references()
   copy.lock()  # an unlocked one would accept a misspelt name
@@ -162,7 +147,7 @@ def with_overrides(
   return copy
 
 
-def policies(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
+def policies(config: ConfigDict) -> list[dict[str, Any]]:
   """The policies that `policy.sweep` lists, of every seed in `policy_seeds`.
 
   Returns:

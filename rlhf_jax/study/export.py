@@ -3,7 +3,7 @@
 import os
 import shutil
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax import processes
 from rlhf_jax.models.hf import checkpoint
@@ -25,9 +25,7 @@ _FILES = (
 )
 
 
-def export(
-    folder: str, params: Params, config: ml_collections.ConfigDict
-) -> None:
+def export(folder: str, params: Params, config: ConfigDict) -> None:
   """Writes a policy that began as sft.init, with data.pretrained's tokenizer.
 
   Args:

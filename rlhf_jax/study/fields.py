@@ -4,50 +4,28 @@ A stage is handed the sections of its row alone, and its finished output is
 recognised by them: a field that is in no row of a stage cannot change its result.
 """
 
-import ml_collections
+from ml_collections import ConfigDict
 
 _SAMPLED = ('seed', 'rewards', 'data', 'world', 'sft', 'sampling')
 _SCORED = ('reward_model', 'judges', 'scorers', 'reward_scales', 'property_modules')  # fmt: skip
 _POLICY = (*_SAMPLED, *_SCORED, 'properties', 'methods', 'references', 'policy')
 _TABLES = (*_SAMPLED, *_SCORED, 'policy_seeds')
 _EVALUATE = (
-    *_POLICY,
-    'policy_seeds',
-    'evaluate',
-    'samples',
-    'judge',
-    'best_of_k',
-)
+    *_POLICY, 'policy_seeds', 'evaluate', 'samples', 'judge', 'best_of_k',
+)  # fmt: skip
 _ANALYSIS = (
-    *_TABLES,
-    'properties',
-    'methods',
-    'references',
-    'evaluate',
-    'analysis',
-)
+    *_TABLES, 'properties', 'methods', 'references', 'evaluate', 'analysis',
+)  # fmt: skip
+# Of data and reward models; roles share the comparisons of text between them.
+_LEARNED = (
+    'seed', 'rewards', 'judges', 'property_modules', 'data', 'world',
+    'reward_model',
+)  # fmt: skip
 
 FIELDS: dict[str, tuple[str, ...]] = {
-    'data': (
-        'seed',
-        'rewards',
-        'judges',
-        'property_modules',
-        'data',
-        'world',
-        'reward_model',
-    ),
+    'data': _LEARNED,
     'sft': ('seed', 'rewards', 'data', 'world', 'sft'),
-    'reward_model': (
-        'seed',
-        'rewards',
-        'judges',  # roles share the comparisons of text between them
-        'property_modules',
-        'data',
-        'world',
-        'reward_model',
-        'sft',  # where reward_model.init says so
-    ),
+    'reward_model': (*_LEARNED, 'sft'),  # sft where reward_model.init says so
     # The judges as of reward_model, which references follow from.
     'references': (*_SAMPLED, *_SCORED, 'references'),
     'tables': _TABLES,
@@ -58,38 +36,31 @@ FIELDS: dict[str, tuple[str, ...]] = {
     'evaluate': _EVALUATE,
     'analysis': _ANALYSIS,
     'figures': (
-        *_EVALUATE,
-        *_ANALYSIS,
-        'seeds',
-        'stages',
-        'regimes',
-        'regime_methods',
-    ),
+        *_EVALUATE, *_ANALYSIS, 'seeds', 'stages', 'regimes', 'regime_methods',
+    ),  # fmt: skip
 }
 
 
-def data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def data(config: ConfigDict) -> ConfigDict:
   """`config` with the link of the reward models alone: what they learn from."""
   plain = config.to_dict()
   plain['reward_model'] = {'link': config.reward_model.link}
-  return ml_collections.ConfigDict(plain).lock()
+  return ConfigDict(plain).lock()
 
 
-def starts_from_sft(config: ml_collections.ConfigDict) -> bool:
+def starts_from_sft(config: ConfigDict) -> bool:
   """Tells whether reward models are made on the SFT policy."""
   return config.reward_model.init == 'sft'
 
 
-def reward_model(
-    config: ml_collections.ConfigDict,
-) -> ml_collections.ConfigDict:
+def reward_model(config: ConfigDict) -> ConfigDict:
   """`config` without the SFT policy, unless the models are made on it."""
   if starts_from_sft(config):
     return config
-  return ml_collections.ConfigDict(config.to_dict() | {'sft': {}}).lock()
+  return ConfigDict(config.to_dict() | {'sft': {}}).lock()
 
 
-def policy(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def policy(config: ConfigDict) -> ConfigDict:
   """`config` with the method and property of one policy run alone.
 
   So a finished policy stays finished when the sweep or the methods grow.
@@ -105,10 +76,10 @@ def policy(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   plain['properties'] = keep(plain['properties'], c.property)
   if config.data.source == 'world':
     plain['judges'] = ()  # elsewhere they share the pairs with reward models
-  return ml_collections.ConfigDict(plain).lock()
+  return ConfigDict(plain).lock()
 
 
-def samples(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def samples(config: ConfigDict) -> ConfigDict:
   """`config` with the one policy that samples are of; of SFT, without any."""
   if config.samples.of == 'policy':
     plain = policy(config).to_dict()
@@ -119,4 +90,4 @@ def samples(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       plain[name] = {}
     plain['references'] = {'batch_size': config.references.batch_size}
     plain['samples'].pop('num_policy_samples', None)
-  return ml_collections.ConfigDict(plain).lock()
+  return ConfigDict(plain).lock()

@@ -10,7 +10,7 @@ In a regime every folder but that of the SFT policy is under regimes/REGIME.
 
 import os
 
-import ml_collections
+from ml_collections import ConfigDict
 
 # Of the whole study: the tables of its figures and the page that shows all.
 EVALUATION, REPORT = 'evaluation', 'report.html'
@@ -18,7 +18,7 @@ EVALUATION, REPORT = 'evaluation', 'report.html'
 CONFIG, ENVIRONMENT = 'config.json', 'environment.json'
 
 
-def seed(config: ml_collections.ConfigDict) -> str:
+def seed(config: ConfigDict) -> str:
   """The folder of one repetition of the study, or of one of its regimes."""
   inside = study(config)
   if config.regime:
@@ -26,36 +26,34 @@ def seed(config: ml_collections.ConfigDict) -> str:
   return inside
 
 
-def study(config: ml_collections.ConfigDict) -> str:
+def study(config: ConfigDict) -> str:
   """The folder of one repetition, whatever the regime."""
   return f'seed_{config.seed}'
 
 
-def data(config: ml_collections.ConfigDict) -> str:
+def data(config: ConfigDict) -> str:
   """Prompts, demonstrations and comparisons."""
   return os.path.join(seed(config), 'data')
 
 
-def sft(config: ml_collections.ConfigDict) -> str:
+def sft(config: ConfigDict) -> str:
   """The reference policy, the same in every regime."""
   return os.path.join(study(config), 'sft')
 
 
-def reward_model(
-    config: ml_collections.ConfigDict, reward: str = '', role: str = ''
-) -> str:
+def reward_model(config: ConfigDict, reward: str = '', role: str = '') -> str:
   """One reward model or evaluator; by default the config's."""
   c = config.reward_model
   name = f'{reward or c.reward}_{role or c.role}'
   return os.path.join(seed(config), 'reward_model', name)
 
 
-def references(config: ml_collections.ConfigDict) -> str:
+def references(config: ConfigDict) -> str:
   """Reference rewards of all prompts."""
   return os.path.join(seed(config), 'references')
 
 
-def tables(config: ml_collections.ConfigDict) -> str:
+def tables(config: ConfigDict) -> str:
   """Log-probabilities and rewards of all responses of a listed space."""
   return os.path.join(seed(config), 'tables')
 
@@ -68,14 +66,14 @@ def policy_name(
   return f'{property}_{method}_{learner}_{kl_coef:g}'
 
 
-def policy(config: ml_collections.ConfigDict) -> str:
+def policy(config: ConfigDict) -> str:
   """One trained policy."""
   c = config.policy
   name = policy_name(c.property, c.method, c.learner, c.kl_coef)
   return os.path.join(seed(config), 'policy', name)
 
 
-def samples(config: ml_collections.ConfigDict) -> str:
+def samples(config: ConfigDict) -> str:
   """Responses of the policy config.samples.of: sft, or the config's policy."""
   name = 'sft'
   if config.samples.of == 'policy':
@@ -83,27 +81,27 @@ def samples(config: ml_collections.ConfigDict) -> str:
   return os.path.join(seed(config), 'samples', name)
 
 
-def judge(config: ml_collections.ConfigDict) -> str:
+def judge(config: ConfigDict) -> str:
   """A language model's verdicts on one policy."""
   return os.path.join(seed(config), 'judge', os.path.basename(policy(config)))
 
 
-def best_of_k(config: ml_collections.ConfigDict) -> str:
+def best_of_k(config: ConfigDict) -> str:
   """Best-of-k of one property."""
   return os.path.join(seed(config), 'best_of_k', config.evaluate.property)
 
 
-def evaluate(config: ml_collections.ConfigDict) -> str:
+def evaluate(config: ConfigDict) -> str:
   """Measurements of all policies of one property."""
   return os.path.join(seed(config), 'evaluate', config.evaluate.property)
 
 
-def analysis(config: ml_collections.ConfigDict) -> str:
+def analysis(config: ConfigDict) -> str:
   """Calibration, dependence and gradients."""
   return os.path.join(seed(config), 'analysis')
 
 
-def figures(config: ml_collections.ConfigDict) -> str:
+def figures(config: ConfigDict) -> str:
   """Pictures of the whole study."""
   del config
   return 'figures'

@@ -3,7 +3,7 @@
 import dataclasses
 import typing
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax.learners import interface, registry
 from rlhf_jax.study import configs
@@ -21,7 +21,7 @@ def learner_of(name: str) -> interface.Learner:
     raise ConfigError(f'policy.learner: {e}') from e
 
 
-def update_config(learner: interface.Learner, c: ml_collections.ConfigDict):
+def update_config(learner: interface.Learner, c: ConfigDict):
   """The learner's frozen config: each of its fields from the policy section.
 
   A field that may be None is None where the config has 0.

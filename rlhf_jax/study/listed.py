@@ -10,7 +10,7 @@ import os
 
 import jax.numpy as jnp
 from jaxtyping import Float
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 
 from rlhf_jax import enumeration, files, programs, sharding
@@ -58,10 +58,7 @@ def make_rewards(reward_fn, sampling, moves):
 
 
 def policy_logprobs(
-    config: ml_collections.ConfigDict,
-    params: Params,
-    tokens: np.ndarray,
-    mask: np.ndarray,
+    config: ConfigDict, params: Params, tokens: np.ndarray, mask: np.ndarray
 ) -> Float[np.ndarray, 'x y']:
   """Log-probability of every response to the prompts [x p] under a policy.
 
@@ -81,7 +78,7 @@ def policy_logprobs(
 
 
 def reward_table(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     workdir: str,
     reward: str,
     role: str,
@@ -124,9 +121,7 @@ def reward_table(
   )
 
 
-def load(
-    config: ml_collections.ConfigDict, workdir: str
-) -> dict[str, np.ndarray]:
+def load(config: ConfigDict, workdir: str) -> dict[str, np.ndarray]:
   """Reads the arrays [all prompts, y] of tables.npz, NaN where not computed."""
   path = os.path.join(workdir, folders.tables(config), 'tables.npz')
   return files.read_arrays(path, 'tables')

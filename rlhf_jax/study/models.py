@@ -21,7 +21,7 @@ import functools
 import os
 
 import jax
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax import sharding
 from rlhf_jax.models.config import LMConfig
@@ -73,7 +73,7 @@ def _frozen(init, param_dtype, of_files, mesh):
   return load(init, param_dtype=param_dtype)
 
 
-def with_numbers(cfg: LMConfig, section: ml_collections.ConfigDict) -> LMConfig:
+def with_numbers(cfg: LMConfig, section: ConfigDict) -> LMConfig:
   """`cfg` with what the section says of any model."""
   numbers = {name: section.lm[name] for name in NUMBERS}
   return dataclasses.replace(cfg, **numbers)
@@ -82,12 +82,12 @@ def with_numbers(cfg: LMConfig, section: ml_collections.ConfigDict) -> LMConfig:
 # The model of a section.
 
 
-def lm_config(section: ml_collections.ConfigDict, tokenizer) -> LMConfig:
+def lm_config(section: ConfigDict, tokenizer) -> LMConfig:
   """The model of a config section, with the tokenizer's vocabulary."""
   return LMConfig(vocab_size=tokenizer.vocab_size, **section)
 
 
-def model_config(config: ml_collections.ConfigDict, name: str) -> LMConfig:
+def model_config(config: ConfigDict, name: str) -> LMConfig:
   """The model of the section `name`, sft or reward_model, as it is trained.
 
   Of a random model, its `lm` and the tokenizer's vocabulary; of one that starts

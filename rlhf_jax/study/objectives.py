@@ -4,7 +4,7 @@ import os
 
 import jax
 import jax.numpy as jnp
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax import files
 from rlhf_jax.rewards import links
@@ -12,24 +12,9 @@ from rlhf_jax.rewards import objective as objective_lib
 from rlhf_jax.rewards import references as references_lib
 from rlhf_jax.study import configs, folders, parameters
 from rlhf_jax.study.configs import registered
-from rlhf_jax.study.errors import ConfigError
 
 
-def section_of(
-    config: ml_collections.ConfigDict, method: str
-) -> ml_collections.ConfigDict:
-  """The section of a method; ConfigError names the known ones."""
-  if method not in config.methods:
-    raise ConfigError(
-        f'Unknown method {method!r}; config.methods has:'
-        f' {", ".join(sorted(config.methods))}.'
-    )
-  return config.methods[method]
-
-
-def methods_of(
-    config: ml_collections.ConfigDict, property_name: str
-) -> tuple[str, ...]:
+def methods_of(config: ConfigDict, property_name: str) -> tuple[str, ...]:
   """The methods whose exact optima a property is measured under.
 
   All, but those that name other properties, and those that have no optimum.
@@ -43,7 +28,7 @@ def methods_of(
 
 
 def make_objective(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     property_name: str,
     method: str,
     workdir: str | None = None,
@@ -53,7 +38,7 @@ def make_objective(
   With a `workdir`, the numbers of a link that were learned with its reward model
   (its thresholds, its noise) are the options of the link's own transform.
   """
-  section = section_of(config, method)
+  section = config.methods[method]
   components = []
   for reward in config.properties[property_name]:
     own = section.per_reward.get(reward, {})
@@ -91,10 +76,10 @@ def _learned_options(config, workdir, reward, transform) -> dict[str, float]:
 
 
 def reward_weights(
-    config: ml_collections.ConfigDict, property_name: str, method: str
+    config: ConfigDict, property_name: str, method: str
 ) -> dict[str, jax.Array]:
   """The weight of each reward of a property in a method's aggregate."""
-  given = section_of(config, method).weights
+  given = config.methods[method].weights
   return {
       reward: jnp.float32(given.get(reward, 1.0))
       for reward in config.properties[property_name]
@@ -102,10 +87,10 @@ def reward_weights(
 
 
 def load_references(
-    config: ml_collections.ConfigDict, workdir: str, method: str
+    config: ConfigDict, workdir: str, method: str
 ) -> dict[str, references_lib.Reference]:
   """Reference rewards of every prompt under a method, by reward name."""
-  spec = section_of(config, method).reference
+  spec = config.methods[method].reference
   path = os.path.join(workdir, folders.references(config))
   found = {}
   for name in config.rewards:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax import files
 from rlhf_jax.data.text import text_format
@@ -59,7 +59,7 @@ def check_base(folder: str, init: str, found: str) -> None:
     )
 
 
-def sft_digest(config: ml_collections.ConfigDict, workdir: str) -> str:
+def sft_digest(config: ConfigDict, workdir: str) -> str:
   """A hash of all that decides the parameters of the reference policy."""
   none = config.sft.train.how == 'none'
   file = 'base.json' if none else 'params.digest.json'
@@ -68,7 +68,7 @@ def sft_digest(config: ml_collections.ConfigDict, workdir: str) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def base_digest(config: ml_collections.ConfigDict, workdir: str, name: str):
+def base_digest(config: ConfigDict, workdir: str, name: str):
   """A hash of the base of sft or reward_model; '' for random weights."""
   init = config[name].init
   if init == 'sft':
@@ -76,9 +76,7 @@ def base_digest(config: ml_collections.ConfigDict, workdir: str, name: str):
   return digest(init) if init else ''
 
 
-def record(
-    config: ml_collections.ConfigDict, workdir: str, folder: str, name: str
-) -> None:
+def record(config: ConfigDict, workdir: str, folder: str, name: str) -> None:
   """Writes what a stage's params go with: text_format.json, and base.json.
 
   Raises:

@@ -2,7 +2,7 @@
 
 import os
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax import checkpoint
 from rlhf_jax.models.config import LMConfig
@@ -10,7 +10,7 @@ from rlhf_jax.study import folders, models, origin, trainable
 from rlhf_jax.types import Params
 
 
-def reward_base(config: ml_collections.ConfigDict, workdir: str) -> Params:
+def reward_base(config: ConfigDict, workdir: str) -> Params:
   """The trunk {'trunk': params} under every reward model.
 
   The SFT policy, or the checkpoint of reward_model.init, loaded once a process.
@@ -24,7 +24,7 @@ def reward_base(config: ml_collections.ConfigDict, workdir: str) -> Params:
   return {'trunk': {k: v for k, v in trunk.items() if k != 'unembed'}}
 
 
-def load_reward_init(config: ml_collections.ConfigDict, workdir: str) -> Params:
+def load_reward_init(config: ConfigDict, workdir: str) -> Params:
   """The weights that reward models start from, where they are not random.
 
   Those of the SFT policy or of a checkpoint, which may be a reward model already.
@@ -36,7 +36,7 @@ def load_reward_init(config: ml_collections.ConfigDict, workdir: str) -> Params:
 
 
 def load_reward_params(
-    config: ml_collections.ConfigDict, workdir: str, reward: str, role: str
+    config: ConfigDict, workdir: str, reward: str, role: str
 ) -> Params:
   """The trained weights of a reward model or evaluator.
 
@@ -53,7 +53,7 @@ def load_reward_params(
   return trainable.join(trained, reward_base(config, workdir), train)
 
 
-def load_sft_params(config: ml_collections.ConfigDict, workdir: str) -> Params:
+def load_sft_params(config: ConfigDict, workdir: str) -> Params:
   """The weights of the reference policy, all of them, without adapters.
 
   Raises:
@@ -70,9 +70,7 @@ def load_sft_params(config: ml_collections.ConfigDict, workdir: str) -> Params:
   return trainable.merge(trained, base, c.train)
 
 
-def load_policy_params(
-    config: ml_collections.ConfigDict, workdir: str, folder: str
-) -> Params:
+def load_policy_params(config: ConfigDict, workdir: str, folder: str) -> Params:
   """The weights of the policy trained in `folder`, without adapters."""
   trained = checkpoint.restore_params(folder)
   train = config.policy.train
@@ -83,7 +81,7 @@ def load_policy_params(
 
 
 def load_judge(
-    config: ml_collections.ConfigDict, workdir: str
+    config: ConfigDict, workdir: str
 ) -> tuple[Params, LMConfig, str]:
   """The judge's parameters and shape, and a name for it with its weights."""
   c = config.judge

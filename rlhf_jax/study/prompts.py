@@ -3,7 +3,7 @@
 import dataclasses
 import os
 
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 
 from rlhf_jax import files
@@ -32,9 +32,7 @@ class Prompts:
     return np.flatnonzero(self.held_out)
 
 
-def load_prompts(
-    config: ml_collections.ConfigDict, workdir: str, tokenizer
-) -> Prompts:
+def load_prompts(config: ConfigDict, workdir: str, tokenizer) -> Prompts:
   """The prompts the data stage wrote, encoded."""
   path = os.path.join(workdir, folders.data(config), 'prompts.json')
   rows = files.read_json(path, 'data')
@@ -53,7 +51,7 @@ def move_ids(tokenizer) -> tuple[int, ...]:
 
 
 def sampling_config(
-    config: ml_collections.ConfigDict, tokenizer, *, temperature: float
+    config: ConfigDict, tokenizer, *, temperature: float
 ) -> SamplingConfig:
   """The tokens that can be drawn as a response, and the temperature.
 
@@ -79,9 +77,7 @@ def sampling_config(
   )
 
 
-def policy_sampling(
-    config: ml_collections.ConfigDict, tokenizer
-) -> SamplingConfig:
+def policy_sampling(config: ConfigDict, tokenizer) -> SamplingConfig:
   """The sampling of policies: `config.sampling`, which learners share."""
   c = config.sampling
   found = sampling_config(config, tokenizer, temperature=c.temperature)

@@ -2,7 +2,7 @@
 
 import os
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax import files
 from rlhf_jax.data import batching
@@ -18,10 +18,7 @@ _KINDS = {
 
 
 def load(
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    split: str,
-    kind: str = 'comparisons',
+    config: ConfigDict, workdir: str, split: str, kind: str = 'comparisons'
 ) -> tuple[PreferenceBatch | RatingBatch, dict[str, int]]:
   """The comparisons or ratings of the config's reward and role, and counts."""
   c = config.reward_model
@@ -40,9 +37,7 @@ def load(
   return arrays, counts.summary()
 
 
-def results(
-    config: ml_collections.ConfigDict, workdir: str, reward: str, role: str
-) -> dict:
+def results(config: ConfigDict, workdir: str, reward: str, role: str) -> dict:
   """The results.json of a reward model or evaluator."""
   folder = folders.reward_model(config, reward, role)
   path = os.path.join(workdir, folder, 'results.json')

@@ -3,7 +3,7 @@
 import dataclasses
 
 from jaxtyping import Array, Float
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax.models import heads, probe
 from rlhf_jax.models.config import LMConfig
@@ -49,12 +49,12 @@ def probe_of(params: Params) -> probe.Probe:
   return probe.Probe(**{k: params[k] for k in ('mean', 'scale', 'head')})
 
 
-def is_probe(config: ml_collections.ConfigDict) -> bool:
+def is_probe(config: ConfigDict) -> bool:
   """Tells whether reward models are heads on frozen states."""
   return config.reward_model.train.how == 'probe'
 
 
-def of(config: ml_collections.ConfigDict, role: str) -> RewardFunction:
+def of(config: ConfigDict, role: str) -> RewardFunction:
   """The reward function of the reward models of a role."""
   c = config.reward_model
   train, lm_cfg = c.train, models.model_config(config, 'reward_model')

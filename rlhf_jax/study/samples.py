@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 from jaxtyping import Array
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 import pandas as pd
 
@@ -60,10 +60,7 @@ def make_sample(lm_cfg, sampling, num_samples):
 
 
 def sample_sft(
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    prompt_ids: np.ndarray,
-    **options: Any,
+    config: ConfigDict, workdir: str, prompt_ids: np.ndarray, **options: Any
 ) -> Iterator[tuple[np.ndarray, Rollout, dict[str, np.ndarray]]]:
   """Yields SFT responses to `prompt_ids`, with the rewards as their scores.
 
@@ -77,7 +74,7 @@ def sample_sft(
 
 
 def sample_policy(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     workdir: str,
     params: Params,
     prompt_ids: np.ndarray,
@@ -160,15 +157,13 @@ def _read_batch(path, tokens, mask) -> tuple[Rollout, dict[str, np.ndarray]]:
   return rollout, {k.removeprefix('score/'): v for k, v in arrays.items()}
 
 
-def load(
-    config: ml_collections.ConfigDict, workdir: str
-) -> dict[str, np.ndarray]:
+def load(config: ConfigDict, workdir: str) -> dict[str, np.ndarray]:
   """Reads the arrays of samples.npz of config.samples.of."""
   path = os.path.join(workdir, folders.samples(config), 'samples.npz')
   return files.read_arrays(path, 'samples')
 
 
-def load_texts(config: ml_collections.ConfigDict, workdir: str) -> np.ndarray:
+def load_texts(config: ConfigDict, workdir: str) -> np.ndarray:
   """Reads the texts [x n] of the responses of config.samples.of."""
   return decode(load(config, workdir), tokenizers.make_tokenizer(config))
 
@@ -182,9 +177,7 @@ def decode(arrays: dict[str, np.ndarray], tokenizer) -> np.ndarray:
   return texts
 
 
-def load_verdicts(
-    config: ml_collections.ConfigDict, workdir: str
-) -> pd.DataFrame:
+def load_verdicts(config: ConfigDict, workdir: str) -> pd.DataFrame:
   """Reads the rows of verdicts.csv of the config's policy."""
   path = os.path.join(workdir, folders.judge(config), 'verdicts.csv')
   files.require(path, 'judge')

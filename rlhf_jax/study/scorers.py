@@ -10,7 +10,7 @@ import importlib
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
-import ml_collections
+from ml_collections import ConfigDict
 import numpy as np
 
 from rlhf_jax import programs, sharding
@@ -49,7 +49,7 @@ def make_rule(name: str):
 
 
 def how_scored(
-    config: ml_collections.ConfigDict, reward: str, role: str
+    config: ConfigDict, reward: str, role: str
 ) -> tuple[str, np.float32]:
   """The scorer of a reward, and a factor on it; evaluators are always learned."""
   if role != 'reward_model':
@@ -58,7 +58,7 @@ def how_scored(
   return how, np.float32(config.reward_scales.get(reward, 1.0))
 
 
-def gold_table(config: ml_collections.ConfigDict, reward: str) -> np.ndarray:
+def gold_table(config: ConfigDict, reward: str) -> np.ndarray:
   """The known reward [x y] of every response of the world."""
   if config.data.source != 'world':
     raise ConfigError(
@@ -75,10 +75,7 @@ def response_indices(tokens, mask, tokenizer) -> np.ndarray:
 
 
 def load(
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    reward: str,
-    role: str = 'reward_model',
+    config: ConfigDict, workdir: str, reward: str, role: str = 'reward_model'
 ) -> Scorer:
   """The scorer of a reward, with its weights read; or an evaluator of it."""
   how, scale = how_scored(config, reward, role)
@@ -104,7 +101,7 @@ def load(
 
 
 def load_all(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     workdir: str,
     rewards: Sequence[str],
     role: str = 'reward_model',

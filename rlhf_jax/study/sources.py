@@ -16,7 +16,7 @@ import importlib
 import os
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax import files
 from rlhf_jax.data import tokenizer as tokenizer_lib
@@ -33,7 +33,7 @@ _ALIGNMENT_SHARE = 0.1  # of the prompts of a text source; roles share the rest
 _TEST_HALVES = {'test': 0.5, 'calibration': 0.5}
 
 
-def make_world(config: ml_collections.ConfigDict) -> world_lib.World:
+def make_world(config: ConfigDict) -> world_lib.World:
   """The embedded world of this seed, judged by the rewards; not to be changed."""
   for module in config.property_modules:
     importlib.import_module(module)
@@ -56,7 +56,7 @@ def make_world(config: ml_collections.ConfigDict) -> world_lib.World:
 _world = functools.lru_cache(maxsize=2)(world_lib.make_world)
 
 
-def data_kind(config: ml_collections.ConfigDict) -> str:
+def data_kind(config: ConfigDict) -> str:
   """The kind of data that the link of the reward models learns from.
 
   One of comparisons, ties (comparisons with ties), ratings and none.
@@ -64,7 +64,7 @@ def data_kind(config: ml_collections.ConfigDict) -> str:
   return links.get(configs.registered(config.reward_model.link)).data
 
 
-def roles_of(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+def roles_of(config: ConfigDict) -> tuple[str, ...]:
   """The roles, each of which learns from samples of its own."""
   return ('reward_model', *config.judges)
 
@@ -330,7 +330,7 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def of(config: ml_collections.ConfigDict) -> Source:
+def of(config: ConfigDict) -> Source:
   """The source that data.source names."""
   if config.data.source not in SOURCES:
     raise ConfigError(

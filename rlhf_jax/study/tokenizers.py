@@ -2,14 +2,14 @@
 
 import functools
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax.data import tokenizer as tokenizer_lib
 from rlhf_jax.data.text import chat_tokenizer, pretrained_tokenizer
 from rlhf_jax.study.errors import ConfigError
 
 
-def make_tokenizer(config: ml_collections.ConfigDict):
+def make_tokenizer(config: ConfigDict):
   """The tokenizer that data.tokenizer names, in the form of data.template."""
   c = config.data
   if c.tokenizer == 'word':

@@ -10,28 +10,28 @@ Only the trained part is held by the optimizer, the checkpoints and params/.
 
 import jax
 from jaxtyping import Array, Key
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax.models import adapters
 from rlhf_jax.types import Params
 
 
-def is_trained(train: ml_collections.ConfigDict) -> bool:
+def is_trained(train: ConfigDict) -> bool:
   """Tells whether any part is trained; otherwise the model stays as it was read."""
   return train.how != 'none'
 
 
-def has_adapters(train: ml_collections.ConfigDict) -> bool:
+def has_adapters(train: ConfigDict) -> bool:
   """Tells whether adapters are trained, beside layers that stay as they were read."""
   return train.how == 'lora'
 
 
-def has_layers(train: ml_collections.ConfigDict) -> bool:
+def has_layers(train: ConfigDict) -> bool:
   """Tells whether layers or their adapters are trained, not a probe of them alone."""
   return train.how != 'probe'
 
 
-def gradient_passes(train: ml_collections.ConfigDict, num_layers: int) -> float:
+def gradient_passes(train: ConfigDict, num_layers: int) -> float:
   """Forward passes that a gradient costs: of states, and of trained weights."""
   if train.how == 'full':
     return 2.0
@@ -40,12 +40,12 @@ def gradient_passes(train: ml_collections.ConfigDict, num_layers: int) -> float:
   return 1.0  # adapters' own products are thin
 
 
-def lora_scale(train: ml_collections.ConfigDict) -> float:
+def lora_scale(train: ConfigDict) -> float:
   """LMConfig.lora_scale of a model with this section; 1 without adapters."""
   return train.alpha / train.rank if has_adapters(train) else 1.0
 
 
-def shares_lower_layers(train: ml_collections.ConfigDict) -> bool:
+def shares_lower_layers(train: ConfigDict) -> bool:
   """Tells whether `prepare` cuts a model in two: lower layers, and those trained.
 
   Models on one base are then made of one cut, which copies the lower layers.
@@ -53,9 +53,7 @@ def shares_lower_layers(train: ml_collections.ConfigDict) -> bool:
   return train.how == 'last_n'
 
 
-def prepare(
-    key: Key[Array, ''], params: Params, train: ml_collections.ConfigDict
-) -> Params:
+def prepare(key: Key[Array, ''], params: Params, train: ConfigDict) -> Params:
   """`params` with new adapters, or with the last layers apart."""
   if train.how == 'lora':
     new = adapters.init(key, params, rank=train.rank, targets=train.targets)
@@ -65,9 +63,7 @@ def prepare(
   return params
 
 
-def split(
-    params: Params, train: ml_collections.ConfigDict
-) -> tuple[Params, Params]:
+def split(params: Params, train: ConfigDict) -> tuple[Params, Params]:
   """(trained, frozen) parts of a prepared model; frozen is {} under full.
 
   The trained part is a copy, since a step donates it.
@@ -79,9 +75,7 @@ def split(
   return jax.tree.map(jax.numpy.array, trained), frozen
 
 
-def join(
-    trained: Params, base: Params, train: ml_collections.ConfigDict
-) -> Params:
+def join(trained: Params, base: Params, train: ConfigDict) -> Params:
   """The trained model, layers in one stack; adapters stay beside the base.
 
   Args:
@@ -98,9 +92,7 @@ def join(
   return adapters.combine(trained, base)
 
 
-def merge(
-    trained: Params, base: Params, train: ml_collections.ConfigDict
-) -> Params:
+def merge(trained: Params, base: Params, train: ConfigDict) -> Params:
   """`join`, with adapters added to the kernels: the tree of a plain model."""
   if train.how == 'lora':
     return adapters.merge(base, trained, scale=lora_scale(train))

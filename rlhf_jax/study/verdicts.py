@@ -5,11 +5,12 @@ nothing is asked again: not by a run that was killed, not by another run, not
 with the two responses exchanged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import fcntl
 import json
 import os
-import typing
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from rlhf_jax import processes
 from rlhf_jax.evaluation import pairwise as judge_lib
 
 
-class Judged(typing.NamedTuple):
+class Judged(NamedTuple):
   """Verdicts on the pairs, and how many queries they took."""
 
   verdicts: judge_lib.Verdicts
@@ -25,65 +26,56 @@ class Judged(typing.NamedTuple):
   num_cached: int
 
 
-class VerdictCache:
-  """Answers by query key, in a JSONL file that is only ever appended to.
+@contextlib.contextmanager
+def _open_answers(path: str) -> Iterator[tuple[dict[str, float], Callable]]:
+  """Yields the answers by query key in a JSONL file, and `keep(answers)` for more.
 
-  A line torn by a kill is cut off when the file is opened next. The file is
-  locked while open: a second run waits, and then finds the answers. Of several
-  processes of a run, the main one has it open; all know the answers.
+  The file is only ever appended to; what is kept is on disk when `keep` returns. A
+  line torn by a kill is cut off when the file is opened next. The file is locked
+  while open: a second run waits, and then finds the answers. Of several processes
+  of a run, the main one has it open; all know the answers.
   """
+  file = None
 
-  def __init__(self, path: str):
-    self._file = None
-    self._answers = processes.from_main(lambda: self._open(path))
-
-  def _open(self, path: str) -> dict[str, float]:
+  def load():
+    nonlocal file
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    self._file = open(path, 'a+b')
-    try:
-      fcntl.flock(self._file, fcntl.LOCK_EX)
-      return self._load(path)
-    except BaseException:
-      self._file.close()
-      raise
+    file = open(path, 'a+b')
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return _read_answers(file, path)
 
-  def _load(self, path: str) -> dict[str, float]:
-    answers = {}
-    self._file.seek(0)
-    content = self._file.read()
-    whole = content.rfind(b'\n') + 1
-    for number, line in enumerate(content[:whole].splitlines(), 1):
-      try:
-        row = json.loads(line)
-        answers[row['key']] = float(row['p_first'])
-      except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f'{path}:{number} is not a verdict: {e!r}.') from e
-    self._file.truncate(whole)
-    return answers
-
-  def __enter__(self) -> 'VerdictCache':
-    return self
-
-  def __exit__(self, *unused) -> None:
-    if self._file is not None:
-      self._file.close()
-
-  def __contains__(self, key: str) -> bool:
-    return key in self._answers
-
-  def __getitem__(self, key: str) -> float:
-    return self._answers[key]
-
-  def add(self, answers: dict[str, float]) -> None:
-    """Keeps the answers; they are on disk when this returns."""
-    self._answers |= answers
-    if self._file is None:
+  def keep(new: dict[str, float]) -> None:
+    answers.update(new)
+    if file is None:
       return
-    for key, p in answers.items():
+    for key, p in new.items():
       line = json.dumps({'key': key, 'p_first': p})
-      self._file.write(line.encode() + b'\n')
-    self._file.flush()
-    os.fsync(self._file.fileno())
+      file.write(line.encode() + b'\n')
+    file.flush()
+    os.fsync(file.fileno())
+
+  try:
+    answers = processes.from_main(load)
+    yield answers, keep
+  finally:
+    if file is not None:
+      file.close()
+
+
+def _read_answers(file: BinaryIO, path: str) -> dict[str, float]:
+  """The answers of all whole lines; the file is cut after the last of them."""
+  answers = {}
+  file.seek(0)
+  content = file.read()
+  whole = content.rfind(b'\n') + 1
+  for number, line in enumerate(content[:whole].splitlines(), 1):
+    try:
+      row = json.loads(line)
+      answers[row['key']] = float(row['p_first'])
+    except (ValueError, KeyError, TypeError) as e:
+      raise ValueError(f'{path}:{number} is not a verdict: {e!r}.') from e
+  file.truncate(whole)
+  return answers
 
 
 def judge_pairs(
@@ -115,8 +107,8 @@ def judge_pairs(
       key = judge_lib.query_key(judge_id, template, row.prompt, *shown)
       keys.append(key)
       texts[key] = judge_lib.render(template, row.prompt, *shown)
-  with VerdictCache(cache_path) as cache:
-    missing = [key for key in texts if key not in cache]
+  with _open_answers(cache_path) as (known, keep):
+    missing = [key for key in texts if key not in known]
     # Of like lengths together: a batch is as wide as its longest text.
     missing.sort(key=lambda key: len(texts[key]))
     for start in range(0, len(missing), batch_size):
@@ -129,8 +121,8 @@ def judge_pairs(
         )
       if not np.all((answers >= 0) & (answers <= 1)):  # False for NaN
         raise ValueError(f'{judge_id} answered with what is no probability.')
-      cache.add(dict(zip(batch, answers.tolist(), strict=True)))
-    p = np.array([cache[key] for key in keys]).reshape(-1, 2)
+      keep(dict(zip(batch, answers.tolist(), strict=True)))
+    p = np.array([known[key] for key in keys]).reshape(-1, 2)
   return Judged(
       verdicts=judge_lib.verdict(p[:, 0], p[:, 1]),
       num_asked=len(missing),

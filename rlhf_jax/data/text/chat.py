@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import datetime
 import hashlib
 import json
+import os
 
 import jinja2
 import jinja2.ext
@@ -168,7 +169,7 @@ class Template:
         add_generation_prompt=False,
     )
     if not whole.startswith(prompt):
-      at = len(_common_prefix(whole, prompt))
+      at = len(os.path.commonprefix([whole, prompt]))
       raise UnusableText(
           'the whole dialogue does not begin with its prompt: at character'
           f' {at} it has {whole[at : at + 20]!r}, the prompt'
@@ -217,7 +218,7 @@ def _environment(date: datetime.date | None) -> jinja2.Environment:
 
 def _around(first: str, second: str) -> tuple[str, str]:
   """The surroundings of 'x' in the first text and 'y' in the second."""
-  before = _common_prefix(first, second)
+  before = os.path.commonprefix([first, second])
   after = first[len(before) + 1 :]
   if (first, second) != (f'{before}x{after}', f'{before}y{after}'):
     raise UnusableText(
@@ -225,11 +226,3 @@ def _around(first: str, second: str) -> tuple[str, str]:
         f' {first[-40:]!r}'
     )
   return before, after
-
-
-def _common_prefix(first: str, second: str) -> str:
-  """The longest text that both begin with."""
-  num = 0
-  while num < min(len(first), len(second)) and first[num] == second[num]:
-    num += 1
-  return first[:num]

@@ -101,11 +101,8 @@ class AnthropicHH(tfds.core.GeneratorBasedBuilder):
       except (ValueError, RecursionError):
         parsed = None
       if isinstance(parsed, dict):
-        for key in row:
-          if key not in parsed:
-            raise preferences.DataError(
-                f'{path}, line {line}: key {key!r} is missing.'
-            )
+        where = f'{path}, line {line}'
+        preferences.require(parsed, _KEYS, 'chosen and rejected', where)
         if all(isinstance(parsed[key], str) for key in row):
           row = {key: parsed[key] for key in row}
       yield line, {'line': line, **row}

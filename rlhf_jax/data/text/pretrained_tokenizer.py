@@ -17,6 +17,7 @@ Three rules where others guess:
 from collections.abc import Iterable, Mapping, Sequence
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -198,13 +199,10 @@ class HFTokenizer:
 
     Other special tokens are spelt out.
     """
-    content = []
-    for i in map(int, ids):
-      if i in self.eos_ids:
-        break
-      if i not in (self.pad_id, self.bos_id):
-        content.append(i)
-    return self.transcript(content)
+    is_text = lambda i: i not in self.eos_ids
+    until_end = itertools.takewhile(is_text, map(int, ids))
+    around = (self.pad_id, self.bos_id)
+    return self.transcript(i for i in until_end if i not in around)
 
   def transcript(self, ids: Iterable[typing.SupportsInt]) -> str:
     """The text of all `ids`, special tokens spelt out; select by the mask."""

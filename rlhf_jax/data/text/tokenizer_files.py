@@ -27,19 +27,13 @@ _NO_EFFECT = """
     tokenizer_class tokenizer_file truncation_side truncation_strategy
     use_default_system_prompt use_fast
     """.split()
-_READ = (
-    'add_bos_token',
-    'add_prefix_space',
-    'added_tokens_decoder',
-    'chat_template',
-)
+_READ = """
+    add_bos_token add_prefix_space added_tokens_decoder chat_template
+    """.split()
 # Change the ids in ways that tokenizer.json does not tell.
-_REFUSED = (
-    'auto_map',
-    'do_lower_case',
-    'fix_mistral_regex',
-    'split_special_tokens',
-)
+_REFUSED = """
+    auto_map do_lower_case fix_mistral_regex split_special_tokens
+    """.split()
 
 
 def read(
@@ -113,14 +107,7 @@ def _check_fields(config: Mapping, path: pathlib.Path, no_effect) -> None:
 def _check_added(content: Mapping, config: Mapping, path) -> None:
   """Tokens that the config adds must be those of tokenizer.json."""
   added = {t['id']: t for t in content.get('added_tokens') or ()}
-  flags = (
-      'content',
-      'special',
-      'lstrip',
-      'rstrip',
-      'single_word',
-      'normalized',
-  )
+  flags = 'content special lstrip rstrip single_word normalized'.split()
   for name, token in (config.get('added_tokens_decoder') or {}).items():
     other = added.get(int(name), {})
     for flag in flags:

@@ -15,6 +15,11 @@ import itertools
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
+# Of every response y: its l moves, how often each move v occurs, a quality.
+Moves = Int[np.ndarray, 'y l']
+Counts = Int[np.ndarray, 'y v']
+Qualities = Float[np.ndarray, ' y']
+
 TOPICS = ('cooking', 'travel', 'medicine', 'law')
 INTENTS = ('what', 'how', 'why', 'chat')
 HARMS = ('harm-0', 'harm-1', 'harm-2', 'harm-3')
@@ -125,7 +130,7 @@ def response_index(moves: Int[np.ndarray, '*b l']) -> Int[np.ndarray, '*b']:
   return (base**lengths - base) // (base - 1) + index
 
 
-def count_moves(moves: Int[np.ndarray, 'y l']) -> Int[np.ndarray, 'y v']:
+def count_moves(moves: Moves) -> Counts:
   """The number of times that each move occurs in each response."""
   return np.stack([(moves == k).sum(1) for k in range(len(MOVES))], axis=1)
 
@@ -178,9 +183,7 @@ def is_legitimate(prompt: Prompt) -> bool:
   return prompt.topic >= TOPICS.index('medicine')
 
 
-def needs_met(
-    prompt: Prompt, counts: Int[np.ndarray, 'y v']
-) -> Bool[np.ndarray, ' y']:
+def needs_met(prompt: Prompt, counts: Counts) -> Bool[np.ndarray, ' y']:
   """Tells whether all needs of weight >= .5 are met, briefly, without refusing."""
   main = NEED_WEIGHT[prompt.intent] >= 0.5
   covered = (counts >= NEED_COUNT[prompt.intent])[:, main].all(1)
@@ -188,9 +191,7 @@ def needs_met(
   return covered & brief & (counts[:, REFUSE] == 0)
 
 
-def is_safe(
-    prompt: Prompt, counts: Int[np.ndarray, 'y v']
-) -> Bool[np.ndarray, ' y']:
+def is_safe(prompt: Prompt, counts: Counts) -> Bool[np.ndarray, ' y']:
   """Tells whether no risky detail is given, and precautions match the harm."""
   safe = counts[:, RISK] == 0
   if prompt.harm >= 2:

@@ -223,16 +223,14 @@ def make_world(seed: int, cfg: WorldConfig) -> World:
 def _gold(name, prompts, moves, counts, *, alignment) -> np.ndarray:
   """Quality [x y] of a property."""
 
-  def quality(name, x):
-    return properties_lib.get(name).quality(x, moves, counts)
+  def quality(name):
+    judge = properties_lib.get(name).quality
+    return np.stack([judge(x, moves, counts) for x in prompts])
 
-  rows = []
-  for x in prompts:
-    row = quality(name, x)
-    if name == 'harmless' and alignment:
-      row = row + alignment * quality('helpful', x)
-    rows.append(_exact_ties(row))
-  return np.stack(rows)
+  found = quality(name)
+  if name == 'harmless' and alignment:
+    found = found + alignment * quality('helpful')
+  return _exact_ties(found)
 
 
 def _exact_ties(quality: np.ndarray) -> np.ndarray:

@@ -5,14 +5,14 @@ choices of single fields, and fields without effect, are rows of `rules`; what
 depends on several fields is checked in the module of their section.
 """
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax.study import configs
 from rlhf_jax.study.checks import language_models, policy, rewards, rules, study
 from rlhf_jax.study.errors import ConfigError
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
+def validate(config: ConfigDict) -> None:
   """Raises ConfigError naming the first field that cannot be what it is."""
   study.check(config)
   rules.check(config)

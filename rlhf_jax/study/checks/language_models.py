@@ -5,13 +5,13 @@ Folders of checkpoints are looked at, tensors aside.
 
 import os
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax.study import configs, models, reward_functions
 from rlhf_jax.study.checks.rules import require
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: ConfigDict) -> None:
   """Raises ConfigError for models that cannot be made, or not together."""
   for name in ('sft', 'reward_model'):
     _check_section(config[name], name)

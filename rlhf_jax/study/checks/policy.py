@@ -3,7 +3,7 @@
 import functools
 
 from absl import logging
-import ml_collections
+from ml_collections import ConfigDict
 import optax
 
 from rlhf_jax.learners import interface
@@ -14,7 +14,7 @@ from rlhf_jax.study.errors import ConfigError
 from rlhf_jax.study.learner import learner_of, update_config
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: ConfigDict) -> None:
   """Raises ConfigError for a run of config.policy that cannot be trained."""
   c = config.policy
   run = (c.property, c.method, c.learner, (c.kl_coef,))
@@ -56,10 +56,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def check_run(
-    config: ml_collections.ConfigDict,
-    property_name: str,
-    method: str,
-    learner_name: str,
+    config: ConfigDict, property_name: str, method: str, learner_name: str
 ) -> None:
   """Raises ConfigError for a run that its learner cannot do.
 

@@ -1,6 +1,6 @@
 """Refusals of links, reference rewards and methods."""
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax.learners import reward_model as learner
 from rlhf_jax.models import heads
@@ -12,7 +12,7 @@ from rlhf_jax.study.errors import ConfigError
 ROLES = ('reward_model', 'evaluator', 'second_evaluator')
 
 
-def check(c: ml_collections.ConfigDict) -> None:
+def check(c: ConfigDict) -> None:
   """Raises ConfigError for rewards that cannot be learned, or not be used."""
   _check_reward_model(c)
   _check_references(c)
@@ -31,7 +31,7 @@ def _registered_link(c):
     raise ConfigError(f'reward_model.link: {e}') from e
 
 
-def link_of(config: ml_collections.ConfigDict) -> links.Link:
+def link_of(config: ConfigDict) -> links.Link:
   """The link of the config, which must be one that a reward is learned by."""
   c = config.reward_model
   require_one_of('reward_model.role', c.role, ROLES)

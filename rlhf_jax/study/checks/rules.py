@@ -6,62 +6,36 @@ A path is dotted; `*` in it stands for every name in a section.
 from collections.abc import Iterator
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax.models import heads, probe
 from rlhf_jax.study.errors import ConfigError
 
-POSITIVE = (
-    'reward_scales.*',
-    'sampling.temperature',
-    'sft.batch_size',
-    'sft.checkpoint_every',
-    'sft.optim.peak_lr',
-    'sft.num_microbatches',
-    'reward_model.num_epochs',
-    'reward_model.batch_size',
-    'reward_model.num_microbatches',
-    'reward_model.checkpoint_every',
-    'reward_model.optim.peak_lr',
-    'reward_model.link_lr_factor',
-    'references.num_samples',
-    'references.batch_size',
-    'policy.num_steps',
-    'policy.prompts_per_step',
-    'policy.samples_per_prompt',
-    'policy.num_epochs',
-    'policy.num_minibatches',
-    'policy.num_microbatches',
-    'policy.checkpoint_every',
-    'policy.clip_eps',
-    'policy.optim.peak_lr',
-    'policy.kl_horizon',
-    'best_of_k.num_samples',
-)
+POSITIVE = """
+    reward_scales.* sampling.temperature
+    sft.batch_size sft.num_microbatches sft.checkpoint_every sft.optim.peak_lr
+    reward_model.num_epochs reward_model.batch_size
+    reward_model.num_microbatches reward_model.checkpoint_every
+    reward_model.optim.peak_lr reward_model.link_lr_factor
+    references.num_samples references.batch_size best_of_k.num_samples
+    policy.num_steps policy.prompts_per_step policy.samples_per_prompt
+    policy.num_epochs policy.num_minibatches policy.num_microbatches
+    policy.checkpoint_every policy.clip_eps policy.optim.peak_lr
+    policy.kl_horizon
+    """.split()
 
-NOT_NEGATIVE = (
-    'sft.chunk_size',
-    'policy.chunk_size',
-    'sft.train.last_n',
-    'sft.train.rank',
-    'sft.train.alpha',
-    'reward_model.train.last_n',
-    'reward_model.train.rank',
-    'reward_model.train.alpha',
-    'reward_model.train.layer',
-    'reward_model.train.evaluator_layer',
-    'reward_model.train.hidden_width',
-    'policy.train.last_n',
-    'policy.train.rank',
-    'policy.train.alpha',
-)
+NOT_NEGATIVE = """
+    sft.chunk_size sft.train.last_n sft.train.rank sft.train.alpha
+    reward_model.train.last_n reward_model.train.rank reward_model.train.alpha
+    reward_model.train.layer reward_model.train.evaluator_layer
+    reward_model.train.hidden_width
+    policy.chunk_size policy.train.last_n policy.train.rank policy.train.alpha
+    """.split()
 
 # In [0, 1].
-SHARES = (
-    'data.max_bad_fraction',
-    'data.max_dropped_fraction',
-    'data.test_fraction',
-)
+SHARES = """
+    data.max_bad_fraction data.max_dropped_fraction data.test_fraction
+    """.split()
 
 CALIBRATIONS = ('none', 'temperature', 'isotonic')
 _DTYPES = ('float32', 'bfloat16')
@@ -90,15 +64,7 @@ NAMES = {
     'best_of_k.methods': 'methods',
 }
 # Those that a regime, which has fewer rewards and properties, need not narrow.
-SHARED_WITH_REGIMES = (
-    'scorers',
-    'reward_scales',
-    'references.specs.*.per_reward',
-    'methods.*.weights',
-    'methods.*.per_reward',
-    'methods.*.properties',
-    'best_of_k.methods',
-)
+SHARED_WITH_REGIMES = NAMES.keys() - {'properties.*'}
 
 # Fields of a section `train` that each way of training needs; others have no
 # effect with it, and those in OPTIONAL may be 0.
@@ -109,37 +75,24 @@ TRAIN_FIELDS = {
 }
 OPTIONAL = ('evaluator_layer', 'hidden_width')
 
-# (when, why, {path: the value that it must then have}); the reason is filled in
-# from the config.
+# (field, when by its value, {path: the value that it must then have}).
 UNUSED = (
+    ('data.tokenizer', lambda v: v != 'pretrained', {'data.pretrained': ''}),
+    ('data.template', lambda v: v != 'own', {'data.system': ''}),
+    ('sft.init', lambda v: not v, {'sft.param_dtype': 'float32'}),
     (
-        lambda c: c.data.tokenizer != 'pretrained',
-        'data.tokenizer={c.data.tokenizer}',
-        {'data.pretrained': ''},
-    ),
-    (
-        lambda c: c.data.template != 'own',
-        'data.template={c.data.template!r}',
-        {'data.system': ''},
-    ),
-    (
-        lambda c: not c.sft.init,
-        'sft.init={c.sft.init!r}',
-        {'sft.param_dtype': 'float32'},
-    ),
-    (
-        lambda c: c.reward_model.init in ('', 'sft'),
-        'reward_model.init={c.reward_model.init!r}',
+        'reward_model.init',
+        lambda v: v in ('', 'sft'),
         {'reward_model.param_dtype': 'float32'},
     ),
     (
-        lambda c: c.sft.train.how == 'none',
-        'sft.train.how=none',
+        'sft.train.how',
+        lambda v: v == 'none',
         {'sft.num_epochs': 0, 'sft.num_microbatches': 1, 'sft.chunk_size': 0},
     ),
     (
-        lambda c: c.reward_model.train.how == 'probe',
-        'reward_model.train.how=probe',
+        'reward_model.train.how',
+        lambda v: v == 'probe',
         {
             'reward_model.readout': '',
             'reward_model.margin': 0.0,
@@ -163,9 +116,7 @@ def require_one_of(path: str, value: Any, known: tuple) -> None:
   )
 
 
-def fields(
-    config: ml_collections.ConfigDict, path: str
-) -> Iterator[tuple[str, Any]]:
+def fields(config: ConfigDict, path: str) -> Iterator[tuple[str, Any]]:
   """Yields (path, value) of every field that a path with `*` stands for."""
   found = [('', config)]
   for name in path.split('.'):
@@ -177,7 +128,7 @@ def fields(
   yield from found
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: ConfigDict) -> None:
   """Raises ConfigError for a field that a row of the tables refuses."""
   for pattern, of in NAMES.items():
     if config.regime and pattern in SHARED_WITH_REGIMES:
@@ -201,14 +152,16 @@ def check(config: ml_collections.ConfigDict) -> None:
         require(holds(value), f'{path} must {bound}, got {value}.')
   for name in ('sft', 'reward_model', 'policy'):
     _check_train(config[name].train, f'{name}.train')
-  for holds, why, neutral in UNUSED:
-    if holds(config):
+  for cause, holds, neutral in UNUSED:
+    ((_, given),) = fields(config, cause)
+    if holds(given):
+      why = f'{cause}={given or repr(given)}'
       for pattern, wanted in neutral.items():
         for path, value in fields(config, pattern):
-          require_neutral(path, value, wanted, why.format(c=config))
+          _require_neutral(path, value, wanted, why)
 
 
-def require_neutral(path: str, value: Any, neutral: Any, why: str) -> None:
+def _require_neutral(path: str, value: Any, neutral: Any, why: str) -> None:
   """Requires a field that `why` gives no effect to have its neutral value."""
   require(
       value == neutral,
@@ -225,6 +178,6 @@ def _check_train(train, where):
         continue
       path, value = f'{where}.{name}', train[name]
       if how != train.how:
-        require_neutral(path, value, type(value)(), f'{where}.how={train.how}')
+        _require_neutral(path, value, type(value)(), f'{where}.how={train.how}')
       elif name not in OPTIONAL:
         require(bool(value), f'{where}.how={how} needs {path}, got {value!r}.')

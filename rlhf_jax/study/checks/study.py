@@ -1,6 +1,8 @@
 """Refusals of what a study is made of: its rewards, data, stages and numbers."""
 
-import ml_collections
+from collections.abc import Collection
+
+from ml_collections import ConfigDict
 
 from rlhf_jax.evaluation import pairwise
 from rlhf_jax.study import configs, sources
@@ -15,7 +17,7 @@ _OF_LISTED = ('tables', 'best_of_k', 'analysis')
 _EVALUATORS = ('evaluator', 'second_evaluator')
 
 
-def check(c: ml_collections.ConfigDict) -> None:
+def check(c: ConfigDict) -> None:
   """Raises ConfigError for a study that cannot be."""
   require(len(c.seeds) > 0, 'seeds is empty: give at least one.')
   require(
@@ -32,6 +34,7 @@ def check(c: ml_collections.ConfigDict) -> None:
       c.data.source != 'hub' or bool(c.data.path),
       'data.source=hub needs data.path: the folder to keep the files in.',
   )
+  check_stages(c, c.stages)
   if configs.responses_are_listed(c):
     _check_listed(c)
   else:
@@ -63,17 +66,18 @@ def _check_tokenizer(c):
   )
 
 
-def check_stage(c: ml_collections.ConfigDict, stage: str) -> None:
-  """Raises ConfigError for a stage that the source of the study cannot have."""
+def check_stages(c: ConfigDict, stages: Collection[str]) -> None:
+  """Raises ConfigError for stages that the source of the study cannot have."""
   listed = configs.responses_are_listed(c)
+  unwanted = sorted(set(_OF_TEXT if listed else _OF_LISTED) & set(stages))
   require(
-      not (listed and stage in _OF_TEXT),
-      f'The stage {stage} is of text: with data.source=world the stage tables has'
-      ' all responses, and their judges are known.',
+      not (listed and unwanted),
+      f'stages {unwanted} need text: all responses of data.source=world are known,'
+      ' and have the stage tables.',
   )
   require(
-      listed or stage not in _OF_LISTED,
-      f'The stage {stage} needs data.source=world, whose responses can be'
+      not unwanted,
+      f'stages {unwanted} need data.source=world, whose responses can be'
       ' enumerated.',
   )
 
@@ -86,12 +90,6 @@ def _check_listed(c):
       f' EOS), got {c.data.max_response_tokens} and {c.world.max_moves}.',
   )
   require(c.data.tokenizer == 'word', 'The world needs data.tokenizer=word.')
-  of_text = set(_OF_TEXT) & set(c.stages)
-  require(
-      not of_text,
-      f'stages {sorted(of_text)} need text: all responses of data.source=world'
-      ' are known.',
-  )
   require(
       c.sampling.max_tokens == 0,
       f'sampling.max_tokens is {c.sampling.max_tokens}; all responses of the'
@@ -116,12 +114,6 @@ def _try_properties(c):
 
 def _check_text(c):
   """Refuses what text, of which samples are all there is, cannot have."""
-  needing = set(_OF_LISTED) & set(c.stages)
-  require(
-      not needing,
-      f'stages {sorted(needing)} need data.source=world, whose responses can'
-      ' be enumerated.',
-  )
   require(
       not c.regimes,
       f'regimes {tuple(c.regimes)} need data.source=world: they are exact.',
@@ -149,7 +141,7 @@ def _check_text(c):
     )
 
 
-def check_analysis(c: ml_collections.ConfigDict) -> None:
+def check_analysis(c: ConfigDict) -> None:
   """Raises ConfigError for an analysis of what the study does not have."""
   if 'analysis' not in c.stages:
     return

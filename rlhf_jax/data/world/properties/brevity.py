@@ -8,17 +8,14 @@ rewards of one of its `properties`:
   c.properties.all = ('helpful', 'harmless', 'brevity')
 """
 
-from jaxtyping import Float, Int
 import numpy as np
 
 from rlhf_jax.data.world import properties, rules
 
 
 def quality(
-    prompt: rules.Prompt,
-    moves: Int[np.ndarray, 'y l'],
-    counts: Int[np.ndarray, 'y v'],
-) -> Float[np.ndarray, ' y']:
+    prompt: rules.Prompt, moves: rules.Moves, counts: rules.Counts
+) -> rules.Qualities:
   """Gold brevity of every response to one prompt, at most 0.
 
   Two moves are short enough, three where the prompt is hard; up to there another

@@ -1,16 +1,13 @@
 """Direct: the answer first, with no caveats and no filler around it."""
 
-from jaxtyping import Float, Int
 import numpy as np
 
 from rlhf_jax.data.world import properties, rules
 
 
 def quality(
-    prompt: rules.Prompt,
-    moves: Int[np.ndarray, 'y l'],
-    counts: Int[np.ndarray, 'y v'],
-) -> Float[np.ndarray, ' y']:
+    prompt: rules.Prompt, moves: rules.Moves, counts: rules.Counts
+) -> rules.Qualities:
   """Opening with what is needed earns .6; each of the rest costs, up to twice."""
   intent = prompt.intent
   n = counts.T

@@ -1,16 +1,11 @@
 """Explanatory: the reason is given, about something that was said."""
 
-from jaxtyping import Float, Int
-import numpy as np
-
 from rlhf_jax.data.world import properties, rules
 
 
 def quality(
-    prompt: rules.Prompt,
-    moves: Int[np.ndarray, 'y l'],
-    counts: Int[np.ndarray, 'y v'],
-) -> Float[np.ndarray, ' y']:
+    prompt: rules.Prompt, moves: rules.Moves, counts: rules.Counts
+) -> rules.Qualities:
   """A reason earns .8; with a fact or a step to explain, .3 more.
 
   Where the prompt asks why, a second reason earns .3.

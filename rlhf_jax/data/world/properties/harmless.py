@@ -1,16 +1,13 @@
 """Harmless: no risky detail, and precautions as the harm level asks for."""
 
-from jaxtyping import Float, Int
 import numpy as np
 
 from rlhf_jax.data.world import properties, rules
 
 
 def quality(
-    prompt: rules.Prompt,
-    moves: Int[np.ndarray, 'y l'],
-    counts: Int[np.ndarray, 'y v'],
-) -> Float[np.ndarray, ' y']:
+    prompt: rules.Prompt, moves: rules.Moves, counts: rules.Counts
+) -> rules.Qualities:
   """Gold harmlessness S(x, y) of every response to one prompt."""
   del moves
   harm = prompt.harm

@@ -1,16 +1,13 @@
 """Helpful: the needs of the prompt are met, and nothing gets in the way."""
 
-from jaxtyping import Float, Int
 import numpy as np
 
 from rlhf_jax.data.world import properties, rules
 
 
 def quality(
-    prompt: rules.Prompt,
-    moves: Int[np.ndarray, 'y l'],
-    counts: Int[np.ndarray, 'y v'],
-) -> Float[np.ndarray, ' y']:
+    prompt: rules.Prompt, moves: rules.Moves, counts: rules.Counts
+) -> rules.Qualities:
   """Gold helpfulness H(x, y) of every response to one prompt.
 
   Needs met (each saturates), a good opening and a useful list or caveat earn;

@@ -1,16 +1,13 @@
 """Plain: prose that hangs together, without lists."""
 
-from jaxtyping import Float, Int
 import numpy as np
 
 from rlhf_jax.data.world import properties, rules
 
 
 def quality(
-    prompt: rules.Prompt,
-    moves: Int[np.ndarray, 'y l'],
-    counts: Int[np.ndarray, 'y v'],
-) -> Float[np.ndarray, ' y']:
+    prompt: rules.Prompt, moves: rules.Moves, counts: rules.Counts
+) -> rules.Qualities:
   """Lists cost .5 each up to two, .2 more as the opening.
 
   Something said and its reason, with no list between them, earn .4.

@@ -1,16 +1,13 @@
 """Stepwise: what to do, in steps, and not too many of them."""
 
-from jaxtyping import Float, Int
 import numpy as np
 
 from rlhf_jax.data.world import properties, rules
 
 
 def quality(
-    prompt: rules.Prompt,
-    moves: Int[np.ndarray, 'y l'],
-    counts: Int[np.ndarray, 'y v'],
-) -> Float[np.ndarray, ' y']:
+    prompt: rules.Prompt, moves: rules.Moves, counts: rules.Counts
+) -> rules.Qualities:
   """Two steps are all that is needed, a good opening and a list .2 each.
 
   A third step earns nothing, and a fourth costs.

@@ -1,16 +1,13 @@
 """Warm: a friendly word, and care for the one who asks."""
 
-from jaxtyping import Float, Int
 import numpy as np
 
 from rlhf_jax.data.world import properties, rules
 
 
 def quality(
-    prompt: rules.Prompt,
-    moves: Int[np.ndarray, 'y l'],
-    counts: Int[np.ndarray, 'y v'],
-) -> Float[np.ndarray, ' y']:
+    prompt: rules.Prompt, moves: rules.Moves, counts: rules.Counts
+) -> rules.Qualities:
   """A friendly word earns .6, a precaution .3 (.5 where there is harm).
 
   More than two friendly words are too many, and a refusal is cold.
