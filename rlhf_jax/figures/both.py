@@ -144,16 +144,8 @@ def _draw_differences(axes, rows: pd.DataFrame) -> None:
 def _draw_best_of(axes, rows: pd.DataFrame) -> None:
   best = rows[rows['family'] == 'best_of']
   for method, curve in best.groupby('method', sort=False):
-    drawing.draw_band(
-        axes,
-        curve,
-        x='strength',
-        color=names.color(method),
-        lw=1.4,
-        shade=0.1,
-    )
-    marks = curve.assign(low=float('nan'))
-    drawing.draw_points(axes, marks, 'best_of', method, x='strength')
+    look = drawing.point_look('best_of', method)
+    drawing.draw_band(axes, curve, x='strength', lw=1.4, shade=0.1, **look)
   sft = rows[rows['family'] == 'sft']
   if len(sft):
     axes.axhline(

@@ -127,6 +127,11 @@ def where(frame: pd.DataFrame, **values) -> pd.DataFrame:
   return frame
 
 
+def groups(frame: pd.DataFrame, *columns: str):
+  """(values, rows) of each combination of `columns`, in order of appearance."""
+  return frame.groupby(list(columns), sort=False)
+
+
 def select(
     results: pd.DataFrame, *, property: str, metric: str, judge: str | None
 ) -> pd.DataFrame:

@@ -190,16 +190,9 @@ def _draw_shares(axes, quadrants: pd.DataFrame, methods) -> None:
     rows = rows.loc[list(QUADRANTS)]
     y = np.arange(len(rows)) + (i - (len(methods) - 1) / 2) * offset
     axes.barh(y, rows['mean'], height=offset * 0.86, color=names.color(method))
-    if rows['low'].notna().any():
-      axes.errorbar(
-          rows['mean'],
-          y,
-          xerr=[rows['mean'] - rows['low'], rows['high'] - rows['mean']],
-          fmt='none',
-          ecolor=names.INK,
-          elinewidth=1,
-          capsize=2,
-      )
+    if bars := drawing.interval_bars(rows):
+      look = dict(fmt='none', ecolor=names.INK, elinewidth=1, capsize=2)
+      axes.errorbar(rows['mean'], y, xerr=bars, **look)
   axes.set_yticks(
       range(len(QUADRANTS)),
       [q.replace(' ', '\n', 1) for q in QUADRANTS.values()],
