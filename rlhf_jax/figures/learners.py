@@ -48,14 +48,10 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """One row per property, learner, method and quantity, at one setting."""
   rows = data.load(evaluation_dir, 'optimality.csv')
   out = []
-  for (property, learner, method), own in rows.groupby(
-      ['property', 'learner', 'method'], sort=False
-  ):
+  keys = ('property', 'learner', 'method')
+  for values, own in data.groups(rows, *keys):
     own = _nearest(own, kl)
-    label = {
-        'property': property,
-        'learner': learner,
-        'method': method,
+    label = dict(zip(keys, values, strict=True)) | {
         'objective': objective(own),
         'kl': own['kl'].mean(),
         'kl_coef': own['kl_coef'].mean(),
@@ -113,16 +109,9 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
       _draw_block(axes[i, j], own, shown, methods, first=j == 0)
       if i == 0:
         axes[i, j].set_title(f'{QUANTITIES[quantity]}\n ', fontsize=10)
-    axes[i, 0].text(
-        0.0,
-        1.02,
-        f'Aligned for {names.label(property).lower()}',
-        transform=axes[i, 0].transAxes,
-        fontsize=9.5,
-        fontweight='bold',
-        color=names.SOFT,
-        va='bottom',
-    )
+    look = dict(fontsize=9.5, fontweight='bold', color=names.SOFT, va='bottom')
+    text = f'Aligned for {names.label(property).lower()}'
+    axes[i, 0].text(0.0, 1.02, text, transform=axes[i, 0].transAxes, **look)
   for j, quantity in enumerate(quantities):
     if quantity in LOGARITHMIC:
       _log_axis(axes[-1, j])
