@@ -57,7 +57,7 @@ def summarize(rows: pd.DataFrame, *, value: str = 'value') -> pd.DataFrame:
   be over the seeds that happen to reach that far.
   """
   out = []
-  for (family, method), curve in rows.groupby(['family', 'method'], sort=False):
+  for (family, method), curve in data.groups(rows, 'family', 'method'):
     curve = curve.assign(strength=_strength(curve))
     if family == 'sft':
       curve = curve.drop_duplicates('seed')
@@ -91,8 +91,19 @@ def levels(
   rows = rows[rows['family'].isin(families)]
   if not len(rows):
     return pd.DataFrame()
-  return summarize(rows).assign(
-      quantity='level',
+  return labelled(summarize(rows), rows, 'level', property, metric)
+
+
+def labelled(
+    found: pd.DataFrame,
+    rows: pd.DataFrame,
+    quantity: str,
+    property: str,
+    metric: str,
+) -> pd.DataFrame:
+  """Numbers that come from `rows` of one judge, with what was measured."""
+  return found.assign(
+      quantity=quantity,
       property=property,
       metric=metric,
       judge=rows['judge'].iloc[0],
@@ -148,26 +159,13 @@ def differences(
     for kl in kls:
       difference = (a[kl] - b[kl]).to_numpy()
       if len(difference) and np.isfinite(difference).all():
-        out.append(
-            {
-                'family': family,
-                'method': f'{method}-{baseline}',
-                'strength': kl,
-                'kl': kl,
-                'baseline_mean': b[kl].mean(),
-                'method_mean': a[kl].mean(),
-            }
-            | interval(difference)
-        )
+        row = {'family': family, 'method': f'{method}-{baseline}'}
+        row |= {'strength': kl, 'kl': kl}
+        row |= {'baseline_mean': b[kl].mean(), 'method_mean': a[kl].mean()}
+        out.append(row | interval(difference))
   if not out:
     return pd.DataFrame()
-  return pd.DataFrame(out).assign(
-      quantity='difference',
-      property=property,
-      metric=metric,
-      judge=rows['judge'].iloc[0],
-      unit=data.unit(rows),
-  )
+  return labelled(pd.DataFrame(out), rows, 'difference', property, metric)
 
 
 def distinct_methods(rows: pd.DataFrame, order: Sequence[str]) -> list[str]:
@@ -255,11 +253,8 @@ def bootstrap(
   by_seed = [group.to_numpy() for _, group in values.groupby(level='seed')]
   if not by_seed:
     return {}
-  return _numbers(
-      intervals.hierarchical_bootstrap(
-          by_seed, num_resamples=_NUM_RESAMPLES, seed=0
-      )
-  )
+  how = dict(num_resamples=_NUM_RESAMPLES, seed=0)
+  return _numbers(intervals.hierarchical_bootstrap(by_seed, **how))
 
 
 def over_prompts(fn, by_seed: list[np.ndarray], unit: str) -> dict[str, float]:
@@ -273,14 +268,8 @@ def over_prompts(fn, by_seed: list[np.ndarray], unit: str) -> dict[str, float]:
   (values,) = by_seed
   rng = np.random.default_rng(0)
   num = len(values)
-  drawn = [
-      fn(values[rng.integers(num, size=num)]) for _ in range(_NUM_RESAMPLES)
-  ]
+  redraw = lambda: values[rng.integers(num, size=num)]
+  drawn = [fn(redraw()) for _ in range(_NUM_RESAMPLES)]
   low, high = np.quantile(drawn, (0.025, 0.975))
-  return {
-      'mean': float(fn(values)),
-      'low': float(low),
-      'high': float(high),
-      'num_seeds': num,
-      'unit': unit,
-  }
+  ends = {'mean': float(fn(values)), 'low': float(low), 'high': float(high)}
+  return ends | {'num_seeds': num, 'unit': unit}

@@ -42,24 +42,17 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   out, shares = [], {}
   for method in data.present(joint, 'method', names.METHODS):
     rows = joint[joint['method'] == method]
-    label = {
-        'method': method,
-        'family': rows['family'].iloc[0],
-        'kl': rows['kl'].mean(),
-    }
+    label = {'method': method, 'family': rows['family'].iloc[0]}
+    label |= {'kl': rows['kl'].mean()}
     shares[method] = {s: _quadrants(g) for s, g in rows.groupby('seed')}
     out += _quadrant_rows(label, list(shares[method].values()))
     out += _density_rows(label, rows, edges)
   if {'raw', 'lsc'} <= set(shares):
-    shared = [s for s in shares['raw'] if s in shares['lsc']]
-    label = {'method': 'lsc-raw', 'family': label['family'], 'kl': label['kl']}
-    out += _quadrant_rows(
-        label,
-        [
-            {q: shares['lsc'][s][q] - shares['raw'][s][q] for q in QUADRANTS}
-            for s in shared
-        ],
-    )
+    raw, lsc = shares['raw'], shares['lsc']
+    gaps = [
+        {q: lsc[s][q] - raw[s][q] for q in QUADRANTS} for s in raw if s in lsc
+    ]
+    out += _quadrant_rows(label | {'method': 'lsc-raw'}, gaps)
   return pd.DataFrame(out).assign(unit=data.unit(joint))
 
 
@@ -113,9 +106,8 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   quadrants = frame[frame['statistic'] == 'quadrant']
   methods = data.present(density, 'method', names.METHODS)
   figure = drawing.make_figure(2.6 * len(methods) + 3.4, 4.2, TITLE)
-  axes = figure.subplots(
-      1, len(methods) + 1, width_ratios=[1.0] * len(methods) + [1.05]
-  )
+  ratios = [1.0] * len(methods) + [1.05]
+  axes = figure.subplots(1, len(ratios), width_ratios=ratios)
   top = density['mean'].max()
   for ax, method in zip(axes[:-1], methods, strict=True):
     _draw_density(ax, density[density['method'] == method], top)
@@ -168,19 +160,11 @@ def _write_quadrants(axes, rows: pd.DataFrame) -> None:
       'helpful_only': (0.97, 0.04, 'right', 'bottom'),
       'neither': (0.03, 0.04, 'left', 'bottom'),
   }
+  box = dict(fc='white', ec='none', alpha=0.75, pad=1.5)
+  look = dict(fontsize=11, fontweight='bold', color=names.INK, bbox=box)
   for quadrant, (x, y, ha, va) in places.items():
-    axes.text(
-        x,
-        y,
-        f'{share[quadrant]:.0%}',
-        transform=axes.transAxes,
-        ha=ha,
-        va=va,
-        fontsize=11,
-        fontweight='bold',
-        color=names.INK,
-        bbox=dict(fc='white', ec='none', alpha=0.75, pad=1.5),
-    )
+    place = dict(transform=axes.transAxes, ha=ha, va=va)
+    axes.text(x, y, f'{share[quadrant]:.0%}', **place, **look)
 
 
 def _draw_shares(axes, quadrants: pd.DataFrame, methods) -> None:
@@ -193,10 +177,8 @@ def _draw_shares(axes, quadrants: pd.DataFrame, methods) -> None:
     if bars := drawing.interval_bars(rows):
       look = dict(fmt='none', ecolor=names.INK, elinewidth=1, capsize=2)
       axes.errorbar(rows['mean'], y, xerr=bars, **look)
-  axes.set_yticks(
-      range(len(QUADRANTS)),
-      [q.replace(' ', '\n', 1) for q in QUADRANTS.values()],
-  )
+  titles = [q.replace(' ', '\n', 1) for q in QUADRANTS.values()]
+  axes.set_yticks(range(len(QUADRANTS)), titles)
   axes.invert_yaxis()
   axes.set_xlim(left=0)
   axes.grid(axis='y', visible=False)

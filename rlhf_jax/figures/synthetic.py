@@ -27,16 +27,9 @@ def copula_table(evaluation_dir: str, kl: float) -> pd.DataFrame:
     for method in wide.columns:
       gap = at[method] - at['raw']
       if method != 'raw' and data.in_all_seeds(gap):
-        out.append(
-            {
-                'quantity': 'copula',
-                'rho': rho,
-                'method': method,
-                'versus': 'raw',
-                'kl': kl,
-            }
-            | estimates.interval(gap)
-        )
+        label = {'quantity': 'copula', 'rho': rho, 'method': method}
+        label |= {'versus': 'raw', 'kl': kl}
+        out.append(label | estimates.interval(gap))
   return pd.DataFrame(out)
 
 
@@ -108,25 +101,14 @@ def _draw_gaussian(axes, rows: pd.DataFrame) -> None:
       for m in data.present(rows, 'method', names.METHODS)
   ]
   # Beside the title, where no dot can be.
-  _legend(
-      axes,
-      handles=handles,
-      loc='lower right',
-      bbox_to_anchor=(1.0, 0.985),
-      ncols=6,
-  )
+  place = dict(loc='lower right', bbox_to_anchor=(1.0, 0.985), ncols=6)
+  _legend(axes, handles=handles, **place)
 
 
 def _legend(axes, **kwargs) -> None:
   """A small legend, closely set."""
-  axes.legend(
-      **kwargs,
-      fontsize=8.5,
-      handlelength=1.0,
-      handletextpad=0.4,
-      columnspacing=0.9,
-      borderpad=0.1,
-  )
+  look = dict(fontsize=8.5, columnspacing=0.9, borderpad=0.1)
+  axes.legend(**kwargs, **look, handlelength=1.0, handletextpad=0.4)
 
 
 def _heavy(tail: str) -> bool:

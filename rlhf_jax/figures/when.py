@@ -44,16 +44,12 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   study = study.assign(regime=names.STUDY_REGIME)
   wanted = set(measured['regime']) | {names.STUDY_REGIME}
   metrics = {p[1] for p in PANELS}
-  rows = pd.concat(
-      [
-          f[
-              f['metric'].isin(metrics)
-              & f['method'].isin((*BASELINES, 'lsc', 'lsc_floor'))
-          ]
-          for f in (study, measured)
-      ]
-  )
-  rows = rows[rows['family'] == 'exact']
+  rows = pd.concat([study, measured])
+  rows = rows[
+      rows['metric'].isin(metrics)
+      & rows['method'].isin((*BASELINES, 'lsc', 'lsc_floor'))
+      & (rows['family'] == 'exact')
+  ]
   parts = [
       _gains(own, panel, kl).assign(regime=name)
       for name, own in rows.groupby('regime', sort=False)
@@ -62,10 +58,8 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   ]
   if not any(len(p) for p in parts):
     raise data.NoRows(f'No rows for {TITLE}.')
-  parts += [
-      synthetic.copula_table(evaluation_dir, kl),
-      synthetic.gaussian_table(evaluation_dir, kl),
-  ]
+  parts.append(synthetic.copula_table(evaluation_dir, kl))
+  parts.append(synthetic.gaussian_table(evaluation_dir, kl))
   return data.concat(parts, what=TITLE)
 
 
@@ -85,9 +79,8 @@ def _gains(rows: pd.DataFrame, panel, kl: float) -> pd.DataFrame:
   out = []
   for method, baseline in pairs:
     pair = {'method': method, 'versus': baseline} | label
-    gain = estimates.differences(
-        own, **what, method=method, baseline=baseline, kls=[kl]
-    )
+    which = what | dict(method=method, baseline=baseline)
+    gain = estimates.differences(own, **which, kls=[kl])
     if len(gain):
       gain = gain.iloc[0][['mean', 'low', 'high', 'num_seeds']].to_dict()
       out.append({'quantity': 'gain', 'kl': kl} | pair | gain)
@@ -95,10 +88,7 @@ def _gains(rows: pd.DataFrame, panel, kl: float) -> pd.DataFrame:
       ends = own[own['method'].isin([method, baseline])]
       end = ends.groupby(['method', 'seed'])['kl'].max().min()
       out.append({'quantity': 'unreached', 'kl': end} | pair)
-    area = estimates.area_difference(
-        own, **what, method=method, baseline=baseline
-    )
-    if area:
+    if area := estimates.area_difference(own, **which):
       out.append({'quantity': 'area'} | pair | area)
   return pd.DataFrame(out)
 
@@ -167,16 +157,12 @@ def _draw_block(axes, frame, members, panel, kl, *, first: bool) -> None:
   )
   own['color'] = [names.color(m) for m in own['lane']]
   lanes = [m for m in (*BASELINES, 'lsc_floor') if m in set(own['lane'])]
+  where = dict(row='row', lanes=lanes, lane='lane')
   gain = own[own['quantity'] == 'gain']
-  drawing.draw_dots(
-      axes, gain, labels, row='row', lanes=lanes, lane='lane', size=5.0
-  )
-  area = own[own['quantity'] == 'area'].assign(
-      low=np.nan, high=np.nan, marker='|'
-  )
-  drawing.draw_dots(
-      axes, area, labels, row='row', lanes=lanes, lane='lane', size=8.0
-  )
+  drawing.draw_dots(axes, gain, labels, **where, size=5.0)
+  area = own[own['quantity'] == 'area']
+  area = area.assign(low=np.nan, high=np.nan, marker='|')
+  drawing.draw_dots(axes, area, labels, **where, size=8.0)
   drawing.draw_vertical_zero(axes)
   stuck = data.where(own, quantity='unreached', versus='raw')
   for row in stuck['row']:
