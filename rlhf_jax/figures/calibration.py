@@ -62,10 +62,9 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   curves = frame[frame['quantity'] == 'reliability']
   roles = data.present(curves, 'role', ROLES)
   rewards = data.present(curves, 'reward', REWARDS)
-  figure = drawing.make_figure(
-      4.1 * len(rewards), 1.1 + 3.3 * len(roles), TITLE
-  )
-  axes = figure.subplots(len(roles), len(rewards), squeeze=False)
+  size = len(roles), len(rewards)
+  figure = drawing.make_figure(4.1 * size[1], 1.1 + 3.3 * size[0], TITLE)
+  axes = figure.subplots(*size, squeeze=False)
   for i, role in enumerate(roles):
     for j, reward in enumerate(rewards):
       what = dict(role=role, reward=reward)
@@ -105,9 +104,8 @@ def _draw_panel(axes, curves: pd.DataFrame, errors: pd.DataFrame) -> None:
     rows = curves[curves['kind'] == kind].sort_values('confidence')
     if not len(rows):
       continue
-    drawing.draw_band(
-        axes, rows, x='confidence', color=color, ls=ls, lw=1.6, shade=0.12
-    )
+    line = dict(color=color, ls=ls, lw=1.6)
+    drawing.draw_band(axes, rows, x='confidence', shade=0.12, **line)
     look = dict(s=12 + 160 * rows['share'], ec='white', lw=0.6, zorder=3)
     axes.scatter(rows['confidence'], rows['mean'], color=color, **look)
   text = '\n'.join(

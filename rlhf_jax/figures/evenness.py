@@ -91,32 +91,27 @@ def _panel(rows: pd.DataFrame, grid: np.ndarray) -> list[dict]:
 @drawing.styled
 def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A column per reward and objective, a row per judge."""
-  columns = [
-      (p, r)
-      for p in data.present(frame, 'property', names.PROPERTIES)
-      for r in data.present(
-          frame[frame['property'] == p], 'reward', names.PROPERTIES
-      )
-  ]
+  columns = []
+  for property in data.present(frame, 'property', names.PROPERTIES):
+    own = frame[frame['property'] == property]
+    rewards = data.present(own, 'reward', names.PROPERTIES)
+    columns += [(property, reward) for reward in rewards]
   judges = data.present(frame, 'judge', JUDGES)
-  figure = drawing.make_figure(
-      3.3 * len(columns), 0.9 + 2.8 * len(judges), _title(frame)
-  )
-  axes = figure.subplots(len(judges), len(columns), squeeze=False, sharey=True)
+  size = len(judges), len(columns)
+  title = f'How evenly prompts improve at KL {frame["kl"].mean():.1f}'
+  figure = drawing.make_figure(3.3 * size[1], 0.9 + 2.8 * size[0], title)
+  axes = figure.subplots(*size, squeeze=False, sharey=True)
   for i, judge in enumerate(judges):
     for j, (property, reward) in enumerate(columns):
-      what = dict(property=property, reward=reward, judge=judge)
-      panel = data.where(frame, **what)
+      panel = data.where(frame, property=property, reward=reward, judge=judge)
       if len(panel):
         _draw_panel(axes[i, j], panel)
       else:
         axes[i, j].set_axis_off()
       if i == 0:
         aligned = 'both' if property == 'both' else 'it'
-        axes[i, j].set_title(
-            f'{names.label(reward)} reward\n(aligned for {aligned})',
-            fontsize=10,
-        )
+        title = f'{names.label(reward)} reward\n(aligned for {aligned})'
+        axes[i, j].set_title(title, fontsize=10)
       axes[i, j].set_xlabel(r'mean $r - r_{ref}$ of a prompt (logits)')
     axes[i, 0].set_ylabel(f'share of prompts\n({names.label(judge)})')
   families = set(frame['family'])
@@ -149,10 +144,6 @@ def _note(frame: pd.DataFrame) -> str:
   return words.seeds_note(frame)
 
 
-def _title(frame: pd.DataFrame) -> str:
-  return f'How evenly prompts improve at KL {frame["kl"].mean():.1f}'
-
-
 def _draw_panel(axes, panel: pd.DataFrame) -> None:
   curves = panel[panel['statistic'] == 'ecdf']
   for (family, method), curve in data.groups(curves, 'family', 'method'):
@@ -175,10 +166,8 @@ def _draw_panel(axes, panel: pd.DataFrame) -> None:
 
 
 def _main_family(frame: pd.DataFrame) -> str:
-  families = data.present(
-      frame[frame['family'] != 'sft'], 'family', names.LEARNERS
-  )
-  return families[0] if families else 'sft'
+  learned = frame[frame['family'] != 'sft']
+  return next(iter(data.present(learned, 'family', names.LEARNERS)), 'sft')
 
 
 def caption(frame: pd.DataFrame, kl: float) -> list[str]:

@@ -121,9 +121,8 @@ def _draw_policies(axes, frame: pd.DataFrame, kl: float) -> None:
   left, right = axes
   for ax, quantity in ((left, 'joint'), (right, 'gap')):
     rows = frame[frame['quantity'] == quantity]
-    drawing.draw_methods(
-        ax, rows, x='rho', dashes=synthetic.DASHES, shade=0.1, ms=4
-    )
+    look = dict(dashes=synthetic.DASHES, shade=0.1, ms=4)
+    drawing.draw_methods(ax, rows, x='rho', **look)
   left.set_title(f'Aligned policies at KL {kl:g}')
   left.set_ylabel('P(both good)')
   gaps = frame[frame['quantity'] == 'gap']
@@ -183,9 +182,8 @@ def _draw_product(axes, frame: pd.DataFrame) -> list[drawing.Line2D]:
       'observed': dict(color=names.color('gold'), ls='-'),
   }
   for quantity, line in lines.items():
-    drawing.draw_band(
-        axes, by[quantity], x='rho', marker='o', ms=5, zorder=3, **line
-    )
+    look = dict(marker='o', ms=5, zorder=3)
+    drawing.draw_band(axes, by[quantity], x='rho', **look, **line)
   axes.set_title('Product and joint rate')
   axes.set_ylabel('P(both good) of SFT responses')
   return [

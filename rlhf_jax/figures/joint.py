@@ -58,14 +58,13 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
 
 def _one_learner(joint: pd.DataFrame) -> pd.DataFrame:
   """SFT and the first learner that is there: mixing two would be neither."""
-  families = data.present(
-      joint[joint['family'] != 'sft'], 'family', names.LEARNERS
-  )
+  learned = joint[joint['family'] != 'sft']
+  families = data.present(learned, 'family', names.LEARNERS)
   return joint[joint['family'].isin(['sft', *families[:1]])]
 
 
 def _quadrants(rows: pd.DataFrame) -> dict[str, float]:
-  helpful, harmless = rows['helpful'] > 0, rows['harmless'] > 0
+  helpful, harmless = (rows[reward] > 0 for reward in _REWARDS)
   return {
       'both': (helpful & harmless).mean(),
       'helpful_only': (helpful & ~harmless).mean(),

@@ -92,16 +92,11 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
       for p in properties
   }
   heights = [len(v) for v in learners.values()]
-  figure = drawing.make_figure(
-      12.8, 1.8 + 0.37 * sum(heights) + 0.25 * len(properties), TITLE
-  )
-  axes = figure.subplots(
-      len(properties),
-      len(quantities),
-      squeeze=False,
-      sharex='col',
-      height_ratios=[h + 0.3 for h in heights],
-  )
+  height = 1.8 + 0.37 * sum(heights) + 0.25 * len(properties)
+  figure = drawing.make_figure(12.8, height, TITLE)
+  ratios = [h + 0.3 for h in heights]
+  how = dict(squeeze=False, sharex='col', height_ratios=ratios)
+  axes = figure.subplots(len(properties), len(quantities), **how)
   methods = data.present(frame, 'method', names.METHODS)
   for i, (property, shown) in enumerate(learners.items()):
     for j, quantity in enumerate(quantities):
@@ -118,15 +113,16 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
     else:
       for ax in axes[:, j]:
         ax.axvline(1, color=names.INK, lw=1, ls=(0, (4, 3)), zorder=1)
-  elsewhere = (frame['objective'] != TILTED).any()
+  extra = []
+  if (frame['objective'] != TILTED).any():
+    text = 'another optimum by design'
+    extra.append(drawing.mark(text, names.SOFT, mfc='white'))
   drawing.finish(
       figure,
       f'{words.seeds_note(frame, "Bars")} Dashed: the exact optimum. KL from it'
       ' and seconds are geometric means.',
       methods=methods,
-      extra=[drawing.mark('another optimum by design', names.SOFT, mfc='white')]
-      if elsewhere
-      else [],
+      extra=extra,
   )
   return figure
 

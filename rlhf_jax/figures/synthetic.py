@@ -74,9 +74,8 @@ def draw(figure, frame: pd.DataFrame, kinds) -> None:
 
 def _draw_copula(axes, rows: pd.DataFrame) -> None:
   drawing.draw_zero(axes)
-  drawing.draw_methods(
-      axes, rows, x='rho', dashes=DASHES, is_labelled=True, shade=0.09, ms=4
-  )
+  look = dict(dashes=DASHES, is_labelled=True, shade=0.09, ms=4)
+  drawing.draw_methods(axes, rows, x='rho', **look)
   axes.set_title('Dependence', pad=34)
   axes.set_xlabel('correlation rho of the two judgements, given the response')
   axes.set_ylabel('P(both good)\nminus raw')
@@ -88,9 +87,7 @@ def _draw_gaussian(axes, rows: pd.DataFrame) -> None:
   """Settings from top to bottom, a dot per method."""
   rows = rows.assign(setting=[_setting(r) for _, r in rows.iterrows()])
   settings = list(dict.fromkeys(rows['setting']))
-  drawing.draw_dots(
-      axes, rows, settings, row='setting', lane='method', size=6.0
-  )
+  drawing.draw_dots(axes, rows, settings, row='setting', size=6.0)
   axes.tick_params(axis='y', labelsize=8.0)
   axes.set_title('Two synthetic rewards')
   heavy = rows['tail'].map(_heavy).any()

@@ -100,21 +100,17 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   lower = [q for q in ('copula', 'gaussian') if (frame['quantity'] == q).any()]
   heights = [len(members) for _, members in groups]
   upper_height = 0.41 * sum(heights) + 0.24 * len(groups) + 1.4
-  figure = drawing.make_figure(
-      12.8, upper_height + 4.2 * bool(lower), f'{TITLE}, and when it does not'
-  )
+  height = upper_height + 4.2 * bool(lower)
+  title = f'{TITLE}, and when it does not'
+  figure = drawing.make_figure(12.8, height, title)
   if lower:
     upper, below = figure.subfigures(2, 1, height_ratios=[upper_height, 4.0])
     synthetic.draw(below, frame, lower)
   else:
     upper = figure.subfigures(1, 1)
-  axes = upper.subplots(
-      len(groups),
-      len(PANELS),
-      squeeze=False,
-      sharex='col',
-      height_ratios=[n + 0.35 for n in heights],
-  )
+  ratios = [n + 0.35 for n in heights]
+  how = dict(squeeze=False, sharex='col', height_ratios=ratios)
+  axes = upper.subplots(len(groups), len(PANELS), **how)
   for i, (group, members) in enumerate(groups):
     for j, panel in enumerate(PANELS):
       _draw_block(axes[i, j], frame, members, panel, kl, first=j == 0)
@@ -129,12 +125,10 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
       drawing.mark(f'LSC minus {names.label(b)}', names.color(b)) for b in shown
   ]
   if 'lsc_floor' in set(frame['method']):
-    extra.append(
-        drawing.mark('LSC with a floor minus LSC', names.color('lsc_floor'))
-    )
-  extra.append(
-      drawing.mark('the same over KL .25 to 3', names.SOFT, '|', ms=10, mew=2)
-  )
+    text = 'LSC with a floor minus LSC'
+    extra.append(drawing.mark(text, names.color('lsc_floor')))
+  text = 'the same over KL .25 to 3'
+  extra.append(drawing.mark(text, names.SOFT, '|', ms=10, mew=2))
   drawing.finish(
       figure,
       f'Dots: exact optima at KL {kl:g}, within seeds; right of'
