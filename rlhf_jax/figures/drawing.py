@@ -186,10 +186,9 @@ def draw_levels(
   for (family, method), curve in data.groups(frame, 'family', 'method'):
     if family == 'sft':
       value = curve['mean'].iloc[0]
-      axes.axhline(
-          value, color=names.color('sft'), lw=1, ls=(0, (4, 3)), zorder=1
-      )
-      axes.plot([0], [value], 'o', ms=4, color=names.color('sft'), zorder=3)
+      color = names.color('sft')
+      axes.axhline(value, color=color, lw=1, ls=(0, (4, 3)), zorder=1)
+      axes.plot([0], [value], 'o', ms=4, color=color, zorder=3)
     elif family in names.GRIDS and family in learners:
       shade = 0.16 if num_exact <= 2 else 0.09
       draw_band(axes, curve, color=names.color(method), shade=shade, zorder=2)
@@ -273,26 +272,15 @@ def draw_dots(
     color = point.get('color', names.color(point[lane]))
     bars = None
     if pd.notna(point['low']):
-      bars = [
-          [point['mean'] - point['low']],
-          [point['high'] - point['mean']],
-      ]
+      below, above = point['mean'] - point['low'], point['high'] - point['mean']
+      bars = [[below], [above]]
     hollow = bool(point.get('hollow', False))
     marker = point.get('marker', 'o')
     edge = color if hollow or marker == '|' else 'white'
-    axes.errorbar(
-        [point['mean']],
-        [y],
-        xerr=bars,
-        fmt=marker,
-        ms=size,
-        mfc='white' if hollow else color,
-        mec=edge,
-        mew=0.7 if edge == 'white' else 1.4,
-        color=color,
-        elinewidth=1.4,
-        zorder=4,
-    )
+    look = dict(fmt=marker, ms=size, color=color, elinewidth=1.4, zorder=4)
+    look |= dict(mfc='white' if hollow else color, mec=edge)
+    look |= dict(mew=0.7 if edge == 'white' else 1.4)
+    axes.errorbar([point['mean']], [y], xerr=bars, **look)
   name_rows(axes, rows)
 
 
@@ -316,18 +304,9 @@ def write_in_corner(axes: Axes, text: str, *, y: float) -> None:
   axes.text(0.03, y, text, color=names.SOFT, **look)
 
 
-def write_in_row(axes: Axes, y: float, text: str, *, x: float = 0.02) -> None:
+def write_in_row(axes: Axes, y: float, text: str) -> None:
   """Writes into a row that has no dot, why it has none."""
-  axes.text(
-      x,
-      y,
-      text,
-      transform=axes.get_yaxis_transform(),
-      va='center',
-      ha='left',
-      fontsize=8.5,
-      style='italic',
-      color=names.SOFT,
-      bbox=dict(fc='white', ec='none', pad=1.0),
-      zorder=5,
-  )
+  place = dict(transform=axes.get_yaxis_transform(), va='center', ha='left')
+  look = dict(fontsize=8.5, style='italic', color=names.SOFT, zorder=5)
+  box = dict(fc='white', ec='none', pad=1.0)
+  axes.text(0.02, y, text, **place, **look, bbox=box)

@@ -156,13 +156,9 @@ def _series(axes: Axes, legend) -> list[tuple[str, list]]:
 
 def _ends(group: BarContainer) -> list[tuple[float, float]]:
   """The end of each bar, in the middle of its width."""
-  if group.orientation == 'horizontal':
-    return [
-        (p.get_x() + p.get_width(), p.get_y() + p.get_height() / 2)
-        for p in group.patches
-    ]
+  across, up = (1, 0.5) if group.orientation == 'horizontal' else (0.5, 1)
   return [
-      (p.get_x() + p.get_width() / 2, p.get_y() + p.get_height())
+      (p.get_x() + across * p.get_width(), p.get_y() + up * p.get_height())
       for p in group.patches
   ]
 
