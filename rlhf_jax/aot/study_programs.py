@@ -150,9 +150,7 @@ class _Builder:
 
   def _sft(self) -> Program:
     c = self._config.sft
-    cfg = dataclasses.replace(
-        self._lm_cfg, lora_scale=trainable.lora_scale(c.train)
-    )
+    cfg = _adapted(self._lm_cfg, c.train)
     base = self._base(cfg, c.param_dtype)
     trained, frozen = jax.eval_shape(
         lambda p: trainable.split(
@@ -196,9 +194,7 @@ class _Builder:
 
   def _reward_params(self):
     c = self._config.reward_model
-    cfg = dataclasses.replace(
-        self._reward_cfg, lora_scale=trainable.lora_scale(c.train)
-    )
+    cfg = _adapted(self._reward_cfg, c.train)
     base = self._base(cfg, c.param_dtype)
 
     def make(base):
@@ -249,9 +245,7 @@ class _Builder:
   def _policy(self) -> list[Program]:
     """Rollout, the score of one reward model, and the learner's update."""
     c = self._config.policy
-    cfg = dataclasses.replace(
-        self._lm_cfg, lora_scale=trainable.lora_scale(c.train)
-    )
+    cfg = _adapted(self._lm_cfg, c.train)
     learner = learner_lib.learner_of(c.learner)
     trained, frozen, reference = jax.eval_shape(
         functools.partial(
@@ -320,11 +314,8 @@ class _Builder:
         donate=(0,),
     )
     tx = policy_step.make_tx(learner, optim_cfg)
-    state = self._state(
-        trained,
-        tx,
-        functools.partial(train_state.init_policy_state, kl_coef=0.0, seed=0),
-    )
+    init = functools.partial(train_state.init_policy_state, kl_coef=0.0, seed=0)
+    state = self._state(trained, tx, init)
     num_rows = _num_rows(rollout)
     utility = self._rows(jax.ShapeDtypeStruct((num_rows,), jnp.float32))
     reference = sharding.abstract(reference)
@@ -337,11 +328,9 @@ class _Builder:
       value = self._pass(cfg, num_rows, scored=False)
       useful += (1 + epochs * gradient) * value
       remat += epochs * value
-    shared = (
-        sharding.device_bytes(reference)
-        if trainable.has_adapters(c.train)
-        else 0.0
-    )
+    shared = 0.0
+    if trainable.has_adapters(c.train):
+      shared = sharding.device_bytes(reference)
     return Program(
         name='update',
         fn=fn,
@@ -353,33 +342,23 @@ class _Builder:
 
   def _pass(self, cfg, rows, *, scored: bool) -> float:
     length = self._prompt + self._response
-    return flops.forward(
-        cfg,
-        rows=rows,
-        length=length,
-        context=flops.visible(cfg, length),
-        scored=self._response if scored else 0,
-    )
+    seen = dict(length=length, context=flops.visible(cfg, length))
+    scored = self._response if scored else 0
+    return flops.forward(cfg, rows=rows, scored=scored, **seen)
 
   def _rollout_flops(self, cfg) -> float:
     """Each prompt once, and then the responses a token at a time."""
     c = self._config.policy
-    slots = self._prompt + self._response - 1
-    prefill = flops.forward(
-        cfg,
-        rows=c.prompts_per_step,
-        length=self._prompt,
-        context=flops.visible(cfg, self._prompt),
-        scored=0,
-    )
-    decode = flops.forward(
-        cfg,
-        rows=c.prompts_per_step * c.samples_per_prompt,
-        length=self._response - 1,
-        context=slots,
-        scored=self._response,
-    )
-    return prefill + decode
+    rows, steps = c.prompts_per_step, self._response - 1
+    seen = dict(length=self._prompt, context=flops.visible(cfg, self._prompt))
+    prefill = flops.forward(cfg, rows=rows, scored=0, **seen)
+    seen = dict(length=steps, context=self._prompt + steps)
+    rows, scored = rows * c.samples_per_prompt, self._response
+    return prefill + flops.forward(cfg, rows=rows, scored=scored, **seen)
+
+
+def _adapted(cfg: LMConfig, train) -> LMConfig:
+  return dataclasses.replace(cfg, lora_scale=trainable.lora_scale(train))
 
 
 def _num_rows(rollout) -> int:

@@ -45,12 +45,8 @@ def table(
     exact = rows[rows['family'] == 'exact']
     if not len(exact):
       continue
-    label = {
-        'property': PROPERTY,
-        'metric': metric,
-        'judge': exact['judge'].iloc[0],
-        'family': 'exact',
-    }
+    label = {'property': PROPERTY, 'metric': metric}
+    label |= {'judge': exact['judge'].iloc[0], 'family': 'exact'}
     for method in methods:
       gain = estimates.differences(results, **what, method=method, kls=[kl])
       if len(gain):
@@ -93,12 +89,11 @@ def why_unreached(row, kl: float) -> str:
 
 def panels(frame: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
   """(metric, title, rows) of the panels that the table has."""
-  out = []
-  for metric, judge, title in PANELS:
-    rows = data.where(frame, metric=metric, judge=judge)
-    if len(rows):
-      out.append((metric, title, rows))
-  return out
+  return [
+      (metric, title, rows)
+      for metric, judge, title in PANELS
+      if len(rows := data.where(frame, metric=metric, judge=judge))
+  ]
 
 
 def draw(
@@ -131,16 +126,16 @@ def draw(
         drawing.write_in_row(ax, float(methods.index(row['method'])), text)
     ax.set_title(panel_title, fontsize=9.5)
     ax.margins(x=0.12)
-    raw = shown[shown['quantity'] == 'raw']
-    level = f'raw: {raw["mean"].iloc[0]:.3f}' if len(raw) else ''
-    ax.set_xlabel(f'minus raw ({level})' if level else 'minus raw', fontsize=9)
+    raw = shown[shown['quantity'] == 'raw']['mean']
+    level = f' (raw: {raw.iloc[0]:.3f})' if len(raw) else ''
+    ax.set_xlabel(f'minus raw{level}', fontsize=9)
     ax.locator_params(axis='x', nbins=4)
   drawing.finish(
       figure,
       f'Exact optima at KL {kl:g}, within seeds.'
       f' {words.seeds_note(frame, "Bars")}{note}',
       extra=[
-          drawing.Line2D([], [], color=names.color('raw'), label='raw reward'),
+          drawing.stroke('raw reward', names.color('raw')),
           *extra,
       ],
   )

@@ -60,23 +60,17 @@ def _best_of_differences(results, *, method, property, metric, judge):
   out = []
   for learner, at_k in wide.groupby('learner'):
     mine = data.where(rows, learner=learner, method=method)
-    out.append(
-        {
-            'family': 'best_of',
-            'method': f'{method}-raw',
-            'strength': float(learner.rsplit('_', 1)[1]),
-            'kl': mine['kl'].mean(),
-            'baseline_mean': at_k['raw'].mean(),
-            'method_mean': at_k[method].mean(),
-            'quantity': 'difference',
-            'property': property,
-            'metric': metric,
-            'judge': rows['judge'].iloc[0],
-            'unit': data.unit(rows),
-        }
-        | estimates.interval(at_k[method] - at_k['raw'])
-    )
-  return pd.DataFrame(out).sort_values('strength')
+    label = {
+        'family': 'best_of',
+        'method': f'{method}-raw',
+        'strength': float(learner.rsplit('_', 1)[1]),
+        'kl': mine['kl'].mean(),
+        'baseline_mean': at_k['raw'].mean(),
+        'method_mean': at_k[method].mean(),
+    }
+    out.append(label | estimates.interval(at_k[method] - at_k['raw']))
+  found = pd.DataFrame(out).sort_values('strength')
+  return estimates.labelled(found, rows, 'difference', property, metric)
 
 
 @drawing.styled
@@ -96,15 +90,13 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   ratios = [heights[k] for k in kinds]
   width = max(4.2 * len(panels), 7.0)
   figure = drawing.make_figure(width, 1.1 + 3.1 * sum(ratios), TITLE)
-  axes = figure.subplots(
-      len(kinds), len(panels), squeeze=False, height_ratios=ratios
-  )
+  how = dict(squeeze=False, height_ratios=ratios)
+  axes = figure.subplots(len(kinds), len(panels), **how)
   for j, (metric, judge, title) in enumerate(panels):
     rows = dict(zip(kinds, axes[:, j], strict=True))
     shown = data.where(level, metric=metric, judge=judge)
-    drawing.draw_levels(
-        rows['level'], shown, learners=(*names.GRIDS, 'ppo', 'rloo')
-    )
+    learners = (*names.GRIDS, 'ppo', 'rloo')
+    drawing.draw_levels(rows['level'], shown, learners)
     rows['level'].set_title(title, fontsize=10)
     if 'difference' in rows:
       rows['difference'].sharex(rows['level'])
@@ -144,16 +136,8 @@ def _draw_differences(axes, rows: pd.DataFrame) -> None:
 def _draw_best_of(axes, rows: pd.DataFrame) -> None:
   best = rows[rows['family'] == 'best_of']
   for method, curve in best.groupby('method', sort=False):
-    drawing.draw_band(
-        axes,
-        curve,
-        x='strength',
-        color=names.color(method),
-        lw=1.4,
-        shade=0.1,
-    )
-    marks = curve.assign(low=float('nan'))
-    drawing.draw_points(axes, marks, 'best_of', method, x='strength')
+    look = drawing.point_look('best_of', method)
+    drawing.draw_band(axes, curve, x='strength', lw=1.4, shade=0.1, **look)
   sft = rows[rows['family'] == 'sft']
   if len(sft):
     axes.axhline(

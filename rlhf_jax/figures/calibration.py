@@ -34,7 +34,7 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   summary = data.load(evaluation_dir, 'calibration_summary.csv')
   keys = ['reward', 'role', 'kind']
   out = []
-  for values, curve in bins.groupby(keys, sort=False):
+  for values, curve in data.groups(bins, *keys):
     label = dict(zip(keys, values, strict=True))
     seeds = curve['seed'].nunique()
     for bin, rows in curve.groupby('bin'):
@@ -47,7 +47,7 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
             | {'share': rows['share'].mean()}
             | estimates.interval(rows['frequency'])
         )
-  for values, rows in summary.groupby(keys, sort=False):
+  for values, rows in data.groups(summary, *keys):
     label = dict(zip(keys, values, strict=True))
     for quantity in SUMMARIES:
       found = rows[quantity].dropna()
@@ -62,10 +62,9 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   curves = frame[frame['quantity'] == 'reliability']
   roles = data.present(curves, 'role', ROLES)
   rewards = data.present(curves, 'reward', REWARDS)
-  figure = drawing.make_figure(
-      4.1 * len(rewards), 1.1 + 3.3 * len(roles), TITLE
-  )
-  axes = figure.subplots(len(roles), len(rewards), squeeze=False)
+  size = len(roles), len(rewards)
+  figure = drawing.make_figure(4.1 * size[1], 1.1 + 3.3 * size[0], TITLE)
+  axes = figure.subplots(*size, squeeze=False)
   for i, role in enumerate(roles):
     for j, reward in enumerate(rewards):
       what = dict(role=role, reward=reward)
@@ -74,10 +73,9 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
         errors = data.where(frame, quantity='ece', **what)
         _draw_panel(axes[i, j], rows, errors)
         axes[i, j].set_title(_title(reward, role))
+        both = 'share in which both hold'
         axes[i, j].set_ylabel(
-            'share in which both hold'
-            if reward == 'product'
-            else 'share preferred'
+            both if reward == 'product' else 'share preferred'
         )
       else:
         axes[i, j].set_axis_off()
@@ -87,7 +85,7 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
       words.seeds_note(frame)
       + ' Thin line: perfect calibration. Larger dots: more comparisons.',
       extra=[
-          drawing.Line2D([], [], color=c, ls=ls, marker='o', ms=5, label=text)
+          drawing.mark(text, c, ls=ls, ms=5)
           for text, c, ls in (KINDS[k] for k in kinds)
       ],
   )
@@ -106,33 +104,16 @@ def _draw_panel(axes, curves: pd.DataFrame, errors: pd.DataFrame) -> None:
     rows = curves[curves['kind'] == kind].sort_values('confidence')
     if not len(rows):
       continue
-    drawing.draw_band(
-        axes, rows, x='confidence', color=color, ls=ls, lw=1.6, shade=0.12
-    )
-    size = 12 + 160 * rows['share']
-    axes.scatter(
-        rows['confidence'],
-        rows['mean'],
-        s=size,
-        color=color,
-        ec='white',
-        lw=0.6,
-        zorder=3,
-    )
+    line = dict(color=color, ls=ls, lw=1.6)
+    drawing.draw_band(axes, rows, x='confidence', shade=0.12, **line)
+    look = dict(s=12 + 160 * rows['share'], ec='white', lw=0.6, zorder=3)
+    axes.scatter(rows['confidence'], rows['mean'], color=color, **look)
   text = '\n'.join(
       f'ECE {KINDS[kind][0]}: {mean:.3f}'
       for kind in KINDS
       for mean in errors.loc[errors['kind'] == kind, 'mean']
   )
-  axes.text(
-      0.03,
-      0.97,
-      text,
-      transform=axes.transAxes,
-      va='top',
-      fontsize=8.5,
-      color=names.SOFT,
-  )
+  drawing.write_in_corner(axes, text, y=0.97)
   low = min(curves['confidence'].min(), curves['mean'].min())
   axes.set_xlim(min(0.5, low) - 0.02 if low > 0.1 else -0.02, 1.02)
   axes.set_ylim(axes.get_xlim())
@@ -147,7 +128,7 @@ def caption(frame: pd.DataFrame, kl: float) -> list[str]:
       ' flatter than the diagonal is over-confident. ' + words.seeds_note(frame)
   ]
   wide = frame[frame['quantity'] != 'reliability']
-  for (role, reward), rows in wide.groupby(['role', 'reward'], sort=False):
+  for (role, reward), rows in data.groups(wide, 'role', 'reward'):
     pieces = []
     for kind in [k for k in KINDS if k in set(rows['kind'])]:
       own = rows[rows['kind'] == kind].set_index('quantity')

@@ -129,6 +129,11 @@ def where(frame: pd.DataFrame, **values) -> pd.DataFrame:
   return frame[keep]  # rows are taken once, which is what costs
 
 
+def groups(frame: pd.DataFrame, *columns: str):
+  """(values, rows) of each combination of `columns`, in order of appearance."""
+  return frame.groupby(list(columns), sort=False)
+
+
 def select(
     results: pd.DataFrame, *, property: str, metric: str, judge: str | None
 ) -> pd.DataFrame:

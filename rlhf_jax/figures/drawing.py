@@ -81,9 +81,14 @@ def make_figure(width: float, height: float, title: str) -> Figure:
   return figure
 
 
+def stroke(text: str, color: str, **look) -> Line2D:
+  """An entry of a legend: a piece of a line."""
+  return Line2D([], [], color=color, label=text, **look)
+
+
 def mark(text: str, color: str, marker: str = 'o', **look) -> Line2D:
-  """An entry of a legend: a marker without a line."""
-  return Line2D([], [], ls='', marker=marker, color=color, label=text, **look)
+  """An entry of a legend: a marker, without a line unless `ls` is given."""
+  return stroke(text, color, **{'ls': '', 'marker': marker} | look)
 
 
 def finish(
@@ -98,23 +103,14 @@ def finish(
 
   Of learners, SFT has no entry: notes explain its dashed line.
   """
-  handles = [
-      Line2D([], [], color=names.color(m), lw=3, label=names.label(m))
-      for m in methods
-  ]
+  handles = [stroke(names.label(m), names.color(m), lw=3) for m in methods]
   for learner in [n for n in learners if n != 'sft']:
+    text = names.label(learner)
     if learner in names.GRIDS:
-      handle = Line2D(
-          [], [], color=names.SOFT, lw=2, label=names.label(learner)
-      )
+      handles.append(stroke(text, names.SOFT, lw=2))
     else:
-      handle = mark(
-          names.label(learner),
-          names.SOFT,
-          names.marker(learner),
-          mfc='white' if learner == 'best_of' else names.SOFT,
-      )
-    handles.append(handle)
+      fill = 'white' if learner == 'best_of' else names.SOFT
+      handles.append(mark(text, names.SOFT, names.marker(learner), mfc=fill))
   handles += list(extra)
   # The note is the legend's title: the layout keeps room for one of them.
   legend = figure.legend(
@@ -147,16 +143,12 @@ def draw_band(
 ) -> None:
   """Draws a mean curve, and its interval where there is one."""
   curve = curve.sort_values(x)
-  axes.plot(curve[x], curve['mean'], **line)
+  (drawn,) = axes.plot(curve[x], curve['mean'], **line)
   if curve['low'].notna().any():
-    axes.fill_between(
-        curve[x],
-        curve['low'],
-        curve['high'],
-        color=line['color'],
-        alpha=shade,
-        lw=0,
-    )
+    ends = curve['low'], curve['high']
+    look = dict(color=line['color'], alpha=shade, lw=0)
+    axes.fill_between(curve[x], *ends, **look)
+    drawn.band = ends  # for `points`, which sees the line alone
 
 
 def draw_methods(
@@ -191,15 +183,12 @@ def draw_levels(
   num_exact = frame[frame['family'].isin(names.GRIDS)]['method'].nunique()
   best_of = _merge_equal(frame[frame['family'] == 'best_of'])
   frame = pd.concat([frame[frame['family'] != 'best_of'], best_of])
-  for (family, method), curve in frame.groupby(
-      ['family', 'method'], sort=False
-  ):
+  for (family, method), curve in data.groups(frame, 'family', 'method'):
     if family == 'sft':
       value = curve['mean'].iloc[0]
-      axes.axhline(
-          value, color=names.color('sft'), lw=1, ls=(0, (4, 3)), zorder=1
-      )
-      axes.plot([0], [value], 'o', ms=4, color=names.color('sft'), zorder=3)
+      color = names.color('sft')
+      axes.axhline(value, color=color, lw=1, ls=(0, (4, 3)), zorder=1)
+      axes.plot([0], [value], 'o', ms=4, color=color, zorder=3)
     elif family in names.GRIDS and family in learners:
       shade = 0.16 if num_exact <= 2 else 0.09
       draw_band(axes, curve, color=names.color(method), shade=shade, zorder=2)
@@ -226,25 +215,26 @@ def _merge_equal(best_of: pd.DataFrame) -> pd.DataFrame:
   return best_of
 
 
-def draw_points(axes: Axes, curve, family: str, method: str, x='kl') -> None:
+def point_look(family: str, method: str) -> dict:
+  """Colour and marker of what a learner reached; best of k is hollow."""
+  color = names.color(method)
+  look = dict(color=color, marker=names.marker(family), zorder=4)
+  if family == 'best_of':
+    return look | dict(ms=4.5, mfc='white', mec=color, mew=1.2)
+  return look | dict(ms=6, mfc=color, mec='white', mew=0.8)
+
+
+def interval_bars(rows: pd.DataFrame) -> list[pd.Series] | None:
+  """Lengths of intervals below and above their means; None without intervals."""
+  if not rows['low'].notna().any():
+    return None
+  return [rows['mean'] - rows['low'], rows['high'] - rows['mean']]
+
+
+def draw_points(axes: Axes, curve, family: str, method: str) -> None:
   """Draws what a learner reached, with vertical interval bars."""
-  hollow = family == 'best_of'
-  bars = None
-  if curve['low'].notna().any():
-    bars = [curve['mean'] - curve['low'], curve['high'] - curve['mean']]
-  axes.errorbar(
-      curve[x],
-      curve['mean'],
-      yerr=bars,
-      fmt=names.marker(family),
-      ms=4.5 if hollow else 6,
-      mfc='white' if hollow else names.color(method),
-      mec=names.color(method) if hollow else 'white',
-      mew=1.2 if hollow else 0.8,
-      color=names.color(method),
-      elinewidth=1,
-      zorder=4,
-  )
+  look = point_look(family, method) | dict(ls='', elinewidth=1)
+  axes.errorbar(curve['kl'], curve['mean'], interval_bars(curve), **look)
 
 
 def draw_zero(axes: Axes) -> None:
@@ -282,26 +272,15 @@ def draw_dots(
     color = point.get('color', names.color(point[lane]))
     bars = None
     if pd.notna(point['low']):
-      bars = [
-          [point['mean'] - point['low']],
-          [point['high'] - point['mean']],
-      ]
+      below, above = point['mean'] - point['low'], point['high'] - point['mean']
+      bars = [[below], [above]]
     hollow = bool(point.get('hollow', False))
     marker = point.get('marker', 'o')
     edge = color if hollow or marker == '|' else 'white'
-    axes.errorbar(
-        [point['mean']],
-        [y],
-        xerr=bars,
-        fmt=marker,
-        ms=size,
-        mfc='white' if hollow else color,
-        mec=edge,
-        mew=0.7 if edge == 'white' else 1.4,
-        color=color,
-        elinewidth=1.4,
-        zorder=4,
-    )
+    look = dict(fmt=marker, ms=size, color=color, elinewidth=1.4, zorder=4)
+    look |= dict(mfc='white' if hollow else color, mec=edge)
+    look |= dict(mew=0.7 if edge == 'white' else 1.4)
+    axes.errorbar([point['mean']], [y], xerr=bars, **look)
   name_rows(axes, rows)
 
 
@@ -319,18 +298,15 @@ def draw_vertical_zero(axes: Axes, color: str = names.INK) -> None:
   axes.axvline(0, color=color, lw=1.1, zorder=1.5)
 
 
-def write_in_row(axes: Axes, y: float, text: str, *, x: float = 0.02) -> None:
+def write_in_corner(axes: Axes, text: str, *, y: float) -> None:
+  """Writes into the upper left corner of a panel, from the height y down."""
+  look = dict(transform=axes.transAxes, va='top', fontsize=8.5)
+  axes.text(0.03, y, text, color=names.SOFT, **look)
+
+
+def write_in_row(axes: Axes, y: float, text: str) -> None:
   """Writes into a row that has no dot, why it has none."""
-  axes.text(
-      x,
-      y,
-      text,
-      transform=axes.get_yaxis_transform(),
-      va='center',
-      ha='left',
-      fontsize=8.5,
-      style='italic',
-      color=names.SOFT,
-      bbox=dict(fc='white', ec='none', pad=1.0),
-      zorder=5,
-  )
+  place = dict(transform=axes.get_yaxis_transform(), va='center', ha='left')
+  look = dict(fontsize=8.5, style='italic', color=names.SOFT, zorder=5)
+  box = dict(fc='white', ec='none', pad=1.0)
+  axes.text(0.02, y, text, **place, **look, bbox=box)

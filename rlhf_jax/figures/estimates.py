@@ -57,7 +57,7 @@ def summarize(rows: pd.DataFrame, *, value: str = 'value') -> pd.DataFrame:
   be over the seeds that happen to reach that far.
   """
   out = []
-  for (family, method), curve in rows.groupby(['family', 'method'], sort=False):
+  for (family, method), curve in data.groups(rows, 'family', 'method'):
     curve = curve.assign(strength=_strength(curve))
     if family == 'sft':
       curve = curve.drop_duplicates('seed')
@@ -91,8 +91,19 @@ def levels(
   rows = rows[rows['family'].isin(families)]
   if not len(rows):
     return pd.DataFrame()
-  return summarize(rows).assign(
-      quantity='level',
+  return labelled(summarize(rows), rows, 'level', property, metric)
+
+
+def labelled(
+    found: pd.DataFrame,
+    rows: pd.DataFrame,
+    quantity: str,
+    property: str,
+    metric: str,
+) -> pd.DataFrame:
+  """Numbers that come from `rows` of one judge, with what was measured."""
+  return found.assign(
+      quantity=quantity,
       property=property,
       metric=metric,
       judge=rows['judge'].iloc[0],
@@ -157,26 +168,18 @@ def differences(
     kls = sorted(rows[rows['family'] == grid]['kl'].round(3).unique())
   family = family or grid
   a, b = _paired(rows, method, baseline, family, kls)
-  label = {'family': family, 'method': f'{method}-{baseline}'}
   out = []
   for kl, of_method, of_baseline in zip(kls, a.T, b.T, strict=True):
     difference = of_method - of_baseline
     if len(difference) and np.isfinite(difference).all():
-      means = {
-          'baseline_mean': of_baseline.mean(),
-          'method_mean': of_method.mean(),
-      }
-      at = {'strength': kl, 'kl': kl}
-      out.append(label | at | means | interval(difference))
+      row = {'family': family, 'method': f'{method}-{baseline}'}
+      row |= {'strength': kl, 'kl': kl}
+      row |= {'baseline_mean': of_baseline.mean()}
+      row |= {'method_mean': of_method.mean()}
+      out.append(row | interval(difference))
   if not out:
     return pd.DataFrame()
-  return pd.DataFrame(out).assign(
-      quantity='difference',
-      property=property,
-      metric=metric,
-      judge=rows['judge'].iloc[0],
-      unit=data.unit(rows),
-  )
+  return labelled(pd.DataFrame(out), rows, 'difference', property, metric)
 
 
 def distinct_methods(rows: pd.DataFrame, order: Sequence[str]) -> list[str]:
@@ -258,11 +261,8 @@ def bootstrap(
   by_seed = [group.to_numpy() for _, group in values.groupby(level='seed')]
   if not by_seed:
     return {}
-  return _numbers(
-      intervals.hierarchical_bootstrap(
-          by_seed, num_resamples=_NUM_RESAMPLES, seed=0
-      )
-  )
+  how = dict(num_resamples=_NUM_RESAMPLES, seed=0)
+  return _numbers(intervals.hierarchical_bootstrap(by_seed, **how))
 
 
 def over_prompts(fn, by_seed: list[np.ndarray], unit: str) -> dict[str, float]:
@@ -276,14 +276,8 @@ def over_prompts(fn, by_seed: list[np.ndarray], unit: str) -> dict[str, float]:
   (values,) = by_seed
   rng = np.random.default_rng(0)
   num = len(values)
-  drawn = [
-      fn(values[rng.integers(num, size=num)]) for _ in range(_NUM_RESAMPLES)
-  ]
+  redraw = lambda: values[rng.integers(num, size=num)]
+  drawn = [fn(redraw()) for _ in range(_NUM_RESAMPLES)]
   low, high = np.quantile(drawn, (0.025, 0.975))
-  return {
-      'mean': float(fn(values)),
-      'low': float(low),
-      'high': float(high),
-      'num_seeds': num,
-      'unit': unit,
-  }
+  ends = {'mean': float(fn(values)), 'low': float(low), 'high': float(high)}
+  return ends | {'num_seeds': num, 'unit': unit}

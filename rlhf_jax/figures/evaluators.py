@@ -39,22 +39,11 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   parts = []
   for property in data.present(results, 'property', names.PROPERTIES):
     own = results[results['property'] == property]
-    own = own[
-        own['method'].isin(
-            ['sft', *estimates.distinct_methods(own, names.METHODS)]
-        )
-    ]
+    distinct = estimates.distinct_methods(own, names.METHODS)
+    own = own[own['method'].isin(['sft', *distinct])]
     judges = [j for j in JUDGES if j in set(own['judge'])]
-    for judge in judges:
-      parts.append(
-          estimates.levels(
-              own,
-              property=property,
-              metric=METRIC,
-              judge=judge,
-              families=('sft', 'exact'),
-          )
-      )
+    what = dict(property=property, metric=METRIC, families=('sft', 'exact'))
+    parts += [estimates.levels(own, judge=j, **what) for j in judges]
     parts.append(_agreement(own, property, judges, kl))
   return data.concat(parts, what=TITLE)
 
@@ -66,12 +55,7 @@ def _agreement(
   values = _matched(rows, judges, kl)
   if values is None:
     return pd.DataFrame()
-  label = {
-      'property': property,
-      'metric': METRIC,
-      'family': 'exact',
-      'kl': kl,
-  }
+  label = dict(property=property, metric=METRIC, family='exact', kl=kl)
   methods = list(values[judges[0]].columns)
   out = []
   for judge in judges:
@@ -106,12 +90,10 @@ def _matched(rows: pd.DataFrame, judges: list[str], kl: float) -> dict | None:
   values = {}
   for judge in judges:
     own = exact[exact['judge'] == judge]
-    wide = {
-        m: estimates.seed_values(own, method=m, family='exact', kls=[kl]).get(
-            kl, pd.Series(dtype=float)
-        )
-        for m in methods
-    }
+    wide = {}
+    for m in methods:
+      found = estimates.seed_values(own, method=m, family='exact', kls=[kl])
+      wide[m] = found.get(kl, pd.Series(dtype=float))
     values[judge] = pd.DataFrame(wide).dropna(axis=1)
   shared = [m for m in methods if all(m in v for v in values.values())]
   if len(shared) < 2 or len(judges) < 2:
@@ -127,12 +109,9 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   judges = data.present(level, 'judge', JUDGES)
   ranked = (frame['quantity'] == 'rank').any()
   ratios = [1.0] * len(judges) + [0.85, 0.5] * int(ranked)
-  figure = drawing.make_figure(
-      4.2 * len(properties), 1.0 + 2.7 * sum(ratios), TITLE
-  )
-  axes = figure.subplots(
-      len(ratios), len(properties), squeeze=False, height_ratios=ratios
-  )
+  size = len(ratios), len(properties)
+  figure = drawing.make_figure(4.2 * size[1], 1.0 + 2.7 * sum(ratios), TITLE)
+  axes = figure.subplots(*size, squeeze=False, height_ratios=ratios)
   for j, property in enumerate(properties):
     axes[0, j].set_title(names.label(property))
     for i, judge in enumerate(judges):
@@ -162,14 +141,8 @@ def _draw_ranks(axes, ranks: pd.DataFrame, judges: list[str]) -> None:
   """A line per method over the judges: lines that cross change the order."""
   for method, rows in ranks.groupby('method', sort=False):
     rows = rows.set_index('judge').reindex(judges)
-    axes.plot(
-        range(len(judges)),
-        rows['mean'],
-        'o-',
-        ms=7,
-        mec='white',
-        color=names.color(method),
-    )
+    look = dict(ms=7, mec='white', color=names.color(method))
+    axes.plot(range(len(judges)), rows['mean'], 'o-', **look)
   axes.set_xticks(range(len(judges)), [_SHORT_JUDGES.get(j, j) for j in judges])
   axes.set_xlim(-0.25, len(judges) - 0.75)
   most = max(2, ranks['method'].nunique())

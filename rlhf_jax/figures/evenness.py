@@ -37,13 +37,12 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
       & prompts['family'].isin(('sft', *_DASHES))
   ]
   parts = []
-  for panel, rows in prompts.groupby(
-      ['property', 'reward', 'judge'], sort=False
-  ):
+  keys = ('property', 'reward', 'judge')
+  for panel, rows in data.groups(prompts, *keys):
     low, high = np.quantile(rows['centered'], [0.005, 0.995])
     margin = 0.04 * (high - low)
     grid = np.linspace(low - margin, high + margin, NUM_THRESHOLDS)
-    label = dict(zip(('property', 'reward', 'judge'), panel, strict=True))
+    label = dict(zip(keys, panel, strict=True))
     label['kl'] = rows[rows['family'] == _main_family(rows)]['kl'].mean()
     parts += [entry | label for entry in _panel(rows, grid)]
   return data.concat([pd.DataFrame(parts)], what=TITLE)
@@ -56,7 +55,7 @@ def _panel(rows: pd.DataFrame, grid: np.ndarray) -> list[dict]:
   # Of text there is one run, and its prompts are a sample of prompts.
   unit = 'prompts' if one and data.is_sampled(rows) else 'seeds'
   rows = rows.sort_values('prompt', kind='stable')  # pairs of prompts
-  for (family, method), curve in rows.groupby(['family', 'method'], sort=False):
+  for (family, method), curve in data.groups(rows, 'family', 'method'):
     if curve.duplicated(['seed', 'prompt']).any():
       raise ValueError(f'A prompt appears twice for {family} {method}.')
     seeds = {s: g['centered'].to_numpy() for s, g in curve.groupby('seed')}
@@ -92,39 +91,32 @@ def _panel(rows: pd.DataFrame, grid: np.ndarray) -> list[dict]:
 @drawing.styled
 def draw(frame: pd.DataFrame, kl: float) -> Figure:
   """A column per reward and objective, a row per judge."""
-  columns = [
-      (p, r)
-      for p in data.present(frame, 'property', names.PROPERTIES)
-      for r in data.present(
-          frame[frame['property'] == p], 'reward', names.PROPERTIES
-      )
-  ]
+  columns = []
+  for property in data.present(frame, 'property', names.PROPERTIES):
+    own = frame[frame['property'] == property]
+    rewards = data.present(own, 'reward', names.PROPERTIES)
+    columns += [(property, reward) for reward in rewards]
   judges = data.present(frame, 'judge', JUDGES)
-  figure = drawing.make_figure(
-      3.3 * len(columns), 0.9 + 2.8 * len(judges), _title(frame)
-  )
-  axes = figure.subplots(len(judges), len(columns), squeeze=False, sharey=True)
+  size = len(judges), len(columns)
+  title = f'How evenly prompts improve at KL {frame["kl"].mean():.1f}'
+  figure = drawing.make_figure(3.3 * size[1], 0.9 + 2.8 * size[0], title)
+  axes = figure.subplots(*size, squeeze=False, sharey=True)
   for i, judge in enumerate(judges):
     for j, (property, reward) in enumerate(columns):
-      what = dict(property=property, reward=reward, judge=judge)
-      panel = data.where(frame, **what)
+      panel = data.where(frame, property=property, reward=reward, judge=judge)
       if len(panel):
         _draw_panel(axes[i, j], panel)
       else:
         axes[i, j].set_axis_off()
       if i == 0:
         aligned = 'both' if property == 'both' else 'it'
-        axes[i, j].set_title(
-            f'{names.label(reward)} reward\n(aligned for {aligned})',
-            fontsize=10,
-        )
+        title = f'{names.label(reward)} reward\n(aligned for {aligned})'
+        axes[i, j].set_title(title, fontsize=10)
       axes[i, j].set_xlabel(r'mean $r - r_{ref}$ of a prompt (logits)')
     axes[i, 0].set_ylabel(f'share of prompts\n({names.label(judge)})')
   families = set(frame['family'])
   extra = [
-      drawing.Line2D(
-          [], [], color=names.SOFT, ls=_DASHES[f], label=names.label(f)
-      )
+      drawing.stroke(names.label(f), names.SOFT, ls=_DASHES[f])
       for f in names.LEARNERS
       if f in families and f in _DASHES
   ]
@@ -152,15 +144,9 @@ def _note(frame: pd.DataFrame) -> str:
   return words.seeds_note(frame)
 
 
-def _title(frame: pd.DataFrame) -> str:
-  return f'How evenly prompts improve at KL {frame["kl"].mean():.1f}'
-
-
 def _draw_panel(axes, panel: pd.DataFrame) -> None:
   curves = panel[panel['statistic'] == 'ecdf']
-  for (family, method), curve in curves.groupby(
-      ['family', 'method'], sort=False
-  ):
+  for (family, method), curve in data.groups(curves, 'family', 'method'):
     line = dict(color=names.color(method), ls=_DASHES.get(family, '-'))
     if family in (*names.GRIDS, 'sft'):
       drawing.draw_band(axes, curve, x='x', lw=2.0, **line)
@@ -176,22 +162,12 @@ def _draw_panel(axes, panel: pd.DataFrame) -> None:
       for m in ('raw', 'lsc')
       if m in set(sd['method'])
   )
-  axes.text(
-      0.03,
-      0.96,
-      text,
-      transform=axes.transAxes,
-      va='top',
-      fontsize=8.5,
-      color=names.SOFT,
-  )
+  drawing.write_in_corner(axes, text, y=0.96)
 
 
 def _main_family(frame: pd.DataFrame) -> str:
-  families = data.present(
-      frame[frame['family'] != 'sft'], 'family', names.LEARNERS
-  )
-  return families[0] if families else 'sft'
+  learned = frame[frame['family'] != 'sft']
+  return next(iter(data.present(learned, 'family', names.LEARNERS)), 'sft')
 
 
 def caption(frame: pd.DataFrame, kl: float) -> list[str]:
@@ -203,9 +179,8 @@ def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   ]
   family = _main_family(frame)
   rows = frame[frame['family'] == family]
-  for (property, reward, judge), panel in rows.groupby(
-      ['property', 'reward', 'judge'], sort=False
-  ):
+  panels = data.groups(rows, 'property', 'reward', 'judge')
+  for (property, reward, judge), panel in panels:
     by = panel[panel['statistic'] == 'sd'].set_index('method')
     if not {'raw', 'lsc', 'lsc-raw'} <= set(by.index):
       continue

@@ -23,7 +23,7 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   keys = ['property', 'method', 'quantity', 'decile']
   out = [
       dict(zip(keys, values, strict=True)) | estimates.interval(own['value'])
-      for values, own in rows.groupby(keys, sort=False)
+      for values, own in data.groups(rows, *keys)
   ]
   return data.concat([pd.DataFrame(out)], what=TITLE)
 
@@ -42,12 +42,8 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   labels = [names.label(m) for m in methods]
   height = 0.5 + 0.27 * len(methods)
   figure = drawing.make_figure(12.8, 4.6 + 2 * height, TITLE)
-  axes = figure.subplots(
-      3,
-      len(properties),
-      squeeze=False,
-      height_ratios=(2.7, height, height),
-  )
+  how = dict(squeeze=False, height_ratios=(2.7, height, height))
+  axes = figure.subplots(3, len(properties), **how)
   for j, property in enumerate(properties):
     own = frame[frame['property'] == property]
     _draw_gradient(axes[0, j], own[own['quantity'] == 'gradient_share'])

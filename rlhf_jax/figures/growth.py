@@ -69,9 +69,8 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   methods = data.present(shown, 'method', names.METHODS)
   for ax, (quantity, title, ylabel) in zip(axes, panels, strict=True):
     rows = frame[frame['quantity'] == quantity]
-    drawing.draw_methods(
-        ax, rows, x='n', dashes={'sft': (0, (4, 3))}, shade=0.1, ms=5
-    )
+    look = dict(dashes={'sft': (0, (4, 3))}, shade=0.1, ms=5)
+    drawing.draw_methods(ax, rows, x='n', **look)
     ax.set_title(title)
     ax.set_ylabel(ylabel)
     ax.set_xlabel('n, properties in the AND')
@@ -95,10 +94,8 @@ def caption(frame: pd.DataFrame, kl: float) -> list[str]:
       'Exact optima for the AND of n properties, each method with the'
       f' coefficient that spends {kl:g} nats. ' + words.seeds_note(frame)
   ]
-  for quantity, name in (
-      ('kl_coef', 'kl_coef'),
-      ('share', 'Share good on all'),
-  ):
+  titles = {'kl_coef': 'kl_coef', 'share': 'Share good on all'}
+  for quantity, name in titles.items():
     rows = frame[frame['quantity'] == quantity]
     pieces = []
     for method in data.present(rows, 'method', names.METHODS):

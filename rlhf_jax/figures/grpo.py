@@ -46,44 +46,32 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   what = dict(property='both', metric=metric, judge=judge)
   results = results[results['method'].isin(('sft', *METHODS))]
   shares = estimates.summarize(optimality, value='objective_share')
-  return data.concat(
-      [
-          shares.assign(quantity='objective_share', property='both'),
-          estimates.levels(
-              results, families=('sft', 'exact', *LEARNERS), **what
-          ),
-          _shortfalls(data.select(results, **what)),
-          advantage_table(),
-      ],
-      what=TITLE,
-  )
+  families = ('sft', 'exact', *LEARNERS)
+  parts = [
+      shares.assign(quantity='objective_share', property='both'),
+      estimates.levels(results, families=families, **what),
+      _shortfalls(data.select(results, **what)),
+      advantage_table(),
+  ]
+  return data.concat(parts, what=TITLE)
 
 
 def _shortfalls(rows: pd.DataFrame) -> pd.DataFrame:
   """Win rate of each learner minus that of the frontier at the same KL."""
   out = []
-  for (family, method), own in rows[rows['family'].isin(LEARNERS)].groupby(
-      ['family', 'method'], sort=False
-  ):
+  learned = rows[rows['family'].isin(LEARNERS)]
+  for (family, method), own in data.groups(learned, 'family', 'method'):
     gaps = []
     for _, run in own.iterrows():
       curve = rows[rows['seed'] == run['seed']]
-      exact = estimates.seed_values(
-          curve, method=method, family='exact', kls=[run['kl']]
-      )
+      what = dict(method=method, family='exact', kls=[run['kl']])
+      exact = estimates.seed_values(curve, **what)
       gaps += [run['value'] - v for v in exact.to_numpy().ravel()]
     gaps = [g for g in gaps if np.isfinite(g)]
     if gaps:
-      out.append(
-          {
-              'quantity': 'shortfall',
-              'property': 'both',
-              'family': family,
-              'method': method,
-              'kl': own['kl'].mean(),
-          }
-          | estimates.interval(gaps)
-      )
+      label = {'quantity': 'shortfall', 'property': 'both', 'family': family}
+      label |= {'method': method, 'kl': own['kl'].mean()}
+      out.append(label | estimates.interval(gaps))
   return pd.DataFrame(out)
 
 
@@ -104,15 +92,9 @@ def advantage_table() -> pd.DataFrame:
         found = advantages.group_normalize(
             jnp.asarray(values), divide_by_std=learner == 'grpo_std'
         )
-        out.append(
-            {
-                'quantity': 'advantage',
-                'family': learner,
-                'method': method,
-                'offset': offset,
-                'mean': float(np.abs(found).mean()),
-            }
-        )
+        row = {'quantity': 'advantage', 'family': learner, 'method': method}
+        row |= {'offset': offset, 'mean': float(np.abs(found).mean())}
+        out.append(row)
   return pd.DataFrame(out)
 
 
@@ -122,35 +104,22 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   figure = drawing.make_figure(12.8, 4.7, TITLE)
   left, middle, right = figure.subplots(1, 3, width_ratios=(0.8, 1.1, 1.1))
   _draw_shares(left, frame[frame['quantity'] == 'objective_share'])
-  drawing.draw_levels(
-      middle,
-      frame[frame['quantity'] == 'level'],
-      learners=('exact', *LEARNERS),
-  )
+  level = frame[frame['quantity'] == 'level']
+  drawing.draw_levels(middle, level, learners=('exact', *LEARNERS))
   middle.set_title('Win rate on both')
   middle.set_xlabel(names.KL_LABEL)
   middle.set_ylabel(f'wins on both ({names.label(PANEL[1])})')
   curves = frame[frame['quantity'] == 'advantage']
   for (family, method), curve in curves.groupby(['family', 'method']):
-    right.plot(
-        curve['offset'],
-        curve['mean'],
-        color=names.color(method),
-        ls=_DASHES[family],
-    )
+    look = dict(color=names.color(method), ls=_DASHES[family])
+    right.plot(curve['offset'], curve['mean'], **look)
   right.set_ylim(bottom=0)
   right.axvline(0, color=names.INK, lw=0.9, zorder=1)
   right.set_title('Size of the advantages')
   right.set_xlabel(r'mean $r - r_{ref}$ of a prompt (sd 1)')
   right.set_ylabel('mean |advantage|')
   dashes = [
-      drawing.Line2D(
-          [],
-          [],
-          color=names.SOFT,
-          ls=ls,
-          label=f'advantages, {names.label(f)}',
-      )
+      drawing.stroke(f'advantages, {names.label(f)}', names.SOFT, ls=ls)
       for f, ls in _DASHES.items()
   ]
   drawing.finish(

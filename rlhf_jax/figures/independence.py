@@ -33,6 +33,7 @@ _NO_GAP = (
     'What LSC loses is left out: LSC, or a policy that knows rho, is missing or'
     ' not at this KL in every seed.'
 )
+_RATES = ('product', 'observed', 'frechet_low', 'frechet_high')
 _GREYS = ('#94a3b8', '#0f766e', '#7c2d12', '#1e293b')
 
 
@@ -45,34 +46,17 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """
   tests = data.load(evaluation_dir, 'independence.csv')
   tests = tests.astype({'num_repeats': int})
-  out = []
-  for _, row in tests.iterrows():
-    out.append(
-        {
-            'quantity': 'p_value',
-            'rho': row['rho'],
-            'num_repeats': row['num_repeats'],
-            'seed': row['seed'],
-            'mean': row['p_value'],
-        }
-    )
+  p_values = tests.assign(quantity='p_value', mean=tests['p_value'])
+  columns = ['quantity', 'rho', 'num_repeats', 'seed', 'mean']
+  out = p_values[columns].to_dict('records')
   for (rho, repeats), rows in tests.groupby(['rho', 'num_repeats']):
-    label = {'rho': rho, 'num_repeats': repeats}
+    label = {'rho': rho, 'num_repeats': repeats, 'quantity': 'rejected'}
     rejected = (rows['p_value'] < LEVEL).mean()
-    out.append(
-        label
-        | {'quantity': 'rejected', 'mean': rejected, 'num_seeds': len(rows)}
-    )
+    out.append(label | {'mean': rejected, 'num_seeds': len(rows)})
   most = tests[tests['num_repeats'] == tests['num_repeats'].max()]
   for rho, rows in most.groupby('rho'):
     label = {'rho': rho, 'num_repeats': rows['num_repeats'].iloc[0]}
-    for quantity in (
-        'product',
-        'observed',
-        'frechet_low',
-        'frechet_high',
-        'ece',
-    ):
+    for quantity in (*_RATES, 'ece'):
       found = estimates.interval(rows[quantity])
       out.append(label | {'quantity': quantity} | found)
     gap = estimates.interval(rows['observed'] - rows['product'])
@@ -101,11 +85,8 @@ def _policies(evaluation_dir: str, kl: float) -> list[dict]:
       # Others differ from LSC with a copula by more than the dependence.
       if knows and method == 'lsc' and data.in_all_seeds(at[knows]):
         gap = joint - at[knows]
-        out.append(
-            label
-            | {'quantity': 'gap', 'versus': knows}
-            | estimates.interval(gap)
-        )
+        label |= {'quantity': 'gap', 'versus': knows}
+        out.append(label | estimates.interval(gap))
   return out
 
 
@@ -140,9 +121,8 @@ def _draw_policies(axes, frame: pd.DataFrame, kl: float) -> None:
   left, right = axes
   for ax, quantity in ((left, 'joint'), (right, 'gap')):
     rows = frame[frame['quantity'] == quantity]
-    drawing.draw_methods(
-        ax, rows, x='rho', dashes=synthetic.DASHES, shade=0.1, ms=4
-    )
+    look = dict(dashes=synthetic.DASHES, shade=0.1, ms=4)
+    drawing.draw_methods(ax, rows, x='rho', **look)
   left.set_title(f'Aligned policies at KL {kl:g}')
   left.set_ylabel('P(both good)')
   gaps = frame[frame['quantity'] == 'gap']
@@ -179,15 +159,9 @@ def _draw_tests(axes, rows: pd.DataFrame) -> list[drawing.Line2D]:
     own = rows[rows['num_repeats'] == num]
     offset = 0.018 * width * (i - (len(repeats) - 1) / 2)
     color = _GREYS[i % len(_GREYS)]
-    axes.plot(
-        own['rho'] + offset,
-        np.maximum(own['mean'], _SMALLEST),
-        'o',
-        ms=5,
-        mec='white',
-        mew=0.5,
-        color=color,
-    )
+    look = dict(ms=5, mec='white', mew=0.5, color=color)
+    p_values = np.maximum(own['mean'], _SMALLEST)
+    axes.plot(own['rho'] + offset, p_values, 'o', **look)
     text = f'test, {int(num)} judgements a response'
     handles.append(drawing.mark(text, color))
   axes.axhline(LEVEL, color=names.INK, lw=1, ls=(0, (4, 3)))
@@ -199,32 +173,23 @@ def _draw_tests(axes, rows: pd.DataFrame) -> list[drawing.Line2D]:
 
 
 def _draw_product(axes, frame: pd.DataFrame) -> list[drawing.Line2D]:
-  by = {
-      q: frame[frame['quantity'] == q].sort_values('rho')
-      for q in ('product', 'observed', 'frechet_low', 'frechet_high')
-  }
-  axes.fill_between(
-      by['frechet_low']['rho'],
-      by['frechet_low']['mean'],
-      by['frechet_high']['mean'],
-      color='#e5e7eb',
-      lw=0,
-      zorder=0.5,
-  )
+  by = {q: frame[frame['quantity'] == q].sort_values('rho') for q in _RATES}
+  bounds = by['frechet_low']['mean'], by['frechet_high']['mean']
+  look = dict(color='#e5e7eb', lw=0, zorder=0.5)
+  axes.fill_between(by['frechet_low']['rho'], *bounds, **look)
   lines = {
       'product': dict(color=names.INK, ls=(0, (4, 2))),
       'observed': dict(color=names.color('gold'), ls='-'),
   }
   for quantity, line in lines.items():
-    drawing.draw_band(
-        axes, by[quantity], x='rho', marker='o', ms=5, zorder=3, **line
-    )
+    look = dict(marker='o', ms=5, zorder=3)
+    drawing.draw_band(axes, by[quantity], x='rho', **look, **line)
   axes.set_title('Product and joint rate')
   axes.set_ylabel('P(both good) of SFT responses')
   return [
-      drawing.Line2D([], [], label='product of the two', **lines['product']),
-      drawing.Line2D([], [], label='observed jointly', **lines['observed']),
-      drawing.Line2D([], [], color='#e5e7eb', lw=7, label='Frechet bounds'),
+      drawing.stroke('product of the two', **lines['product']),
+      drawing.stroke('observed jointly', **lines['observed']),
+      drawing.stroke('Frechet bounds', '#e5e7eb', lw=7),
   ]
 
 

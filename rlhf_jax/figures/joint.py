@@ -42,37 +42,29 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   out, shares = [], {}
   for method in data.present(joint, 'method', names.METHODS):
     rows = joint[joint['method'] == method]
-    label = {
-        'method': method,
-        'family': rows['family'].iloc[0],
-        'kl': rows['kl'].mean(),
-    }
+    label = {'method': method, 'family': rows['family'].iloc[0]}
+    label |= {'kl': rows['kl'].mean()}
     shares[method] = {s: _quadrants(g) for s, g in rows.groupby('seed')}
     out += _quadrant_rows(label, list(shares[method].values()))
     out += _density_rows(label, rows, edges)
   if {'raw', 'lsc'} <= set(shares):
-    shared = [s for s in shares['raw'] if s in shares['lsc']]
-    label = {'method': 'lsc-raw', 'family': label['family'], 'kl': label['kl']}
-    out += _quadrant_rows(
-        label,
-        [
-            {q: shares['lsc'][s][q] - shares['raw'][s][q] for q in QUADRANTS}
-            for s in shared
-        ],
-    )
+    raw, lsc = shares['raw'], shares['lsc']
+    gaps = [
+        {q: lsc[s][q] - raw[s][q] for q in QUADRANTS} for s in raw if s in lsc
+    ]
+    out += _quadrant_rows(label | {'method': 'lsc-raw'}, gaps)
   return pd.DataFrame(out).assign(unit=data.unit(joint))
 
 
 def _one_learner(joint: pd.DataFrame) -> pd.DataFrame:
   """SFT and the first learner that is there: mixing two would be neither."""
-  families = data.present(
-      joint[joint['family'] != 'sft'], 'family', names.LEARNERS
-  )
+  learned = joint[joint['family'] != 'sft']
+  families = data.present(learned, 'family', names.LEARNERS)
   return joint[joint['family'].isin(['sft', *families[:1]])]
 
 
 def _quadrants(rows: pd.DataFrame) -> dict[str, float]:
-  helpful, harmless = rows['helpful'] > 0, rows['harmless'] > 0
+  helpful, harmless = (rows[reward] > 0 for reward in _REWARDS)
   return {
       'both': (helpful & harmless).mean(),
       'helpful_only': (helpful & ~harmless).mean(),
@@ -113,9 +105,8 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   quadrants = frame[frame['statistic'] == 'quadrant']
   methods = data.present(density, 'method', names.METHODS)
   figure = drawing.make_figure(2.6 * len(methods) + 3.4, 4.2, TITLE)
-  axes = figure.subplots(
-      1, len(methods) + 1, width_ratios=[1.0] * len(methods) + [1.05]
-  )
+  ratios = [1.0] * len(methods) + [1.05]
+  axes = figure.subplots(1, len(ratios), width_ratios=ratios)
   top = density['mean'].max()
   for ax, method in zip(axes[:-1], methods, strict=True):
     _draw_density(ax, density[density['method'] == method], top)
@@ -168,19 +159,11 @@ def _write_quadrants(axes, rows: pd.DataFrame) -> None:
       'helpful_only': (0.97, 0.04, 'right', 'bottom'),
       'neither': (0.03, 0.04, 'left', 'bottom'),
   }
+  box = dict(fc='white', ec='none', alpha=0.75, pad=1.5)
+  look = dict(fontsize=11, fontweight='bold', color=names.INK, bbox=box)
   for quadrant, (x, y, ha, va) in places.items():
-    axes.text(
-        x,
-        y,
-        f'{share[quadrant]:.0%}',
-        transform=axes.transAxes,
-        ha=ha,
-        va=va,
-        fontsize=11,
-        fontweight='bold',
-        color=names.INK,
-        bbox=dict(fc='white', ec='none', alpha=0.75, pad=1.5),
-    )
+    place = dict(transform=axes.transAxes, ha=ha, va=va)
+    axes.text(x, y, f'{share[quadrant]:.0%}', **place, **look)
 
 
 def _draw_shares(axes, quadrants: pd.DataFrame, methods) -> None:
@@ -190,20 +173,11 @@ def _draw_shares(axes, quadrants: pd.DataFrame, methods) -> None:
     rows = rows.loc[list(QUADRANTS)]
     y = np.arange(len(rows)) + (i - (len(methods) - 1) / 2) * offset
     axes.barh(y, rows['mean'], height=offset * 0.86, color=names.color(method))
-    if rows['low'].notna().any():
-      axes.errorbar(
-          rows['mean'],
-          y,
-          xerr=[rows['mean'] - rows['low'], rows['high'] - rows['mean']],
-          fmt='none',
-          ecolor=names.INK,
-          elinewidth=1,
-          capsize=2,
-      )
-  axes.set_yticks(
-      range(len(QUADRANTS)),
-      [q.replace(' ', '\n', 1) for q in QUADRANTS.values()],
-  )
+    if bars := drawing.interval_bars(rows):
+      look = dict(fmt='none', ecolor=names.INK, elinewidth=1, capsize=2)
+      axes.errorbar(rows['mean'], y, xerr=bars, **look)
+  titles = [q.replace(' ', '\n', 1) for q in QUADRANTS.values()]
+  axes.set_yticks(range(len(QUADRANTS)), titles)
   axes.invert_yaxis()
   axes.set_xlim(left=0)
   axes.grid(axis='y', visible=False)

@@ -48,14 +48,10 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   """One row per property, learner, method and quantity, at one setting."""
   rows = data.load(evaluation_dir, 'optimality.csv')
   out = []
-  for (property, learner, method), own in rows.groupby(
-      ['property', 'learner', 'method'], sort=False
-  ):
+  keys = ('property', 'learner', 'method')
+  for values, own in data.groups(rows, *keys):
     own = _nearest(own, kl)
-    label = {
-        'property': property,
-        'learner': learner,
-        'method': method,
+    label = dict(zip(keys, values, strict=True)) | {
         'objective': objective(own),
         'kl': own['kl'].mean(),
         'kl_coef': own['kl_coef'].mean(),
@@ -96,16 +92,11 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
       for p in properties
   }
   heights = [len(v) for v in learners.values()]
-  figure = drawing.make_figure(
-      12.8, 1.8 + 0.37 * sum(heights) + 0.25 * len(properties), TITLE
-  )
-  axes = figure.subplots(
-      len(properties),
-      len(quantities),
-      squeeze=False,
-      sharex='col',
-      height_ratios=[h + 0.3 for h in heights],
-  )
+  height = 1.8 + 0.37 * sum(heights) + 0.25 * len(properties)
+  figure = drawing.make_figure(12.8, height, TITLE)
+  ratios = [h + 0.3 for h in heights]
+  how = dict(squeeze=False, sharex='col', height_ratios=ratios)
+  axes = figure.subplots(len(properties), len(quantities), **how)
   methods = data.present(frame, 'method', names.METHODS)
   for i, (property, shown) in enumerate(learners.items()):
     for j, quantity in enumerate(quantities):
@@ -113,31 +104,25 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
       _draw_block(axes[i, j], own, shown, methods, first=j == 0)
       if i == 0:
         axes[i, j].set_title(f'{QUANTITIES[quantity]}\n ', fontsize=10)
-    axes[i, 0].text(
-        0.0,
-        1.02,
-        f'Aligned for {names.label(property).lower()}',
-        transform=axes[i, 0].transAxes,
-        fontsize=9.5,
-        fontweight='bold',
-        color=names.SOFT,
-        va='bottom',
-    )
+    look = dict(fontsize=9.5, fontweight='bold', color=names.SOFT, va='bottom')
+    text = f'Aligned for {names.label(property).lower()}'
+    axes[i, 0].text(0.0, 1.02, text, transform=axes[i, 0].transAxes, **look)
   for j, quantity in enumerate(quantities):
     if quantity in LOGARITHMIC:
       _log_axis(axes[-1, j])
     else:
       for ax in axes[:, j]:
         ax.axvline(1, color=names.INK, lw=1, ls=(0, (4, 3)), zorder=1)
-  elsewhere = (frame['objective'] != TILTED).any()
+  extra = []
+  if (frame['objective'] != TILTED).any():
+    text = 'another optimum by design'
+    extra.append(drawing.mark(text, names.SOFT, mfc='white'))
   drawing.finish(
       figure,
       f'{words.seeds_note(frame, "Bars")} Dashed: the exact optimum. KL from it'
       ' and seconds are geometric means.',
       methods=methods,
-      extra=[drawing.mark('another optimum by design', names.SOFT, mfc='white')]
-      if elsewhere
-      else [],
+      extra=extra,
   )
   return figure
 

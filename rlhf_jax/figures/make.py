@@ -81,6 +81,11 @@ def wanted(study: data.Study) -> tuple[str, ...]:
   return tuple(n for n, module in FIGURES.items() if module.is_wanted(study))
 
 
+def paths_of(name: str, folder: str) -> list[str]:
+  """The files of a figure: its CSV, PNG and JSON."""
+  return [os.path.join(folder, f'{name}.{e}') for e in ('csv', 'png', 'json')]
+
+
 def build(
     evaluation_dir: str,
     out_dir: str,
@@ -109,9 +114,7 @@ def build(
   os.makedirs(out_dir, exist_ok=True)
   paths, made, left_out = [], {}, {}
   for name, module in modules.items():
-    csv, png, values = (
-        os.path.join(out_dir, f'{name}.{e}') for e in ('csv', 'png', 'json')
-    )
+    csv, png, values = paths_of(name, out_dir)
     try:
       table = module.table(evaluation_dir, kl)
     except (FileNotFoundError, data.NoRows) as error:

@@ -28,11 +28,8 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
     rows = data.where(results, property=property, metric=METRIC)
     judge = data.present(rows, 'judge', names.JUDGES)[:1]
     if judge:
-      parts.append(
-          estimates.levels(
-              results, property=property, metric=METRIC, judge=judge[0]
-          )
-      )
+      what = dict(property=property, metric=METRIC, judge=judge[0])
+      parts.append(estimates.levels(results, **what))
   parts += _shares(evaluation_dir)
   return data.concat(parts, what=TITLE)
 
@@ -60,16 +57,10 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   shares = frame[frame['quantity'] == 'objective_share']
   properties = data.present(frame, 'property', names.PROPERTIES)
   rows = 1 + int(len(shares) > 0)
-  figure = drawing.make_figure(
-      4.2 * len(properties), 0.9 + (3.2 if rows == 1 else 5.7), TITLE
-  )
-  axes = figure.subplots(
-      rows,
-      len(properties),
-      squeeze=False,
-      sharex='col',
-      height_ratios=[1.25, 1.0][:rows],
-  )
+  height = 4.1 if rows == 1 else 6.6
+  figure = drawing.make_figure(4.2 * len(properties), height, TITLE)
+  how = dict(squeeze=False, sharex='col', height_ratios=[1.25, 1.0][:rows])
+  axes = figure.subplots(rows, len(properties), **how)
   for j, property in enumerate(properties):
     axes[0, j].set_title(names.label(property))
     drawing.draw_levels(axes[0, j], level[level['property'] == property])
@@ -98,9 +89,7 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
 
 def _draw_shares(axes, shares: pd.DataFrame) -> None:
   axes.axhline(1, color=names.INK, lw=1, ls=(0, (4, 3)), zorder=1)
-  for (family, method), curve in shares.groupby(
-      ['family', 'method'], sort=False
-  ):
+  for (family, method), curve in data.groups(shares, 'family', 'method'):
     drawing.draw_points(axes, curve, family, method)
 
 
@@ -114,9 +103,7 @@ def caption(frame: pd.DataFrame, kl: float) -> list[str]:
   shares = frame[frame['quantity'] == 'objective_share']
   if not len(shares):
     out.append('No policy was trained, so there is no share to report.')
-  for (family, method), rows in shares.groupby(
-      ['family', 'method'], sort=False
-  ):
+  for (family, method), rows in data.groups(shares, 'family', 'method'):
     worst = rows.loc[rows['mean'].idxmin()]
     out.append(
         f'{names.label(family)}, {names.label(method)}: mean share of the'

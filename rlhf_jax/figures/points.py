@@ -1,14 +1,14 @@
 """Places of the data in the picture of a finished figure, and their words.
 
-The figure is asked, not its table: lines, error bars, bars and bands are walked
-as they were drawn, so any figure has hover values without code of its own.
+The figure is asked, not its table: lines, error bars and bars are walked as they
+were drawn, so any figure has hover values without code of its own. The band of a
+line is known where `drawing.draw_band` drew both.
 """
 
 from collections.abc import Callable
 import re
 
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
 from matplotlib.colors import same_color, to_rgb
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
@@ -126,7 +126,6 @@ def _series(axes: Axes, legend) -> list[tuple[str, list]]:
   intervals = {id(bar.lines[0]): _segments(bar) for bar in bars}
   named = {id(bar.lines[0]): bar.get_label() for bar in bars}
   loose = [_segments(bar) for bar in bars if bar.lines[0] is None]
-  bands = [_band(c) for c in axes.collections if isinstance(c, PolyCollection)]
   out = []
   for line in axes.get_lines():
     if id(line) in caps or not line.get_visible():
@@ -135,7 +134,7 @@ def _series(axes: Axes, legend) -> list[tuple[str, list]]:
       continue  # axhline, axvline
     # As drawn: categories and dates have become numbers.
     x, y = (np.ma.filled(a, np.nan) for a in line.get_data(orig=False))
-    own = intervals.get(id(line)) or _band_of(line, x, y, bands)
+    own = intervals.get(id(line)) or _band(line, x)
     out.append(
         (
             _label(line, named.get(id(line)) or line.get_label(), legend),
@@ -157,13 +156,9 @@ def _series(axes: Axes, legend) -> list[tuple[str, list]]:
 
 def _ends(group: BarContainer) -> list[tuple[float, float]]:
   """The end of each bar, in the middle of its width."""
-  if group.orientation == 'horizontal':
-    return [
-        (p.get_x() + p.get_width(), p.get_y() + p.get_height() / 2)
-        for p in group.patches
-    ]
+  across, up = (1, 0.5) if group.orientation == 'horizontal' else (0.5, 1)
   return [
-      (p.get_x() + p.get_width() / 2, p.get_y() + p.get_height())
+      (p.get_x() + across * p.get_width(), p.get_y() + up * p.get_height())
       for p in group.patches
   ]
 
@@ -181,28 +176,14 @@ def _segments(bar: ErrorbarContainer) -> dict[tuple[str, float], tuple]:
   return found
 
 
-def _band(band: PolyCollection) -> tuple:
-  """The colour of a filled band, and its interval at each x."""
-  found = {}
-  for path in band.get_paths():
-    for x, y in path.vertices:
-      low, high = found.get(('y', round(x, 6)), (y, y))
-      found['y', round(x, 6)] = (min(low, y), max(high, y))
-  colors = band.get_facecolor()
-  return (to_rgb(colors[0]) if len(colors) else None), found
-
-
-def _band_of(line: Line2D, x, y, bands) -> dict:
-  """The band of a line: of its colour, and around it wherever it is."""
-  for color, found in bands:
-    if color is None or not same_color(color, to_rgb(line.get_color())):
-      continue
-    pairs = [(_at(found, a, b), b) for a, b in zip(x, y, strict=True)]
-    if any(i for i, _ in pairs) and all(
-        i is None or i[1] - 1e-9 <= b <= i[2] + 1e-9 for i, b in pairs
-    ):
-      return found
-  return {}
+def _band(line: Line2D, x) -> dict[tuple[str, float], tuple]:
+  """The intervals of a curve that has a band, as of `_segments`."""
+  ends = zip(x, *getattr(line, 'band', ((), ())), strict=False)
+  return {
+      ('y', round(at, 6)): (low, high)
+      for at, low, high in ends
+      if np.isfinite(low)
+  }
 
 
 def _at(intervals: dict, x, y) -> tuple | None:
@@ -227,7 +208,7 @@ def _legend(figure: Figure) -> list[tuple[str, object]]:
 
 
 def _by_color(color, legend, dashes=None) -> str:
-  """The legend entry of a colour, of those the one with the same dashes."""
+  """The legend entry of a colour; of several, one that is dashed, or not, too."""
   same = []
   for text, handle in legend:
     get = getattr(handle, 'get_color', None) or handle.get_facecolor
@@ -236,16 +217,9 @@ def _by_color(color, legend, dashes=None) -> str:
   alike = [
       text
       for text, handle in same
-      if isinstance(handle, Line2D) and _dashes(handle) == dashes
+      if isinstance(handle, Line2D) and handle.get_linestyle() == dashes
   ]
   return (alike or [text for text, _ in same] or [''])[0]
-
-
-def _dashes(line: Line2D) -> tuple:
-  offset, pattern = line._dash_pattern
-  width = max(line.get_linewidth(), 1e-9)
-  scaled = tuple(round(length / width, 2) for length in pattern or ())
-  return line.get_linestyle(), offset, scaled
 
 
 def _label(line: Line2D, own: str, legend) -> str:
@@ -254,7 +228,7 @@ def _label(line: Line2D, own: str, legend) -> str:
     return _plain(own)
   if same_color(line.get_color(), names.color('sft')):
     return names.label('sft')  # which is often in no legend, and no learner's
-  parts = [_by_color(line.get_color(), legend, _dashes(line))]
+  parts = [_by_color(line.get_color(), legend, line.get_linestyle())]
   if line.get_marker() not in ('None', None, '', ' '):
     grey = [
         (text, handle.get_marker() == line.get_marker())

@@ -62,12 +62,9 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
       for k in ('single', 'both')
       if ((level['property'] == 'both') == (k == 'both')).any()
   ]
-  figure = drawing.make_figure(
-      4.2 * len(metrics), 0.9 + 2.9 * len(kinds), TITLE
-  )
-  axes = figure.subplots(
-      len(kinds), len(metrics), squeeze=False, sharex=True, sharey='col'
-  )
+  size = len(kinds), len(metrics)
+  figure = drawing.make_figure(4.2 * size[1], 0.9 + 2.9 * size[0], TITLE)
+  axes = figure.subplots(*size, squeeze=False, sharex=True, sharey='col')
   for i, kind in enumerate(kinds):
     for j, metric in enumerate(metrics):
       property = 'both' if kind == 'both' else _HOME[metric]
@@ -102,9 +99,7 @@ def caption(frame: pd.DataFrame, kl: float) -> list[str]:
     )
   out = [what + words.seeds_note(frame)]
   difference = frame[frame['quantity'] == 'difference']
-  for (property, metric), rows in difference.groupby(
-      ['property', 'metric'], sort=False
-  ):
+  for (property, metric), rows in data.groups(difference, 'property', 'metric'):
     name = words.sentence_case(_LABELS[metric])
     name = f'{name}, aligned for {property}'
     out.append(words.difference_sentence(rows, name=name, kl=kl))

@@ -27,16 +27,9 @@ def copula_table(evaluation_dir: str, kl: float) -> pd.DataFrame:
     for method in wide.columns:
       gap = at[method] - at['raw']
       if method != 'raw' and data.in_all_seeds(gap):
-        out.append(
-            {
-                'quantity': 'copula',
-                'rho': rho,
-                'method': method,
-                'versus': 'raw',
-                'kl': kl,
-            }
-            | estimates.interval(gap)
-        )
+        label = {'quantity': 'copula', 'rho': rho, 'method': method}
+        label |= {'versus': 'raw', 'kl': kl}
+        out.append(label | estimates.interval(gap))
   return pd.DataFrame(out)
 
 
@@ -81,9 +74,8 @@ def draw(figure, frame: pd.DataFrame, kinds) -> None:
 
 def _draw_copula(axes, rows: pd.DataFrame) -> None:
   drawing.draw_zero(axes)
-  drawing.draw_methods(
-      axes, rows, x='rho', dashes=DASHES, is_labelled=True, shade=0.09, ms=4
-  )
+  look = dict(dashes=DASHES, is_labelled=True, shade=0.09, ms=4)
+  drawing.draw_methods(axes, rows, x='rho', **look)
   axes.set_title('Dependence', pad=34)
   axes.set_xlabel('correlation rho of the two judgements, given the response')
   axes.set_ylabel('P(both good)\nminus raw')
@@ -95,9 +87,7 @@ def _draw_gaussian(axes, rows: pd.DataFrame) -> None:
   """Settings from top to bottom, a dot per method."""
   rows = rows.assign(setting=[_setting(r) for _, r in rows.iterrows()])
   settings = list(dict.fromkeys(rows['setting']))
-  drawing.draw_dots(
-      axes, rows, settings, row='setting', lane='method', size=6.0
-  )
+  drawing.draw_dots(axes, rows, settings, row='setting', size=6.0)
   axes.tick_params(axis='y', labelsize=8.0)
   axes.set_title('Two synthetic rewards')
   heavy = rows['tail'].map(_heavy).any()
@@ -108,25 +98,14 @@ def _draw_gaussian(axes, rows: pd.DataFrame) -> None:
       for m in data.present(rows, 'method', names.METHODS)
   ]
   # Beside the title, where no dot can be.
-  _legend(
-      axes,
-      handles=handles,
-      loc='lower right',
-      bbox_to_anchor=(1.0, 0.985),
-      ncols=6,
-  )
+  place = dict(loc='lower right', bbox_to_anchor=(1.0, 0.985), ncols=6)
+  _legend(axes, handles=handles, **place)
 
 
 def _legend(axes, **kwargs) -> None:
   """A small legend, closely set."""
-  axes.legend(
-      **kwargs,
-      fontsize=8.5,
-      handlelength=1.0,
-      handletextpad=0.4,
-      columnspacing=0.9,
-      borderpad=0.1,
-  )
+  look = dict(fontsize=8.5, columnspacing=0.9, borderpad=0.1)
+  axes.legend(**kwargs, **look, handlelength=1.0, handletextpad=0.4)
 
 
 def _heavy(tail: str) -> bool:

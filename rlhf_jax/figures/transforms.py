@@ -97,9 +97,8 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
     groups.setdefault(_shape(rows), []).append((alike, rows))
   shapes = [s for s in SHAPES if s in groups]
   figure = drawing.make_figure(4.25 * len(shapes), 7.6, TITLE)
-  axes = figure.subplots(
-      2, len(shapes), squeeze=False, sharex=True, sharey='row'
-  )
+  how = dict(squeeze=False, sharex=True, sharey='row')
+  axes = figure.subplots(2, len(shapes), **how)
   for j, shape in enumerate(shapes):
     handles = [
         _draw_curve(axes[:, j], alike, rows, i)
@@ -157,7 +156,7 @@ def _draw_curve(axes, alike: list[str], rows: pd.DataFrame, i: int):
           zorder=6,
       )
   text = textwrap.fill(', '.join(alike), 38)
-  return drawing.Line2D([], [], label=text, **line)
+  return drawing.stroke(text, **line)
 
 
 def caption(frame: pd.DataFrame, kl: float) -> list[str]:
@@ -173,9 +172,8 @@ def caption(frame: pd.DataFrame, kl: float) -> list[str]:
         for at in _MARKED
     )
     rows = curves[LSC]
-    left = rows['utility'].max() - np.interp(
-        0, rows['centered'], rows['utility']
-    )
+    at_reference = np.interp(0, rows['centered'], rows['utility'])
+    left = rows['utility'].max() - at_reference
     out.append(
         f'Slope of the log-sigmoid-centered utility: {slopes}. From the'
         f' reference to the right end of the plot it can still gain {left:.2f}'

@@ -44,16 +44,12 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   study = study.assign(regime=names.STUDY_REGIME)
   wanted = set(measured['regime']) | {names.STUDY_REGIME}
   metrics = {p[1] for p in PANELS}
-  rows = pd.concat(
-      [
-          f[
-              f['metric'].isin(metrics)
-              & f['method'].isin((*BASELINES, 'lsc', 'lsc_floor'))
-          ]
-          for f in (study, measured)
-      ]
-  )
-  rows = rows[rows['family'] == 'exact']
+  rows = pd.concat([study, measured])
+  rows = rows[
+      rows['metric'].isin(metrics)
+      & rows['method'].isin((*BASELINES, 'lsc', 'lsc_floor'))
+      & (rows['family'] == 'exact')
+  ]
   parts = [
       _gains(own, panel, kl).assign(regime=name)
       for name, own in rows.groupby('regime', sort=False)
@@ -62,10 +58,8 @@ def table(evaluation_dir: str, kl: float) -> pd.DataFrame:
   ]
   if not any(len(p) for p in parts):
     raise data.NoRows(f'No rows for {TITLE}.')
-  parts += [
-      synthetic.copula_table(evaluation_dir, kl),
-      synthetic.gaussian_table(evaluation_dir, kl),
-  ]
+  parts.append(synthetic.copula_table(evaluation_dir, kl))
+  parts.append(synthetic.gaussian_table(evaluation_dir, kl))
   return data.concat(parts, what=TITLE)
 
 
@@ -85,9 +79,8 @@ def _gains(rows: pd.DataFrame, panel, kl: float) -> pd.DataFrame:
   out = []
   for method, baseline in pairs:
     pair = {'method': method, 'versus': baseline} | label
-    gain = estimates.differences(
-        own, **what, method=method, baseline=baseline, kls=[kl]
-    )
+    which = what | dict(method=method, baseline=baseline)
+    gain = estimates.differences(own, **which, kls=[kl])
     if len(gain):
       gain = gain.iloc[0][['mean', 'low', 'high', 'num_seeds']].to_dict()
       out.append({'quantity': 'gain', 'kl': kl} | pair | gain)
@@ -95,10 +88,7 @@ def _gains(rows: pd.DataFrame, panel, kl: float) -> pd.DataFrame:
       ends = own[own['method'].isin([method, baseline])]
       end = ends.groupby(['method', 'seed'])['kl'].max().min()
       out.append({'quantity': 'unreached', 'kl': end} | pair)
-    area = estimates.area_difference(
-        own, **what, method=method, baseline=baseline
-    )
-    if area:
+    if area := estimates.area_difference(own, **which):
       out.append({'quantity': 'area'} | pair | area)
   return pd.DataFrame(out)
 
@@ -110,21 +100,17 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   lower = [q for q in ('copula', 'gaussian') if (frame['quantity'] == q).any()]
   heights = [len(members) for _, members in groups]
   upper_height = 0.41 * sum(heights) + 0.24 * len(groups) + 1.4
-  figure = drawing.make_figure(
-      12.8, upper_height + 4.2 * bool(lower), f'{TITLE}, and when it does not'
-  )
+  height = upper_height + 4.2 * bool(lower)
+  title = f'{TITLE}, and when it does not'
+  figure = drawing.make_figure(12.8, height, title)
   if lower:
     upper, below = figure.subfigures(2, 1, height_ratios=[upper_height, 4.0])
     synthetic.draw(below, frame, lower)
   else:
     upper = figure.subfigures(1, 1)
-  axes = upper.subplots(
-      len(groups),
-      len(PANELS),
-      squeeze=False,
-      sharex='col',
-      height_ratios=[n + 0.35 for n in heights],
-  )
+  ratios = [n + 0.35 for n in heights]
+  how = dict(squeeze=False, sharex='col', height_ratios=ratios)
+  axes = upper.subplots(len(groups), len(PANELS), **how)
   for i, (group, members) in enumerate(groups):
     for j, panel in enumerate(PANELS):
       _draw_block(axes[i, j], frame, members, panel, kl, first=j == 0)
@@ -139,12 +125,10 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
       drawing.mark(f'LSC minus {names.label(b)}', names.color(b)) for b in shown
   ]
   if 'lsc_floor' in set(frame['method']):
-    extra.append(
-        drawing.mark('LSC with a floor minus LSC', names.color('lsc_floor'))
-    )
-  extra.append(
-      drawing.mark('the same over KL .25 to 3', names.SOFT, '|', ms=10, mew=2)
-  )
+    text = 'LSC with a floor minus LSC'
+    extra.append(drawing.mark(text, names.color('lsc_floor')))
+  text = 'the same over KL .25 to 3'
+  extra.append(drawing.mark(text, names.SOFT, '|', ms=10, mew=2))
   drawing.finish(
       figure,
       f'Dots: exact optima at KL {kl:g}, within seeds; right of'
@@ -167,16 +151,12 @@ def _draw_block(axes, frame, members, panel, kl, *, first: bool) -> None:
   )
   own['color'] = [names.color(m) for m in own['lane']]
   lanes = [m for m in (*BASELINES, 'lsc_floor') if m in set(own['lane'])]
+  where = dict(row='row', lanes=lanes, lane='lane')
   gain = own[own['quantity'] == 'gain']
-  drawing.draw_dots(
-      axes, gain, labels, row='row', lanes=lanes, lane='lane', size=5.0
-  )
-  area = own[own['quantity'] == 'area'].assign(
-      low=np.nan, high=np.nan, marker='|'
-  )
-  drawing.draw_dots(
-      axes, area, labels, row='row', lanes=lanes, lane='lane', size=8.0
-  )
+  drawing.draw_dots(axes, gain, labels, **where, size=5.0)
+  area = own[own['quantity'] == 'area']
+  area = area.assign(low=np.nan, high=np.nan, marker='|')
+  drawing.draw_dots(axes, area, labels, **where, size=8.0)
   drawing.draw_vertical_zero(axes)
   stuck = data.where(own, quantity='unreached', versus='raw')
   for row in stuck['row']:

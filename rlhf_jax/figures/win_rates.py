@@ -41,15 +41,11 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
   difference = frame[frame['quantity'] == 'difference']
   properties = data.present(frame, 'property', names.PROPERTIES)
   judges = data.present(level, 'judge', JUDGES)
-  rows = len(judges) + 1
-  figure = drawing.make_figure(4.2 * len(properties), 2.9 * rows, TITLE)
-  axes = figure.subplots(
-      rows,
-      len(properties),
-      squeeze=False,
-      sharex='col',
-      height_ratios=[1.0] * len(judges) + [0.75],
-  )
+  ratios = [1.0] * len(judges) + [0.75]
+  size = len(ratios), len(properties)
+  figure = drawing.make_figure(4.2 * size[1], 2.9 * size[0], TITLE)
+  how = dict(squeeze=False, sharex='col', height_ratios=ratios)
+  axes = figure.subplots(*size, **how)
   for j, property in enumerate(properties):
     axes[0, j].set_title(names.label(property))
     for i, judge in enumerate(judges):
@@ -59,12 +55,8 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
     axes[-1, j].sharey(axes[-1, 0])
     drawing.draw_zero(axes[-1, j])
     for judge in judges:
-      drawing.draw_band(
-          axes[-1, j],
-          data.where(difference, property=property, judge=judge),
-          color=names.color(judge),
-          ls='-' if judge == 'evaluator' else (0, (5, 1.5)),
-      )
+      gap = data.where(difference, property=property, judge=judge)
+      drawing.draw_band(axes[-1, j], gap, **_look(judge))
     axes[-1, j].set_xlabel(names.KL_LABEL)
   axes[-1, 0].set_ylabel('LSC minus raw,\npaired')
   drawing.finish(
@@ -73,17 +65,17 @@ def draw(frame: pd.DataFrame, kl: float) -> Figure:
       methods=[m for m in ('raw', 'lsc') if m in set(level['method'])],
       learners=data.present(level, 'family', names.LEARNERS),
       extra=[
-          drawing.Line2D(
-              [],
-              [],
-              color=names.color(j),
-              ls='-' if j == 'evaluator' else (0, (5, 1.5)),
-              label=f'difference, {names.label(j)}',
-          )
+          drawing.stroke(f'difference, {names.label(j)}', **_look(j))
           for j in judges
       ],
   )
   return figure
+
+
+def _look(judge: str) -> dict:
+  """Colour and dashes of the difference by a judge."""
+  dashes = '-' if judge == 'evaluator' else (0, (5, 1.5))
+  return dict(color=names.color(judge), ls=dashes)
 
 
 def caption(frame: pd.DataFrame, kl: float) -> list[str]:
@@ -95,9 +87,7 @@ def caption(frame: pd.DataFrame, kl: float) -> list[str]:
       ' objective; points are what learners reached. ' + words.seeds_note(frame)
   ]
   difference = frame[frame['quantity'] == 'difference']
-  for (property, judge), rows in difference.groupby(
-      ['property', 'judge'], sort=False
-  ):
+  for (property, judge), rows in data.groups(difference, 'property', 'judge'):
     name = f'{names.label(property)}, {names.label(judge)}'
     out.append(
         words.difference_sentence(rows, name=name, kl=kl)

@@ -68,10 +68,8 @@ HEADLINES = (
 )
 
 
-def _panels(
-    results: pd.DataFrame,
-) -> list[tuple[tuple[str, str, str], pd.DataFrame]]:
-  """(property, metric, judge) with their rows, in reading order.
+def _panels(results: pd.DataFrame) -> list[tuple[dict, pd.DataFrame]]:
+  """Each panel's property, metric and judge, and its rows, in reading order.
 
   Differences are found faster in the rows of one panel than in all.
   """
@@ -81,8 +79,8 @@ def _panels(
     for metric in data.present(rows, 'metric', tuple(METRICS)):
       judges = rows[rows['metric'] == metric]
       for judge in data.present(judges, 'judge', names.JUDGES):
-        panel = judges[judges['judge'] == judge]
-        out.append(((property, metric, judge), panel))
+        what = dict(property=property, metric=metric, judge=judge)
+        out.append((what, judges[judges['judge'] == judge]))
   return out
 
 
@@ -111,9 +109,10 @@ def _difference(metric: str, row) -> page.Difference:
   return page.Difference(mean, interval, _direction(metric, row))
 
 
-def _is_proxy(metric: str, judge: str) -> bool:
+def _is_proxy(what: dict[str, str]) -> bool:
   """Tells whether a reward model judges the policy that was trained on it."""
-  return judge == 'reward_model' and metric.startswith(('win_', 'above_'))
+  is_reward = what['metric'].startswith(('win_', 'above_'))
+  return is_reward and what['judge'] == 'reward_model'
 
 
 class Outcome(typing.NamedTuple):
@@ -140,16 +139,14 @@ def outcomes(results: pd.DataFrame, kl: float) -> list[Outcome]:
   Those of optima, by judges other than the reward model that was optimised.
   """
   found = []
-  for (property, metric, judge), panel in _panels(results):
-    rows = estimates.differences(
-        panel, property=property, metric=metric, judge=judge, kls=[kl]
-    )
-    if len(rows) and not _is_proxy(metric, judge):
+  for what, panel in _panels(results):
+    rows = estimates.differences(panel, **what, kls=[kl])
+    if len(rows) and not _is_proxy(what):
       row = rows.iloc[0]
-      kind = _direction(metric, row)
+      kind = _direction(what['metric'], row)
       if kind == 'open' and words.established(row):
         kind = 'neutral'
-      found.append(Outcome(kind, property, metric, judge, row))
+      found.append(Outcome(kind, **what, row=row))
   return found
 
 
@@ -197,29 +194,22 @@ def summary(
   results = only_raw_and_lsc(results)
   found = outcomes(results, kl)
   headline, has_two_intervals = _headline(results, kl, prompt_values)
+  tell = lambda row: (
+      f'{words.number(row["baseline_mean"])} to'
+      f' {words.number(row["method_mean"])}, {words.signed(row)}'
+  )
   listings = [
       _listing(
           title,
           [
-              (
-                  o.row['mean'],
-                  f'{o.measure} {words.number(o.row["baseline_mean"])} to'
-                  f' {words.number(o.row["method_mean"])},'
-                  f' {words.signed(o.row)}',
-              )
+              (o.row['mean'], f'{o.measure} {tell(o.row)}')
               for o in found
               if o.kind == kind
           ],
       )
       for kind, title in _TITLES.items()
   ]
-  return Summary(
-      outcomes=found,
-      headline=headline,
-      has_two_intervals=has_two_intervals,
-      listings=listings,
-      losses=losses(results),
-  )
+  return Summary(found, headline, has_two_intervals, listings, losses(results))
 
 
 def only_raw_and_lsc(results: pd.DataFrame) -> pd.DataFrame:
@@ -230,25 +220,24 @@ def only_raw_and_lsc(results: pd.DataFrame) -> pd.DataFrame:
 def losses(results: pd.DataFrame) -> Listing:
   """Every measure by which LSC is established as worse at some KL."""
   found = []
-  for (property, metric, judge), panel in _panels(results):
-    if _is_proxy(metric, judge):
+  for what, panel in _panels(results):
+    if _is_proxy(what):
       continue
-    rows = estimates.differences(
-        panel, property=property, metric=metric, judge=judge
-    )
-    worse = [r for _, r in rows.iterrows() if _direction(metric, r) == 'worse']
+    rows = estimates.differences(panel, **what)
+    worse = [
+        Outcome('worse', **what, row=row)
+        for _, row in rows.iterrows()
+        if _direction(what['metric'], row) == 'worse'
+    ]
     if worse:
-      most = max(worse, key=lambda r: abs(r['mean']))
-      kls = [r['kl'] for r in worse]
+      most = max(worse, key=lambda o: abs(o.row['mean']))
+      kls = [o.row['kl'] for o in worse]
       where = f'{len(worse)} of {len(rows)} KLs'
-      where += f' ({min(kls):g} to {max(kls):g}); most at KL {most["kl"]:g}'
+      where += f' ({min(kls):g} to {max(kls):g}); most at KL {most.row["kl"]:g}'
       if len(worse) == 1:
         where = f'KL {kls[0]:g} alone'
-      text = (
-          f'{names.label(property)}: {_describe(metric, judge)}, at {where},'
-          f' {words.signed(most)}.'
-      )
-      found.append((most['mean'], text))
+      text = f'{most.measure}, at {where}, {words.signed(most.row)}.'
+      found.append((most.row['mean'], text))
   return _listing('LSC worse than raw at some KL', found)
 
 
@@ -265,16 +254,14 @@ def _headline(
     row = found.iloc[0]
     levels = _levels(results, kl, prompt_values, what)
     resampled |= bool(levels)
-    rows.append(
-        (
-            f'{names.label(property)}: {_describe(metric, row["judge"])}',
-            page.Cell(
-                words.number(row['baseline_mean']), levels.get('raw', ())
-            ),
-            page.Cell(words.number(row['method_mean']), levels.get('lsc', ())),
-            page.Cell(_difference(metric, row), levels.get('lsc-raw', ())),
-        )
-    )
+    cells = {
+        'raw': words.number(row['baseline_mean']),
+        'lsc': words.number(row['method_mean']),
+        'lsc-raw': _difference(metric, row),
+    }
+    measure = f'{names.label(property)}: {_describe(metric, row["judge"])}'
+    shown = [page.Cell(v, levels.get(k, ())) for k, v in cells.items()]
+    rows.append((measure, *shown))
   return page.Table(['', 'raw', 'LSC', 'LSC minus raw'], rows), resampled
 
 
@@ -295,17 +282,14 @@ def _levels(results, kl, prompt_values, what) -> dict[str, list[str]]:
       ('lsc', 'lsc', None),
       ('lsc-raw', 'lsc', 'raw'),
   ):
-    drawn = estimates.bootstrap(
-        values, **what, method=method, baseline=baseline
-    )
+    pair = dict(method=method, baseline=baseline)
+    drawn = estimates.bootstrap(values, **what, **pair)
     if not drawn:
       return {}
     notes = [f'prompts {_interval(drawn, signed=baseline is not None)}']
     if baseline is None:  # that of the difference is beside it already
-      seeds = estimates.seed_values(
-          rows, method=method, family='exact', kls=[kl]
-      )
-      found = estimates.interval(seeds[kl])
+      of = dict(method=method, family='exact', kls=[kl])
+      found = estimates.interval(estimates.seed_values(rows, **of)[kl])
       if pd.notna(found['low']):
         notes.insert(0, f'seeds {_interval(found)}')
     out[name] = notes
@@ -336,11 +320,11 @@ def curves(results: pd.DataFrame) -> list[Curve]:
   found = []
   for family in [f for f in CURVES if f in set(results['family'])]:
     tables = []
-    for property, own in itertools.groupby(panels, lambda p: p[0][0]):
+    for property, own in itertools.groupby(panels, lambda p: p[0]['property']):
       rows = [
-          (_describe(metric, judge), *cells)
-          for (_, metric, judge), panel in own
-          if (cells := _cells(panel, property, metric, judge, family, kls))
+          (_describe(what['metric'], what['judge']), *cells)
+          for what, panel in own
+          if (cells := _cells(panel, what, family, kls))
       ]
       if rows:
         header = ['metric', *(f'KL {kl:g}' for kl in kls)]
@@ -356,18 +340,9 @@ def curves(results: pd.DataFrame) -> list[Curve]:
   return found
 
 
-def _cells(
-    panel, property, metric, judge, family, kls
-) -> list[page.Cell] | None:
+def _cells(panel, what, family: str, kls) -> list[page.Cell] | None:
   """The cells of one metric, None when no KL can be compared."""
-  rows = estimates.differences(
-      panel,
-      property=property,
-      metric=metric,
-      judge=judge,
-      family=family,
-      kls=kls,
-  )
+  rows = estimates.differences(panel, **what, family=family, kls=kls)
   if not len(rows):
     return None
   by_kl = {row['kl']: row for _, row in rows.iterrows()}
@@ -375,7 +350,7 @@ def _cells(
       page.Cell(
           f'{words.number(by_kl[kl]["baseline_mean"])},'
           f' {words.number(by_kl[kl]["method_mean"])}',
-          (_difference(metric, by_kl[kl]),),
+          (_difference(what['metric'], by_kl[kl]),),
       )
       if kl in by_kl
       else page.Cell(page.Difference('n/a', '', 'open'))

@@ -31,13 +31,8 @@ def _gain(results: pd.DataFrame, property: str, kl: float) -> str:
   """The difference in win rate at the matched KL, by each judge of F1."""
   found = {}
   for judge in win_rates.JUDGES[::-1]:  # gold quality first, where it is known
-    rows = estimates.differences(
-        results,
-        property=property,
-        metric=win_rates.METRIC,
-        judge=judge,
-        kls=[kl],
-    )
+    what = dict(property=property, metric=win_rates.METRIC, judge=judge)
+    rows = estimates.differences(results, **what, kls=[kl])
     if len(rows):
       found[judge] = rows.iloc[0]
   if not found:
@@ -96,12 +91,12 @@ def _trained(
   shares = data.load(evaluation_dir, 'optimality.csv', optional=True)
   if not len(shares):
     return 'No policy was trained, so there is none to compare with an optimum.'
-  found = learners.table(evaluation_dir, kl)
-  found = found[
-      (found['quantity'] == 'objective_share')
-      & (found['objective'] == learners.TILTED)
-      & (found['property'] == property)
-  ]
+  found = data.where(
+      learners.table(evaluation_dir, kl),
+      quantity='objective_share',
+      objective=learners.TILTED,
+      property=property,
+  )
   if not len(found):
     return f'No policy was trained towards an optimum of {property}.'
   worst, best = (found.loc[found['mean'].agg(f)] for f in ('idxmin', 'idxmax'))

@@ -89,18 +89,13 @@ def _figures(folder: str, beside: str, kl: float) -> list[Figure]:
   return [
       _figure(folder, name, beside, kl)
       for name in make.FIGURES
-      if all(
-          os.path.exists(os.path.join(folder, f'{name}.{e}'))
-          for e in ('csv', 'png')
-      )
+      if all(map(os.path.exists, make.paths_of(name, folder)[:2]))
   ]
 
 
 def _figure(folder: str, name: str, beside: str, kl: float) -> Figure:
   module = make.get(name)
-  csv, png, values = (
-      os.path.join(folder, f'{name}.{e}') for e in ('csv', 'png', 'json')
-  )
+  csv, png, values = make.paths_of(name, folder)
   return Figure(
       name=name,
       title=module.TITLE,
