@@ -306,10 +306,10 @@ def test_inverse_cdf_frequencies_in_two_levels():
 
 def test_under_vmap_every_model_draws_what_it_draws_alone():
   sampling = dataclasses.replace(SAMPLING, num_tokens=8)
-  several = [_params(seed) for seed in (2, 3, 4)]
+  several = [_params(seed) for seed in (0, 1, 2)]
   for params in several:  # so that EOS is either likely or not
     embedding = params['embed']['embedding']
-    params['embed']['embedding'] = embedding.at[sampling.eos_id].multiply(4.0)
+    params['embed']['embedding'] = embedding.at[sampling.eos_id].multiply(8.0)
   draw = lambda params: _draw(1, sampling, params=params)
   want = [draw(params) for params in several]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
