@@ -4,7 +4,7 @@ import os
 import time
 
 import jax
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax import sharding
 from rlhf_jax.aot import hlo, study_programs
@@ -16,7 +16,7 @@ from rlhf_jax.study import models
 GB = 1e9
 
 
-def shape_of(config: ml_collections.ConfigDict, config_file: str) -> LMConfig:
+def shape_of(config: ConfigDict, config_file: str) -> LMConfig:
   """The shape of the model, from the checkpoint or from beside the config."""
   if config.data.pretrained:
     return models.shape_of(config.data.pretrained)
@@ -74,7 +74,7 @@ def cost_of(program: study_programs.Program, num_devices: int) -> dict:
 
 
 def on_devices(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     shape: LMConfig,
     name: str,
     num_devices: int,

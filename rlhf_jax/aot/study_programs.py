@@ -11,7 +11,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import ml_collections
+from ml_collections import ConfigDict
 
 from rlhf_jax import optim, programs, sharding, train_state
 from rlhf_jax.aot import flops
@@ -58,7 +58,7 @@ class Program:
 
 
 def build(
-    config: ml_collections.ConfigDict,
+    config: ConfigDict,
     shape: LMConfig,
     mesh: jax.sharding.Mesh,
     *,

@@ -166,13 +166,7 @@ def _cudnn(q, k, v, mask):
   length = mask.shape[1]
   visible = jnp.broadcast_to(mask[:, None, None], (len(q), 1, length, length))
   out = jax.nn.dot_product_attention(
-      q,
-      k,
-      v,
-      mask=visible,
-      scale=1.0,
-      is_causal=True,
-      implementation='cudnn',
+      q, k, v, mask=visible, scale=1.0, is_causal=True, implementation='cudnn'
   )
   return out.swapaxes(1, 2)
 

@@ -197,10 +197,7 @@ def _decode(content: bytes) -> Mapping[str, object]:
 
 
 def _comparison(
-    row: Mapping[str, object],
-    line: int,
-    property: str,
-    path: str | os.PathLike,
+    row: Mapping[str, object], line: int, property: str, path: str | os.PathLike
 ) -> Comparison:
   """The comparison that a row holds, in either form."""
   require(
@@ -232,10 +229,7 @@ def _comparison(
 
 
 def require(
-    row: Mapping[str, object],
-    keys: Iterable[str],
-    expected: str,
-    where: str,
+    row: Mapping[str, object], keys: Iterable[str], expected: str, where: str
 ) -> None:
   """Raises DataError unless the row has all keys."""
   # Not a damaged row but another kind of file: no fraction of it will do.

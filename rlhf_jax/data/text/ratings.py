@@ -46,10 +46,7 @@ def read_jsonl(
 
 
 def _rating(
-    row: Mapping[str, object],
-    line: int,
-    property: str,
-    path: str | os.PathLike,
+    row: Mapping[str, object], line: int, property: str, path: str | os.PathLike
 ) -> Rating:
   """The rating that a row holds."""
   keys = ('prompt', 'response', 'rating')
