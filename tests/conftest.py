@@ -24,6 +24,9 @@ os.environ['XLA_FLAGS'] = ' '.join(
     * (jax.__version_info__ < (0, 11))
 )
 
+# Programs are many objects and little garbage: it is looked for less often.
+gc.set_threshold(100_000, 20, 50)
+
 ROOT = pathlib.Path(__file__).parents[1]
 # As in scripts, configs import each other by name; processes that tests start find
 # the tests.
@@ -60,7 +63,7 @@ def pytest_collection_modifyitems(items):
   """Orders the tests by file: FIRST, then all others as they are."""
   place = {name: i for i, name in enumerate(FIRST)}
   items.sort(key=lambda item: place.get(item.nodeid.split('::')[0], len(FIRST)))
-  gc.freeze()  # what has been imported stays: it need not be searched for garbage
+  gc.freeze()  # what has been imported stays
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -248,7 +248,7 @@ OF_TEXT = ('samples', 'judge')
 def test_script_of_text_refuses_the_world(zygote, finished, stage):
   code, program = _run(zygote, 'stage', finished, stage)
   assert code == 1
-  assert f'The stage {stage} ' in program.err.splitlines()[-1]
+  assert f"stages ['{stage}'] need text: " in program.err.splitlines()[-1]
   assert 'Traceback' not in program.err
 
 

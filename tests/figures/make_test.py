@@ -258,7 +258,7 @@ class TestFurtherNumbers:
           ('F1', 'LSC minus raw is +0.042 [+0.037, +0.047] at KL 1.'),
           ('F3', 'the order of the methods at KL 1.'),
           ('F8', 'LSC'),
-          ('F10', 'at KL 1 (dots)'),
+          pytest.param('F10', 'at KL 1 (dots)', marks=pytest.mark.slow),
           ('L1', 'at its setting nearest 1)'),
           ('I1', 'no method has rows at KL 1 in every seed'),
       ],
