@@ -61,7 +61,7 @@ def checkpoint(**overrides) -> ml_collections.ConfigDict:
 
 
 def train(**overrides) -> ml_collections.ConfigDict:
-  """Which parameters are trained; fields of another `how` are at 0."""
+  """Which parameters are trained; fields that this `how` does not use stay 0."""
   c = config_dict.create(
       how='full',  # full, last_n or lora; sft: or none; reward_model: or probe
       last_n=0,  # last_n: layers from the top, with final norm and unembedding
@@ -133,7 +133,8 @@ def get_config() -> ml_collections.ConfigDict:
   # kind), second_evaluator (another read-out); each sees pairs of its own.
   c.judges = ('evaluator',)
   # How rewards become one utility: a transform of each, then an aggregate, by
-  # the names in rlhf_jax/rewards. A new transform is one line here.
+  # the names in rlhf_jax/rewards (transforms.py, aggregate.py, logic.py). A new
+  # transform is one line here.
   c.methods = ml_collections.ConfigDict()
   c.methods.raw = method('identity', 'weighted_sum')
   c.methods.lsc = method('log_sigmoid_centered', 'logical_and')
@@ -254,7 +255,8 @@ def get_config() -> ml_collections.ConfigDict:
       # ppo, rloo, grpo, grpo_std, reinforce, rebel, dpo, ipo, qrpo,
       # qrpo_quantile, raft, rejection, or MODULE:NAME of your own
       learner='ppo',
-      kl_coef=0.3,  # nats of KL cost this much utility
+      # One nat of KL costs this much utility; of one run, see `sweep` for many.
+      kl_coef=0.3,
       # (property, method, learner, kl_coefs) of the runs to make.
       sweep=(),
       train=train(),  # of the policy, and of its value function
@@ -387,8 +389,8 @@ def method(
 def reference(**overrides) -> ml_collections.ConfigDict:
   """r_ref(x), by an estimator of rewards/references.py."""
   c = config_dict.create(
-      # empirical_quantile, gaussian_quantile, mean, canned, dataset_response,
-      # learned_quantile or constant; MODULE:NAME for one of your own
+      # empirical_quantile, gaussian_quantile, pooled_quantile, mean, canned,
+      # dataset_response, learned_quantile or constant; MODULE:NAME of your own
       estimator='empirical_quantile',
       q=0.85,  # of the SFT samples' rewards, for the quantiles
       # canned: for each reward, the response whose reward is the reference

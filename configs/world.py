@@ -1,4 +1,4 @@
-r"""The whole study in the embedded world, with nothing to download.
+r"""A small study in the embedded world, with nothing to download.
 
 python experiments/launch.py --config=configs/world.py --workdir=runs/world
 python experiments/launch.py --config=configs/world.py:tiny --workdir=runs/tiny

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from rlhf_jax.models import cache as cache_lib
 from rlhf_jax.models import lm
-from rlhf_jax.models.transformer import LMConfig
+from rlhf_jax.models.config import LMConfig
 from rlhf_jax.ops import logprobs as logprobs_ops
 from rlhf_jax.types import Params, Rollout, SamplingConfig
 

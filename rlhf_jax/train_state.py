@@ -27,7 +27,7 @@ class TrainState:
 class PolicyState:
   """State of policy learning, controller and randomness included.
 
-  Every key of step t is `jax.random.fold_in(key, t)`: restoring the state
+  Every key of step t is made of the seed and t alone: restoring the state
   restores the prompts, the samples and the minibatches that follow.
   """
 

@@ -84,8 +84,8 @@ def optimize(
     state: the state before.
     batch: see scan_epochs.
     tx: the optimizer of state.opt_state.
-    count_fn: how many things the loss of a minibatch, and each of its metrics, is
-      a mean over; rows by default. It weighs microbatches, and nothing else.
+    count_fn: the number that the loss of a minibatch, and each of its metrics, is
+      a mean over; of rows by default. It weighs microbatches, and nothing else.
     num_epochs: passes over the batch.
     num_minibatches: updates a pass.
     num_microbatches: parts in which a minibatch is differentiated, to save

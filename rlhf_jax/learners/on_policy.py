@@ -1,4 +1,4 @@
-"""The end of an on-policy update: minibatches of the rollout, then the next price."""
+"""The end of an on-policy update: minibatches of the rollout, the next kl_coef."""
 
 from collections.abc import Callable
 import dataclasses

@@ -21,9 +21,9 @@ from rlhf_jax.rewards import references as references_lib
 def make_rollout(lm_cfg, sampling, prompts_per_step, samples_per_prompt):
   """Returns `rollout(trained, frozen, prompt_tokens, prompt_mask, seed, step)`.
 
-  It gives the Rollout, and the row of the prompt that each response answers. The
-  prompts of a step are a draw without replacement from (seed, step). `trained`
-  and `frozen` are the two parts of the parameters.
+  It gives the Rollout, and for each response the place of its prompt among those
+  given. The prompts of a step are drawn by (seed, step), without replacement.
+  `trained` and `frozen` are the two parts of the parameters.
   """
 
   def rollout(trained, frozen, prompt_tokens, prompt_mask, seed, step):
@@ -60,8 +60,8 @@ def make_utility(
 
   Args:
     objective: what to compute.
-    penalty: where `coef` a token is subtracted: 'raw' (from every reward),
-      'utility', or 'none'.
+    penalty: what a penalty of `coef` a token is subtracted from: 'raw' (every
+      reward), 'utility', or 'none'.
     group_size: how many consecutive rows are samples of one prompt.
   """
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax import sharding, types
 from rlhf_jax.models import attention, lm
-from rlhf_jax.models.transformer import LMConfig
+from rlhf_jax.models.config import LMConfig
 from rlhf_jax.types import Params
 
 

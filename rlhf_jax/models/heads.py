@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.models import lm
-from rlhf_jax.models.transformer import LMConfig
+from rlhf_jax.models.config import LMConfig
 from rlhf_jax.types import Params
 
 READOUTS = ('sum', 'last', 'norm')
@@ -31,7 +31,7 @@ def from_trunk(
     zero_head: bool = False,
     copy: bool = True,
 ) -> Params:
-  """A scalar model on a copy of a language model, without its unembedding.
+  """A scalar model on a language model, copied if `copy`, less its unembedding.
 
   The head is N(0, 1 / sqrt(d + 1)) with bias 0 (Stiennon et al. 2020, appendix
   B.1; the square root is in their code, not in the paper's text), or all 0 so

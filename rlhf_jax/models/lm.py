@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax import sharding
 from rlhf_jax.models import attention, chunks, kernels, transformer
-from rlhf_jax.models.transformer import LMConfig
+from rlhf_jax.models.config import LMConfig
 from rlhf_jax.ops import kl as kl_ops
 from rlhf_jax.ops import logprobs as logprobs_ops
 from rlhf_jax.types import Params, SamplingConfig

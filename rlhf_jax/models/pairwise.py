@@ -15,7 +15,7 @@ import numpy as np
 
 from rlhf_jax.data import batching
 from rlhf_jax.models import lm
-from rlhf_jax.models.transformer import LMConfig
+from rlhf_jax.models.config import LMConfig
 from rlhf_jax.types import Params
 
 _WIDTH = 64  # tokens

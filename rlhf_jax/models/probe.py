@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 import optax
 
 from rlhf_jax.models import lm
-from rlhf_jax.models.transformer import LMConfig
+from rlhf_jax.models.config import LMConfig
 from rlhf_jax.ops import masked
 from rlhf_jax.rewards import bradley_terry
 from rlhf_jax.types import Metrics, Params, pytree

@@ -1,7 +1,7 @@
 """Advantages: over the tokens of a response, or over samples of a prompt.
 
-All are returned raw, and as data: whitening is the caller's choice, and so is
-stop_gradient on the values that enter.
+All are returned raw: whitening is the caller's choice, and no gradient is stopped
+here, not even that of the values that enter.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""Divergence of a policy from its reference, and the reward it is charged to.
+"""Divergence of a policy from its reference, and token rewards that include it.
 
 The log-probabilities of both must come from the same `action_logits`. The single
 sample estimators differ in bias, and again in the gradient they give when

@@ -81,7 +81,7 @@ def whiten(
 
   with the biased variance, as in Ziegler et al. 2019. Rewards that are whitened
   change their effective KL coefficient with every batch: the fixed optimum
-  pi_0 exp(u / kl_coef) then no longer applies. Advantages are unaffected.
+  pi_0 exp(u / kl_coef) then no longer applies. Advantages hold the KL already.
 
   References:
     Ziegler et al. 2019, arXiv:1909.08593 (released code).

@@ -87,7 +87,7 @@ def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
-  """The parts of a run before its first step; all but kl_coef.
+  """The parts of a run that are fixed before its first step; not kl_coef.
 
   Attributes:
     config: of the run.
@@ -212,7 +212,7 @@ def initial(config: ConfigDict, base: Params, *, value: bool):
 
   Returns:
     Trained and frozen parameters by the name of the model, and those of the
-    reference policy: arrays of `frozen` wherever they stay the same.
+    reference policy, which shares the arrays of `frozen` where it can.
   """
   train, key = config.policy.train, jax.random.key(config.seed)
   # Cut once: the stack of lower layers is a copy of those of the base.
