@@ -257,7 +257,7 @@ class TestFurtherNumbers:
       [
           ('F1', 'LSC minus raw is +0.042 [+0.037, +0.047] at KL 1.'),
           ('F3', 'the order of the methods at KL 1.'),
-          ('F8', 'LSC'),
+          ('F8', 'canned responses -0.018 [-0.023, -0.013]'),
           pytest.param('F10', 'at KL 1 (dots)', marks=pytest.mark.slow),
           ('L1', 'at its setting nearest 1)'),
           ('I1', 'no method has rows at KL 1 in every seed'),

@@ -8,6 +8,7 @@ A child runs a script as `python SCRIPT ARGS` would, or one stage that kills its
 own process on the way, as a kernel short of memory would do it.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -18,6 +19,16 @@ import sys
 from rlhf_jax.launch import execute
 from rlhf_jax.study import configs
 
+# What scripts import, with the stages behind it.
+_OF_SCRIPTS = (
+    'absl.app',
+    'ml_collections.config_flags',
+    'tqdm',
+    'rlhf_jax.launch.graph',
+    'rlhf_jax.launch.provenance',
+    'rlhf_jax.launch.workers',
+    'rlhf_jax.study.checks',
+)
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 
 
@@ -123,13 +134,8 @@ def _serve(cache):
   jax.config.update('jax_num_cpu_devices', 8)
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
-  # Everything that scripts import, with the stages behind it.
-  from absl import app  # noqa: F401
-  from ml_collections import config_flags  # noqa: F401
-  import tqdm  # noqa: F401
-
-  from rlhf_jax.launch import graph, provenance, workers  # noqa: F401
-  from rlhf_jax.study import checks  # noqa: F401
+  for name in _OF_SCRIPTS:
+    importlib.import_module(name)
 
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
