@@ -19,15 +19,15 @@ def _results(script: str, *words: str) -> list[dict]:
   return [json.loads(line.removeprefix('RESULT ')) for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'script, words, speed, sizes',
     [
-        pytest.param(
+        (
             'rollout.py',
             ('--batches=1,2', '--prompt=4', '--new=3', '--samples=2'),
             'tok_s',
             [('float32', 1), ('float32', 2), ('bfloat16', 1), ('bfloat16', 2)],
-            marks=pytest.mark.slow,
         ),
         (
             'reward_model.py',
@@ -35,12 +35,11 @@ def _results(script: str, *words: str) -> list[dict]:
             'pairs_s',
             [('float32', 2), ('bfloat16', 2)],
         ),
-        pytest.param(
+        (
             'ppo.py',
             ('--batch=4', '--prompt=4', '--new=3', '--lora', '--minibatches=2'),
             'sec',
             [('bfloat16', 4)],
-            marks=pytest.mark.slow,
         ),
     ],
 )

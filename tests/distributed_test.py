@@ -279,6 +279,7 @@ def test_alone_it_says_what_to_pass(tmp_path):
   assert 'Traceback' not in err
 
 
+@pytest.mark.slow
 def test_workers_and_processes_exclude_each_other(tmp_path):
   program = _start((_LAUNCH,), str(tmp_path / 'study'), flags=('--workers=2',))
   _, err = program.communicate(timeout=_LONGEST)

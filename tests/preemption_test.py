@@ -79,6 +79,7 @@ def test_goes_on_after_the_step_at_hand(
   )
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(finished_study, zygote, tmp_path):
   workdir = str(tmp_path / 'study')
   study.copy(finished_study, workdir, without='seed_0/sft')

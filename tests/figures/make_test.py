@@ -475,7 +475,11 @@ class TestStyle:
     assert names.color('new_method').startswith('#')
     assert names.label('new_method') == 'new_method'
 
-  @pytest.mark.parametrize('name', ['F3', 'F4', 'F10', 'L1', 'M1', 'N1', 'I1'])
+  @pytest.mark.parametrize(
+      'name',
+      ['F3', 'F4', 'L1', 'M1', 'N1', 'I1']
+      + [pytest.param('F10', marks=pytest.mark.slow)],
+  )
   def test_a_learner_and_a_method_of_a_fork_are_drawn(
       self, run, tmp_path, name
   ):

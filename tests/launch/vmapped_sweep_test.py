@@ -93,6 +93,7 @@ def test_one_that_fails_stops_no_other(board, finished_study, capsys):
     )
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_trained_again(board, monkeypatch):
   groups, execute = [], vmapped.execute_group
 

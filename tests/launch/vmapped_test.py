@@ -80,7 +80,11 @@ def _assert_close(configs, got, want):
     'overrides',
     (
         pytest.param(_RLOO, id='rloo'),
-        pytest.param(multipliers_test._LAGRANGIAN, id='lagrangian'),
+        pytest.param(
+            multipliers_test._LAGRANGIAN,
+            id='lagrangian',
+            marks=pytest.mark.slow,
+        ),
         pytest.param(_PPO, id='ppo', marks=pytest.mark.slow),
         pytest.param(_DPO, id='dpo', marks=pytest.mark.slow),
         pytest.param(_GOLD, id='gold', marks=pytest.mark.slow),
@@ -190,18 +194,16 @@ def whole(finished_study, tmp_path_factory):
 
 
 # Three runs, each with a checkpoint every two steps.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('number', 'steps'),
     (
         pytest.param(7, [5, 6], id='at the same step'),
-        pytest.param(
-            5, [3, 4, 5, 6, 5, 6], id='one ahead', marks=pytest.mark.slow
-        ),
+        pytest.param(5, [3, 4, 5, 6, 5, 6], id='one ahead'),
         pytest.param(
             3,
             [1, 2, 3, 4, 5, 6] + [3, 4, 5, 6],
             id='two ahead, one at the start',
-            marks=pytest.mark.slow,
         ),
     ),
 )
@@ -222,6 +224,7 @@ def test_stopped_and_resumed(
       )
 
 
+@pytest.mark.slow
 def test_a_run_of_a_group_goes_on_alone_and_back(
     whole, finished_study, tmp_path, monkeypatch
 ):
@@ -238,6 +241,7 @@ def test_a_run_of_a_group_goes_on_alone_and_back(
   _assert_close(configs, workdir, whole)
 
 
+@pytest.mark.slow
 def test_seconds_are_shared_out(whole):
   folders = [_folder(config, whole) for config in _configs(_RLOO)]
   seconds = [

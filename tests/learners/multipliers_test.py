@@ -61,7 +61,9 @@ def test_the_problem_has_a_constraint_of_either_kind():
   assert best.values['holds'] > THRESHOLD + 0.1
 
 
-@pytest.mark.parametrize('name', ['rloo', 'ppo'])
+@pytest.mark.parametrize(
+    'name', [pytest.param('rloo', marks=pytest.mark.slow), 'ppo']
+)
 def test_multipliers_and_policy_reach_the_constrained_optimum(name):
   """Multipliers to 0.03, utilities to 0.01, the Lagrangian to three decimals."""
   num_steps, step_size = 2_000, 0.02

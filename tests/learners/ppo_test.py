@@ -322,7 +322,9 @@ def lm_step():
   return update, jax.jit(update), problem
 
 
-@pytest.mark.parametrize('devices', [8, 2])
+@pytest.mark.parametrize(
+    'devices', [pytest.param(8, marks=pytest.mark.slow), 2]
+)
 def test_sharded_step_equals_single_device_step(devices, lm_step):
   update, single, (state, ref_params, rollout, utility) = lm_step
   want = single(state, ref_params, rollout, utility)

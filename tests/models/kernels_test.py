@@ -137,7 +137,7 @@ _grad = jax.jit(jax.value_and_grad(_loss, has_aux=True), static_argnums=3)
 @pytest.mark.parametrize(
     'mode',
     [
-        dict(remat='none'),
+        pytest.param(dict(remat='none'), marks=pytest.mark.slow),
         LOCAL | CAP | dict(scan_layers=True, remat='products'),
     ],
 )

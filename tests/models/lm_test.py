@@ -357,7 +357,9 @@ def _chunked_grad(params, ref_params, chunk_size):
   return total + ref_logprobs.sum()
 
 
-@pytest.mark.parametrize('chunk_size', [1, 5, 100])
+@pytest.mark.parametrize(
+    'chunk_size', [pytest.param(1, marks=pytest.mark.slow), 5, 100]
+)
 def test_chunks_change_no_value_and_no_gradient(chunk_size):
   want = _chunked_grad(_params(), _params(seed=9), None)
   got = _chunked_grad(_params(), _params(seed=9), chunk_size)

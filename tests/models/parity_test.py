@@ -145,7 +145,9 @@ def test_scores_of_sequences(name):
   np.testing.assert_allclose(got, want, atol=ATOL, rtol=0)
 
 
-@pytest.mark.parametrize('name', ['gemma2', 'gemma3'])
+@pytest.mark.parametrize(
+    'name', ['gemma2', pytest.param('gemma3', marks=pytest.mark.slow)]
+)
 def test_scan_and_remat_change_no_gradient(name):
   params, cfg = checkpoints.load(name)
   tokens, _ = checkpoints.prompts(name)[1]

@@ -15,9 +15,13 @@ playwright = pytest.importorskip(
     'playwright.sync_api', reason='playwright is not installed'
 )
 _CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
-pytestmark = pytest.mark.skipif(
-    _CHROMIUM is None, reason='no Chromium on this machine: install chromium'
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        _CHROMIUM is None,
+        reason='no Chromium on this machine: install chromium',
+    ),
+]
 _FLAGS = (
     '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run'
     ' --disable-background-networking --disable-component-update --disable-sync'

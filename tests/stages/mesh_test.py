@@ -34,14 +34,13 @@ def _metrics(folder):
     return [json.loads(line) for line in f]
 
 
+@pytest.mark.slow  # steps on a mesh, by default, are in tests/sharding_test.py
 @pytest.mark.parametrize(
     ('stage', 'overrides'),
     [
-        pytest.param('sft', {}, marks=pytest.mark.slow),
-        pytest.param('reward_model', {}, marks=pytest.mark.slow),
-        pytest.param(
-            'policy', _LSC | {'policy.learner': 'ppo'}, marks=pytest.mark.slow
-        ),
+        ('sft', {}),
+        ('reward_model', {}),
+        ('policy', _LSC | {'policy.learner': 'ppo'}),
         ('policy', _LSC | {'policy.learner': 'rloo'}),
     ],
 )
@@ -59,6 +58,7 @@ def test_a_stage_on_a_mesh(stage, overrides, finished_study, tmp_path):
       )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_mesh_goes_on_on_another(finished_study, tmp_path):
   workdir = str(tmp_path / 'study')
   folder = _run('sft', {'mesh.fsdp': 8}, finished_study, workdir)

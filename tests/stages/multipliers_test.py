@@ -64,6 +64,7 @@ def test_every_step_is_one_down_the_dual(whole):
     np.testing.assert_allclose(row['utility'], lagrangian, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_multipliers_survive_a_kill_to_the_bit(
     whole, finished_study, zygote, tmp_path
 ):
