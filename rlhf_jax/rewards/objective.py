@@ -30,6 +30,25 @@ def _check_twice(options: Options) -> None:
     raise ValueError(f'An option is given twice: {options}.')
 
 
+# Traced, not computed, and once for all rewards: it is the checks of the options'
+# values that matter.
+@functools.lru_cache(maxsize=None, typed=True)
+def _trace_transform(transform, **options) -> None:
+  one = jax.ShapeDtypeStruct((1,), jnp.float32)
+  curve = jax.ShapeDtypeStruct((1, 2), jnp.float32)
+  of_curves = dict.fromkeys(('samples', 'knots', 'levels'), curve)
+  reference = Reference(ref_reward=one, mean=one, std=one, **of_curves)
+  jax.eval_shape(functools.partial(transform, **options), one, reference)
+
+
+@functools.lru_cache(maxsize=None, typed=True)
+def _trace_aggregator(aggregator, rewards, **options) -> None:
+  rows = dict.fromkeys(rewards, jax.ShapeDtypeStruct((2,), jnp.float32))
+  weights = dict.fromkeys(rewards, 1.0)
+  combine = functools.partial(aggregator, group_size=2, **options)
+  jax.eval_shape(lambda u: combine(u, weights), rows)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Declarations:
   """Properties of an objective, derived from its parts.
@@ -71,21 +90,7 @@ class Component:
   def __post_init__(self):
     transform = transforms.get(self.transform)
     _check_twice(self.options)
-    # Traced, not computed: it is the checks of the option's values that matter.
-    one = jax.ShapeDtypeStruct((1,), jnp.float32)
-    curve = jax.ShapeDtypeStruct((1, 2), jnp.float32)
-    jax.eval_shape(
-        functools.partial(transform, **dict(self.options)),
-        one,
-        Reference(
-            ref_reward=one,
-            mean=one,
-            std=one,
-            samples=curve,
-            knots=curve,
-            levels=curve,
-        ),
-    )
+    _trace_transform(transform, **dict(self.options))
     if self.negated and transform.range[1] > 0:
       raise ValueError(
           f'{self.reward} is negated: log p becomes log(1 - p), but'
@@ -138,16 +143,7 @@ class Objective:
             f' {c.transform} ranges over {c.range}: choose one of'
             f' {_log_probabilities()}, or another aggregate.'
         )
-    rows = jax.ShapeDtypeStruct((2,), jnp.float32)
-    jax.eval_shape(
-        functools.partial(
-            aggregator,
-            weights=dict.fromkeys(self.rewards, 1.0),
-            group_size=2,
-            **dict(self.options),
-        ),
-        dict.fromkeys(self.rewards, rows),
-    )
+    _trace_aggregator(aggregator, self.rewards, **dict(self.options))
 
   @property
   def rewards(self) -> tuple[str, ...]:

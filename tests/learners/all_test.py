@@ -99,6 +99,13 @@ FAMILIES = (
     'raft',
     'rejection',
 )
+# With a value, by pairs of draws of pi_0, by distilling; the others are slow.
+ONE_OF_A_KIND = [
+    pytest.param(
+        n, marks=() if n in ('ppo', 'dpo', 'raft') else pytest.mark.slow
+    )
+    for n in FAMILIES
+]
 
 
 @functools.cache
@@ -199,7 +206,7 @@ def test_nan_utilities_are_seen(name):
   assert not all(np.isfinite(leaf).all() for leaf in leaves)
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', ONE_OF_A_KIND)
 def test_same_seed_same_bits_and_another_seed_others(name):
   policy, ref_params, (rollout, utility) = problem(name)
   overrides = dict(samples_per_prompt=4, num_epochs=2, num_minibatches=2)
@@ -274,7 +281,7 @@ def test_reaches_the_optimum_it_states(name):
     np.testing.assert_allclose(metrics['kl'][-100:].mean(), kl, rtol=0.05)
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', ONE_OF_A_KIND)
 def test_vmap_over_runs_equals_each_run(name):
   problems = [problem(name) for _ in range(2)]
   runs = [

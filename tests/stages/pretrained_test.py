@@ -168,7 +168,13 @@ def test_empty_demonstrations_are_left_out(made, tmp_path):
   assert (counts['num_kept'], counts['empty']) == (num_rows + 1, 1)
 
 
-@pytest.mark.parametrize('how', ({}, LORA), ids=('full', 'lora'))
+@pytest.mark.parametrize(
+    'how',
+    (
+        pytest.param({}, id='full', marks=pytest.mark.slow),
+        pytest.param(LORA, id='lora'),
+    ),
+)
 def test_microbatches_and_chunks_change_nothing(made, tmp_path, how):
   found = []
   for name, numbers in (
@@ -266,7 +272,9 @@ def rewards_of_pairs(config, workdir):
         pytest.param(
             train('reward_model', LAST_N), id='last_n', marks=pytest.mark.slow
         ),
-        pytest.param(train('reward_model', LORA), id='lora'),
+        pytest.param(
+            train('reward_model', LORA), id='lora', marks=pytest.mark.slow
+        ),
         pytest.param(PROBE, id='probe'),
         pytest.param(
             PROBE
@@ -401,7 +409,7 @@ def test_texts_of_another_form_are_not_scored(made, probed):
     (
         pytest.param('ppo', {}, id='ppo-full', marks=pytest.mark.slow),
         pytest.param('ppo', LAST_N, id='ppo-last_n'),
-        pytest.param('ppo', LORA, id='ppo-lora'),
+        pytest.param('ppo', LORA, id='ppo-lora', marks=pytest.mark.slow),
         pytest.param('rloo', LORA, id='rloo-lora', marks=pytest.mark.slow),
         pytest.param('rloo', {}, id='rloo-full', marks=pytest.mark.slow),
         pytest.param('rloo', LAST_N, id='rloo-last_n', marks=pytest.mark.slow),
@@ -461,6 +469,7 @@ def test_the_reference_policy_and_the_value_share_the_base(made, tmp_path, how):
   assert set(trained['value']['head']) == {'kernel', 'bias'}
 
 
+@pytest.mark.slow
 def test_adapters_on_a_policy_that_was_trained_whole(finished_study, tmp_path):
   """In the world, where the policy's whole distribution can be computed."""
   workdir = str(tmp_path / 'study')
