@@ -68,10 +68,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope='module', autouse=True)
 def _room_for_programs():
-  """A process of the tests compiles thousands, more than it can hold."""
+  """A process of the tests compiles thousands, more than it can hold.
+
+  No module adds so many that two thirds of Linux's default limit are too much.
+  """
   from rlhf_jax import programs
 
-  programs.free()
+  programs.free(most=43_000)
 
 
 @pytest.fixture(scope='session')
@@ -123,14 +126,6 @@ def computed(drawn):
 def built(run):
   """The folder of all figures of `run`."""
   return os.path.join(run, 'figures')
-
-
-@pytest.fixture(scope='session')
-def bare_built(bare_run):
-  """The folder of all figures that `bare_run` allows."""
-  from tests.figures import runs
-
-  return runs.build(bare_run)
 
 
 @pytest.fixture(scope='session')

@@ -98,7 +98,12 @@ def test_logprobs_without_forced_eos():
 
 
 @pytest.mark.parametrize(
-    ('readout', 'num_kv_heads'), [('sum', 1), ('last', 2), ('norm', 4)]
+    ('readout', 'num_kv_heads'),
+    [
+        ('sum', 1),
+        ('last', 2),
+        pytest.param('norm', 4, marks=pytest.mark.slow),
+    ],
 )
 def test_rewards_equal_those_of_explicit_sequences(readout, num_kv_heads):
   cfg = dataclasses.replace(CFG, num_kv_heads=num_kv_heads)

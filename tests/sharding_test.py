@@ -253,7 +253,8 @@ def _scalar(params):
   return heads.from_trunk(jax.random.key(2), params, CFG)
 
 
-@pytest.mark.parametrize('shape', STEPS)
+@pytest.mark.slow
+@pytest.mark.parametrize('shape', MESHES)
 def test_a_step_of_sft(shape, params, rollout):
   batch = sft.Demonstrations(
       **{f: getattr(rollout, f) for f in sft.Demonstrations.__annotations__}
@@ -281,7 +282,8 @@ def test_a_step_of_a_reward_model(shape, params, rollout):
   _close(_on(sharding.make_mesh(*shape), _reward_step, state, batch), want)
 
 
-@pytest.mark.parametrize('shape', STEPS)
+@pytest.mark.slow  # by default, on a mesh of two, in tests/learners/ppo_test.py
+@pytest.mark.parametrize('shape', MESHES)
 def test_a_step_of_ppo(shape, params, rollout):
   mesh = sharding.make_mesh(*shape)
   state = train_state.init_policy_state(

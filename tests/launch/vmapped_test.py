@@ -151,6 +151,7 @@ def programs(monkeypatch):
   return found
 
 
+@pytest.mark.slow
 def test_one_program_for_all_groups_of_a_size(
     programs, finished_study, tmp_path
 ):

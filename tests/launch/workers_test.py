@@ -18,6 +18,7 @@ def _mappings() -> int:
 
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/maps'), reason='no /proc')
+@pytest.mark.slow  # those of all other tests as well
 def test_programs_are_dropped_when_they_hold_too_many_mappings():
   fns = [jax.jit(lambda x, i=i: jnp.tanh(x * i).sum() + i) for i in range(10)]
   x = jnp.arange(7.0)

@@ -99,13 +99,18 @@ FAMILIES = (
     'raft',
     'rejection',
 )
-# With a value, by pairs of draws of pi_0, by distilling; the others are slow.
-ONE_OF_A_KIND = [
-    pytest.param(
-        n, marks=() if n in ('ppo', 'dpo', 'raft') else pytest.mark.slow
-    )
-    for n in FAMILIES
-]
+
+
+def _slow_but(names, quick):
+  return [
+      pytest.param(n, marks=() if n in quick else pytest.mark.slow)
+      for n in names
+  ]
+
+
+MOSTLY_FAMILIES = _slow_but(NAMES, FAMILIES)
+# With a value, by pairs of draws of pi_0, by distilling.
+ONE_OF_A_KIND = _slow_but(FAMILIES, ('ppo', 'dpo', 'raft'))
 
 
 @functools.cache
@@ -132,7 +137,7 @@ def problem(name):
   return policy, ref_params, _batch(name, policy, ref_params, utility)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', MOSTLY_FAMILIES)
 def test_without_utility_kl_falls(name):
   """The sign of the penalty; for those that distil, of the likelihood."""
   policy, ref_params, (rollout, utility) = problem(name)
@@ -155,7 +160,9 @@ def _takes_parts(name):
   return 'num_microbatches' in {f.name for f in fields}
 
 
-@pytest.mark.parametrize('name', [n for n in FAMILIES if _takes_parts(n)])
+@pytest.mark.parametrize(
+    'name', [n for n in ONE_OF_A_KIND if _takes_parts(n.values[0])]
+)
 def test_a_minibatch_in_parts_is_the_same_update(name):
   """Policy, value and every metric; masks are uneven, and entropy counts."""
   policy, ref_params, batch = problem(name)
@@ -242,7 +249,12 @@ def test_what_is_missing_to_the_optimum_is_kl(name):
 
 
 @pytest.mark.parametrize(
-    'name', [n for n in NAMES if registry.get(n).objective != 'rescaled']
+    'name',
+    [
+        n
+        for n in MOSTLY_FAMILIES
+        if registry.get(n.values[0]).objective != 'rescaled'
+    ],
 )
 def test_reaches_the_optimum_it_states(name):
   """From drawn responses alone, J* - J to three decimals.

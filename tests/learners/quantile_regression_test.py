@@ -117,5 +117,6 @@ def test_a_transformer_predicts_from_the_last_prompt_token():
   state, _ = _train(
       predict_fn, tiny_lm.value_params(0), batch, q=0.75, num_steps=200, lr=0.02
   )
-  got = predict_fn(state.params, tiny_lm.PROMPTS, tiny_lm.PROMPT_MASK)
+  predict = jax.jit(predict_fn)
+  got = predict(state.params, tiny_lm.PROMPTS, tiny_lm.PROMPT_MASK)
   np.testing.assert_allclose(got, [-1.5, 3.0], atol=0.1)

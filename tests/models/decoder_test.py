@@ -11,7 +11,7 @@ from rlhf_jax import enumeration
 from rlhf_jax.models import attention, cache, lm, transformer
 from rlhf_jax.models.config import LMConfig, RopeScaling
 from rlhf_jax.types import SamplingConfig
-from tests.models import checkpoints, random_params
+from tests.models import random_params
 
 CFG = LMConfig(
     vocab_size=11,
@@ -339,12 +339,15 @@ def test_enumeration_of_other_families(change):
   np.testing.assert_allclose(jnp.exp(got).sum(1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['mistral', 'gemma2'])
-def test_enumeration_refuses_windows_and_caps(name):
-  params, cfg = checkpoints.load(name)
+@pytest.mark.parametrize(
+    'change',
+    [dict(window=3, local_layers=(True, False)), dict(attn_softcap=2.0)],
+)
+def test_enumeration_refuses_windows_and_caps(change):
+  cfg = dataclasses.replace(CFG, **change)
   with pytest.raises(ValueError, match='sliding windows nor soft caps'):
     enumeration.enumerate_logprobs(
-        params,
+        _params(cfg),
         PROMPTS,
         PROMPT_MASK,
         cfg,

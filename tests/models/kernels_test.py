@@ -85,9 +85,9 @@ def _same(got, want, dtype):
 @pytest.mark.parametrize(
     'mode',
     [
-        dict(),
+        pytest.param(dict(), marks=pytest.mark.slow),
         LOCAL | dict(num_kv_heads=1),
-        LOCAL | CAP,
+        pytest.param(LOCAL | CAP, marks=pytest.mark.slow),
         LOCAL | CAP | dict(dtype='bfloat16'),
     ],
 )
@@ -134,10 +134,11 @@ def _loss(params, tokens, mask, cfg):
 _grad = jax.jit(jax.value_and_grad(_loss, has_aux=True), static_argnums=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'mode',
     [
-        pytest.param(dict(remat='none'), marks=pytest.mark.slow),
+        dict(remat='none'),
         LOCAL | CAP | dict(scan_layers=True, remat='products'),
     ],
 )

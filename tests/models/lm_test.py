@@ -153,9 +153,11 @@ def _loss_grad(params, cfg):
 @pytest.mark.parametrize(
     'mode',
     [
-        dict(scan_layers=True),
+        pytest.param(dict(scan_layers=True), marks=pytest.mark.slow),
         dict(remat='products'),
-        dict(remat='products', scan_layers=True),
+        pytest.param(
+            dict(remat='products', scan_layers=True), marks=pytest.mark.slow
+        ),
         dict(remat='full', scan_layers=True),
     ],
 )

@@ -182,7 +182,9 @@ def test_products_of_bfloat16_stay_close(name):
   assert 1e-4 < error < 0.02
 
 
-@pytest.mark.parametrize('name', ['gemma3', 'gpt2'])
+@pytest.mark.parametrize(
+    'name', [pytest.param('gemma3', marks=pytest.mark.slow), 'gpt2']
+)
 def test_sampled_logprobs_are_those_of_rescoring(name):
   params, cfg = checkpoints.load(name)
   sampling = SamplingConfig(num_tokens=9, temperature=0.8, eos_id=2, pad_id=0)

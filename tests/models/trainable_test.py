@@ -167,8 +167,8 @@ def test_uncut_is_the_inverse_of_cut(scalar, last_n):
     'mode,last_n',
     [
         pytest.param(MODES[0], 4, marks=pytest.mark.slow),
-        (LOCAL, 3),
-        pytest.param(LOCAL | MODES[1], 1, marks=pytest.mark.slow),
+        pytest.param(LOCAL, 3, marks=pytest.mark.slow),
+        (LOCAL | MODES[1], 1),
         pytest.param(MODES[0], 1, marks=pytest.mark.slow),
         pytest.param(MODES[1], 3, marks=pytest.mark.slow),
         pytest.param(LOCAL | MODES[1], 3, marks=pytest.mark.slow),

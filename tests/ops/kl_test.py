@@ -19,10 +19,11 @@ def _tabular(estimator):
 
   def of_action(logits, a):
     logprobs = jax.nn.log_softmax(logits)[a]
-    return estimator(logprobs[None], jnp.log(_Q[a])[None], _ALL[:1])[0]
+    return estimator(logprobs[None], jnp.log(_Q)[a][None], _ALL[:1])[0]
 
   logits = jnp.log(_P)
-  grads = [jax.grad(of_action)(logits, a) for a in range(4)]
+  grad = jax.jit(jax.grad(of_action))
+  grads = [grad(logits, a) for a in range(4)]
   return sum(p * g for p, g in zip(_P, grads, strict=True))
 
 
@@ -33,7 +34,7 @@ def _exact_grad(reverse):
     log_p = jax.nn.log_softmax(logits)
     return kl.exact_kl(log_q, log_p) if reverse else kl.exact_kl(log_p, log_q)
 
-  return jax.grad(f)(jnp.log(_P))
+  return jax.jit(jax.grad(f))(jnp.log(_P))
 
 
 class EstimatorsTest(parameterized.TestCase):
@@ -73,7 +74,8 @@ class EstimatorsTest(parameterized.TestCase):
       k1 = kl.k1(log_p, jnp.log(_Q), _ALL)[a]
       return jax.lax.stop_gradient(k1) * log_p[a]
 
-    grads = [jax.grad(f)(jnp.log(_P), a) for a in range(4)]
+    grad = jax.jit(jax.grad(f))
+    grads = [grad(jnp.log(_P), a) for a in range(4)]
     got = sum(p * g for p, g in zip(_P, grads, strict=True))
     np.testing.assert_allclose(got, _exact_grad(False), atol=1e-6)
 
@@ -82,7 +84,7 @@ class EstimatorsTest(parameterized.TestCase):
     x = jnp.array([[-1.0, jnp.nan, -jnp.inf]])
     mask = jnp.array([[True, False, False]])
     f = lambda a, b: estimator(a, b, mask).sum()
-    out = jax.value_and_grad(f, argnums=(0, 1))(x, 2 * x)
+    out = jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(x, 2 * x)
     chex.assert_tree_all_finite(out)
     np.testing.assert_array_equal(estimator(x, 2 * x, mask)[0, 1:], [0.0, 0.0])
 

@@ -1,6 +1,7 @@
 """What can be drawn, and with what probability."""
 
 import dataclasses
+import functools
 
 from absl.testing import parameterized
 import chex
@@ -101,6 +102,7 @@ class ActionLogitsTest(parameterized.TestCase):
     np.testing.assert_allclose(grad, np.zeros_like(grad), atol=1e-6)
 
 
+@functools.partial(jax.jit, static_argnames='sampling')
 def _token_logprobs(logits, tokens, t, *, sampling):
   """log pi(token_t) under the distribution of `action_logits`."""
   logits = logprobs_lib.action_logits(logits, t, sampling=sampling)

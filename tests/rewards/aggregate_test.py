@@ -143,14 +143,17 @@ class LawsTest(parameterized.TestCase):
     want = aggregator(
         {k: utilities[k] for k in 'ac'}, {'a': 1.0, 'c': 1.0}, **options
     )
+
+    @jax.jit
+    def f(utilities):
+      return aggregator(utilities, {'a': 1.0, 'b': 0.0, 'c': 1.0}, **options)
+
+    grad_of = jax.jit(jax.grad(lambda u: f(u).sum()))
     for absent in (-jnp.inf, jnp.nan, 0.0, -1e4):
       utilities['b'] = jnp.full(20, absent)
 
-      def f(utilities):
-        return aggregator(utilities, {'a': 1.0, 'b': 0.0, 'c': 1.0}, **options)
-
       np.testing.assert_allclose(f(utilities), want, rtol=1e-6)
-      grad = jax.grad(lambda u: f(u).sum())(utilities)
+      grad = grad_of(utilities)
       chex.assert_tree_all_finite(grad)
       np.testing.assert_array_equal(grad['b'], np.zeros(20))
 
@@ -199,7 +202,8 @@ class LawsTest(parameterized.TestCase):
   def test_increasing_in_every_component_if_declared(self, name, options):
     aggregator = aggregate.get(name)
     f = lambda u: aggregator(u, _ONES, **options)
-    for component, jacobian in jax.jacobian(f)(_utilities()).items():
+    jacobians = jax.jit(jax.jacobian(f))(_utilities())
+    for component, jacobian in jacobians.items():
       own = np.diag(jacobian)  # a row's utility in its own component
       if aggregator.increasing:
         self.assertTrue(np.all(own >= -1e-6), component)
@@ -213,12 +217,13 @@ class LawsTest(parameterized.TestCase):
     values = jnp.array([-1e4, -90.0, -1.0, -1e-9, 0.0])
     grid = [x.ravel() for x in jnp.meshgrid(values, values, indexing='ij')]
     utilities = dict(zip('ac', grid, strict=True))
-    f = lambda u: aggregator(u, {'a': 1, 'c': 1}, **options)
+    f = jax.jit(lambda u: aggregator(u, {'a': 1, 'c': 1}, **options))
     u = f(utilities)
     chex.assert_tree_all_finite(u)
     low, high = aggregator.range(((-np.inf, 0.0), (-np.inf, 0.0)))
     self.assertTrue(np.all((u >= low) & (u <= high)))
-    chex.assert_tree_all_finite(jax.grad(lambda u: f(u).sum())(utilities))
+    grad = jax.jit(jax.grad(lambda u: f(u).sum()))
+    chex.assert_tree_all_finite(grad(utilities))
 
   @parameterized.parameters(*_CASES)
   def test_range_of_probabilities_and_of_anything(self, name, options):

@@ -21,6 +21,7 @@ from rlhf_jax.study import (
     tokenizers,
 )
 from rlhf_jax.study.errors import ConfigError
+from tests.models import random_params
 from tests.stages import tiny
 
 
@@ -70,12 +71,13 @@ def test_the_head_over_t_is_the_reward_over_t(readout):
   lm_cfg = models.lm_config(
       config.reward_model.lm, tokenizers.make_tokenizer(config)
   )
-  params = heads.init_scalar(jax.random.key(0), lm_cfg)
-  params['head']['bias'] = jnp.asarray(0.3)
+  params = random_params.init_scalar(lm_cfg, bias=0.3)
   tokens = jnp.array([[3, 4], [5, 6]])
   mask = jnp.array([[True, True], [True, False]])
-  reward = lambda p: heads.reward(
-      p, tokens, mask[:, ::-1], tokens, mask, lm_cfg, readout=readout
+  reward = jax.jit(
+      lambda p: heads.reward(
+          p, tokens, mask[:, ::-1], tokens, mask, lm_cfg, readout=readout
+      )
   )
   divided = reward_model._divided(params | {'link': {}}, 2.5, 'here')
   np.testing.assert_allclose(

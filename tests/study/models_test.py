@@ -278,7 +278,7 @@ def test_parts_of_a_model_make_it_whole_again():
   config = tiny.base.train
   tokens = jnp.arange(6)[None] + 40
   mask = jnp.ones((1, 6), bool)
-  run = lambda p: lm.hidden_states(p, tokens, mask, toy.CFG)
+  run = jax.jit(lambda p: lm.hidden_states(p, tokens, mask, toy.CFG))
   want = run(params)
   for train in (config(), config(how='last_n', last_n=1), config(**LORA)):
     key = jax.random.key(1)

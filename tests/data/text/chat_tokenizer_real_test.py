@@ -30,9 +30,7 @@ def _tokenizer(form):
 @absltest.skipUnless(REAL.is_dir(), f'needs the HH comparisons in {REAL}')
 class RealTest(parameterized.TestCase):
 
-  @parameterized.product(
-      subset=['harmless-base', 'helpful-base'], form=['own', 'plain']
-  )
+  @parameterized.parameters(('harmless-base', 'own'), ('helpful-base', 'plain'))
   def test_laws_of_every_row(self, subset, form):
     rows, _ = preferences.read_jsonl(
         REAL / subset / 'test.jsonl.gz', max_bad_fraction=0.05
