@@ -74,7 +74,7 @@ def launch(config, workdir: str) -> None:
       cache=_STUDY.cache.value,
       overwrite=_STUDY.overwrite.value,
   )
-  provenance.summary(config, workdir)
+  provenance.print_summary(config, workdir)
   print(f'Total: {time.time() - begin:.0f} s {where}.')
 
 

@@ -48,14 +48,14 @@ def chip_of(topology: str) -> Chip:
 def seconds(
     chip: Chip, *, flops: float, moved: float, sent: float
 ) -> dict[str, float]:
-  """The least time of a program on a device by each of its limits.
+  """The least seconds of a program on a device, by each limit of the device.
 
-  A roofline: the greatest of them is a lower bound of the time, which is reached
-  where all of them overlap.
+  As in a roofline, the largest is a lower bound of the time, which is reached
+  if all of them overlap.
 
   Args:
     chip: the device.
-    flops: of a device.
+    flops: operations of the program on one device.
     moved: bytes to and from main memory.
     sent: bytes sent to other devices; half of the links' rate is for sending.
   """

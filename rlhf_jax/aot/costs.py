@@ -17,7 +17,7 @@ GB = 1e9
 
 
 def shape_of(config: ConfigDict, config_file: str) -> LMConfig:
-  """The shape of the model, from the checkpoint or from beside the config."""
+  """The shape of the model, from the checkpoint or a JSON beside the config."""
   if config.data.pretrained:
     return models.shape_of(config.data.pretrained)
   path = os.path.splitext(config_file)[0] + '.json'
@@ -30,12 +30,12 @@ def shape_of(config: ConfigDict, config_file: str) -> LMConfig:
 
 
 def cost_of(program: study_programs.Program, num_devices: int) -> dict:
-  """Compiles a program, and measures what the compiler made of it.
+  """Compiles a program; returns its cost on one device, in GB and TFLOP.
 
-  Of one device, in GB and TFLOP: `arguments`, `temporary` and `peak` memory;
-  `tflop`, `moved` (to and from main memory) and `sent` (to other devices), loops
-  counted as often as they run; `over_useful`, operations over the useful ones, and
-  `over_needed`, over those with what `remat` repeats; `collectives` by kind.
+  These are `arguments`, `temporary` and `peak` memory; `tflop`, `moved` (to and
+  from main memory) and `sent` (to other devices), loops counted as often as
+  they run; the ratio of operations to useful ones, `over_useful`, or to these
+  and those that `remat` repeats, `over_needed`; and `collectives` by kind.
   """
   begin = time.time()
   compiled = program.lower().compile()
@@ -79,10 +79,10 @@ def on_devices(
     name: str,
     num_devices: int,
 ) -> dict:
-  """`cost_of` the program `name` on the first devices, and their `mesh`.
+  """`cost_of` the program `name` on the first `num_devices`, and their `mesh`.
 
-  `tensor` is that of the config, or all devices where they are fewer; the others
-  are `fsdp`.
+  Its axis `tensor` is as large as in the config, or has all devices if they are
+  fewer; `fsdp` has the rest.
   """
   mesh = sharding.make_mesh(
       fsdp=-1,
@@ -93,7 +93,7 @@ def on_devices(
   found = study_programs.build(config, shape, mesh, num_prompts=1024)
   known = {program.name: program for program in found}
   if name not in known:
-    raise ValueError(f'{name} is none of the programs {list(known)}.')
+    raise ValueError(f'{name} is not one of the programs {list(known)}.')
   with jax.set_mesh(mesh):
     row = cost_of(known[name], num_devices)
   return {'devices': num_devices, 'mesh': str(tuple(mesh.shape.values()))} | row

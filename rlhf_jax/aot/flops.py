@@ -1,4 +1,4 @@
-"""Operations of a model's products, counted from its shape: the useful ones."""
+"""Useful operations: those of a model's matrix products, from its shape."""
 
 from rlhf_jax.models.config import LMConfig
 
@@ -6,16 +6,16 @@ from rlhf_jax.models.config import LMConfig
 def forward(
     cfg: LMConfig, *, rows: int, length: int, context: int | float, scored: int
 ) -> float:
-  """The operations of one pass: 2 N a token, and attention.
+  """The operations of one pass: 2 N a token, and those of attention.
 
   Kaplan et al. 2020, section 2.1.
 
   Args:
     cfg: the model's shape.
     rows: sequences.
-    length: tokens of each that are run.
+    length: tokens of each sequence that are run.
     context: slots that a query is multiplied with, the mean over queries.
-    scored: tokens of each with scores over the vocabulary.
+    scored: tokens of each sequence with scores over the vocabulary.
   """
   d, h = cfg.width, cfg.head_dim
   attention = d * h * (2 * cfg.num_heads + 2 * cfg.num_kv_heads)
@@ -26,7 +26,7 @@ def forward(
 
 
 def visible(cfg: LMConfig, length: int) -> float:
-  """Slots that a query of a whole row sees, the mean over queries and layers."""
+  """Slots that a query sees, the mean over all queries of a row and layers."""
   local = sum(cfg.local_layers) / cfg.num_layers
   seen = lambda most: most * (2 * length - most + 1) / (2 * length)
   window = min(cfg.window or length, length)

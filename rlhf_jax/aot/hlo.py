@@ -4,8 +4,8 @@ XLA's `cost_analysis()` counts the body of a loop once, however often it runs. H
 every computation counts as often as it is called: a loop's by the trip count that
 the compiler found, or by the caller's bound where it found none (decoding, which
 may stop early). Only products (`dot`, `convolution`, and those inside
-splash attention's kernels) have FLOPs here; what is elementwise is limited by memory,
-and is in the bytes.
+splash attention's kernels) have FLOPs here; elementwise operations are limited
+by memory, and are counted in bytes.
 """
 
 import dataclasses
@@ -105,7 +105,7 @@ class Cost:
 
 
 def cost(text: str, *, unknown_trips: float = 1.0) -> Cost:
-  """The cost of `compiled.as_text()`.
+  """The cost of a program from its text, `compiled.as_text()`.
 
   Args:
     unknown_trips: how often a loop without a known trip count runs.
@@ -160,7 +160,7 @@ class _Module:
     return own + sum(inside, Cost())
 
   def _trips(self, loop: hlo_text.Op) -> float | None:
-    """The number of runs of a loop; None if that is not written down.
+    """The number of runs of a loop; None if the text does not tell it.
 
     Where the compiler does not say, it is read from the condition i < n and from
     what the body adds to i, which begins at 0 in the loops of JAX and of the
@@ -189,15 +189,15 @@ class _Module:
     return float(math.ceil(float(last.operands[0]) / float(step.operands[0])))
 
   def _operation(self, op: hlo_text.Op, ops: dict[str, hlo_text.Op]):
-    """An operation of two operands and those, if need be out of its fusion."""
+    """An operation and its two operands, taken out of its fusion if any."""
     if op.opcode != 'fusion':
-      given = [hlo_text.behind(ops[name], ops) for name in op.operands[:2]]
+      given = [hlo_text.copied(ops[name], ops) for name in op.operands[:2]]
       return op, *(given + [op, op])[:2]
     inner = self._inside(op)
     root = hlo_text.root_of(inner)
     found = [inner[name] for name in root.operands[:2]]
     given = [
-        hlo_text.behind(ops[op.operands[int(o.operands[0])]], ops)
+        hlo_text.copied(ops[op.operands[int(o.operands[0])]], ops)
         if o.opcode == 'parameter'
         else o
         for o in found
@@ -235,7 +235,7 @@ class _Module:
     return self._computations[_CALLED.search(fusion.rest).group(1)]
 
   def _read(self, ops: dict[str, hlo_text.Op], index: int) -> float:
-    """Bytes that a fusion reads of its operand `index`: of a slice, the slice."""
+    """Bytes that a fusion reads of operand `index`, which may be a slice."""
     parameter = next(
         op
         for op in ops.values()
@@ -263,7 +263,7 @@ class _Module:
     return total
 
   def _written(self, ops: dict[str, hlo_text.Op], op: hlo_text.Op) -> float:
-    """Bytes of what a fusion makes; of an array that it updates, the update."""
+    """Bytes that a fusion writes; of an array that it updates, the update."""
     if op.opcode == 'bitcast':
       return self._written(ops, ops[op.operands[0]])
     if op.opcode == 'tuple':
@@ -305,7 +305,7 @@ def _collective(
 
 
 def _group(rest: str) -> int:
-  """Devices of a group of `replica_groups`."""
+  """The number of devices in a group of `replica_groups`."""
   if iota := re.search(r'replica_groups=\[(\d+),(\d+)\]', rest):
     return int(iota.group(2))
   if listed := re.search(r'replica_groups=\{\{([\d,]*)\}', rest):

@@ -1,4 +1,4 @@
-"""The text of a compiled program, as computations of operations.
+"""The text of a compiled program, parsed into computations and operations.
 
 Names are those of XLA's HLO text: https://openxla.org/xla/operation_semantics.
 """
@@ -52,7 +52,7 @@ class Op:
 
 
 def parse(text: str):
-  """{computation: {name: op}}, and the name of the entry."""
+  """The operations as {computation: {name: op}}, and the name of the entry."""
   computations, entry, current = {}, None, None
   text = _METADATA.sub('', _COMMENT.sub('', text))
   for line in text.splitlines():
@@ -72,8 +72,8 @@ def root_of(ops: dict[str, Op]) -> Op:
   return next(op for op in ops.values() if op.is_root)
 
 
-def behind(op: Op, ops: dict[str, Op]) -> Op:
-  """The operation whose value an operation copies, if need be through others."""
+def copied(op: Op, ops: dict[str, Op]) -> Op:
+  """The operation that `op` copies, if need be by others, or `op` itself."""
   while op.opcode in ('copy', 'bitcast'):
     op = ops[op.operands[0]]
   return op
@@ -99,7 +99,7 @@ def _op(name: str, text: str, is_root: bool) -> Op:
 
 
 def _closing(text: str, start: int) -> int:
-  """The place where the bracket that opens at `start` closes."""
+  """The index at which the bracket that opens at `start` is closed."""
   depth = 0
   for i in range(start, len(text)):
     depth += (text[i] == '(') - (text[i] == ')')
@@ -109,7 +109,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _parts(text: str) -> Iterator[str]:
-  """The operands between commas that stand in no brackets."""
+  """Yields the parts of a text between commas that are outside brackets."""
   depth, start = 0, 0
   for i, c in enumerate(text):
     depth += (c in '({[') - (c in ')}]')
@@ -134,7 +134,7 @@ def _array_bytes(dtype: str, shape: tuple[int, ...]) -> float:
 
 
 def size_in_memory(kind: str) -> float:
-  """Bytes in main memory; S(1) and the like are other memories."""
+  """Bytes of a type in main memory; S(1) and the like are other memories."""
   sizes = (
       _array_bytes(d, s) for d, s, layout in _arrays(kind) if 'S(' not in layout
   )
@@ -147,7 +147,7 @@ def size_of(array: tuple[str, tuple[int, ...], str]) -> float:
 
 
 def sizes_of(op: Op) -> float:
-  """Bytes of all that an operation makes, wherever it lies."""
+  """Bytes of all arrays that an operation makes, in whichever memory."""
   return sum(map(size_of, op.arrays), 0.0)
 
 
@@ -155,9 +155,9 @@ def sizes_of(op: Op) -> float:
 
 
 def product_flops(op: Op, ops: dict[str, Op]) -> float:
-  """2 for every multiplication of a product; 0 for other operations.
+  """FLOPs of a product, 2 for each multiplication; 0 for other operations.
 
-  Of kernels, splash attention's alone are known.
+  Of kernels, only those of splash attention are counted.
   """
   if op.opcode == 'dot':
     left = ops[op.operands[0]].shape
@@ -188,7 +188,7 @@ def _splash(blocks: tuple[int, ...], queries: tuple[int, ...]) -> float:
 
 
 def _convolution(op: Op, left, right) -> float:
-  """Multiplications of a convolution that are not by padding, twice.
+  """FLOPs of a convolution, 2 for each multiplication that is not by padding.
 
   A TPU's products are convolutions, and batch axes may be dilated windows of
   which one place alone is not padding.

@@ -1,4 +1,4 @@
-"""The work left to a device as devices are added: strong scaling."""
+"""Strong scaling: the work of one device as devices are added."""
 
 from matplotlib.figure import Figure
 import pandas as pd
@@ -15,12 +15,12 @@ PANELS = {
 
 @drawing.styled
 def draw(frame: pd.DataFrame, title: str) -> Figure:
-  """Panels of PANELS against `devices`, and the first row's share in grey.
+  """A figure of PANELS against `devices`, with ideal scaling in grey.
 
   Args:
-    frame: a row a number of devices, with `devices`, `mesh` and the panels'
-      columns; the first has the fewest devices.
-    title: what program, and how large.
+    frame: a row for each number of devices, with `devices`, `mesh` and the
+      columns of PANELS; the first has the fewest devices.
+    title: the name and the size of the program.
   """
   figure = drawing.make_figure(12.0, 3.6, title)
   axes = figure.subplots(1, len(PANELS))

@@ -1,8 +1,8 @@
-"""The programs that a study spends its time in, at their shapes, without arrays.
+"""The programs that a study spends its time in, with shapes instead of arrays.
 
-They are the very functions that the stages run, with the shapes of what they are
-given and where each part of it lies on a mesh. So they can be compiled for devices
-that are not there, and for weights that are nowhere.
+They are the very functions that the stages run, with the shapes of their
+arguments and the place of each on a mesh. So they can be compiled without the
+devices, and without the weights.
 """
 
 from collections.abc import Callable
@@ -34,15 +34,15 @@ class Program:
   """A jitted function and the shapes of its arguments.
 
   Attributes:
-    fn: with `lower`; its arguments are placed on a mesh, which must be that of
-      the context when it is lowered.
-    args: of jax.ShapeDtypeStruct.
-    useful_flops: operations of the products it cannot do without, on all
+    fn: the jitted function; its arguments are placed on a mesh, which must be
+      that of the context when it is lowered.
+    args: trees of jax.ShapeDtypeStruct.
+    useful_flops: operations of the products that it cannot do without, on all
       devices together; of attention, those of visible pairs.
-    remat_flops: of those that remat='full' does a second time; what less of it
-      repeats is little.
+    remat_flops: those that remat='full' repeats; other values repeat little.
     most_trips: how often its one loop of unknown length runs at most.
-    shared_bytes: of `args` on a device, what is given twice and lies there once.
+    shared_bytes: bytes of `args` on a device that are given twice and stored
+      there once.
   """
 
   name: str

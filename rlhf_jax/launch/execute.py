@@ -6,8 +6,8 @@ A stage is a module of rlhf_jax/stages with
   narrowed(config)  optional: the config without the parts that this task ignores
   folder(config)    the folder of its output under the working directory
   run(config, workdir, progress)
-  ALONE             optional, True: of several processes the main one runs it, on
-                    its own devices; the others wait
+  ALONE             optional; if True, the main process alone runs it, on its
+                    own devices, and other processes wait
 """
 
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def execute(
   """Runs `stage` unless its output is there already; returns whether it ran.
 
   Raises:
-    WorkdirError: the folder holds work of another config, and not `overwrite`.
+    WorkdirError: the folder holds work of another config; not if `overwrite`.
   """
   mesh = config.get('mesh')
   config = begin(stage, config, workdir, overwrite=overwrite)
@@ -75,10 +75,10 @@ def begin(
     *,
     overwrite: bool,
 ) -> ConfigDict | None:
-  """Claims the folder of a stage; returns its own config, or None if it is done.
+  """Claims the folder of a stage; returns its own config, None if it is done.
 
   Raises:
-    WorkdirError: the folder holds work of another config, and not `overwrite`.
+    WorkdirError: the folder holds work of another config; not if `overwrite`.
   """
   # own_config is idempotent, so is_done may be given its result.
   config = configs.own_config(stage, config)
@@ -103,7 +103,7 @@ def finish(
 
 
 def _claim(out: str, new: dict[str, Any], overwrite: bool) -> None:
-  """Assigns the folder `out` to a config, given its record, or raises."""
+  """Assigns the folder `out` to the config whose record is `new`, or raises."""
   started = os.path.join(out, _STARTED)
   if os.path.exists(started):
     found = configs.differences(files.read_json(started, out), new)
@@ -121,7 +121,7 @@ def _claim(out: str, new: dict[str, Any], overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def on_mesh(mesh: ConfigDict | None) -> Iterator[None]:
-  """Enters the context of the mesh of a config; of none for one device."""
+  """Enters the context of a config's mesh; does nothing for one device."""
   one = mesh is None or set(mesh.values()) == {1}
   if one and processes.count() == 1:
     yield

@@ -1,4 +1,4 @@
-"""The tasks of a study: stages with their overrides, and the order they need.
+"""The tasks of a study: stages with their overrides, ordered by their needs.
 
 ROWS has one row for each stage: everything that the launcher knows of it.
 """
@@ -39,7 +39,7 @@ class Task:
 
   Attributes:
     stage: a key of STAGES.
-    overrides: fields of the study's config that make it this task's.
+    overrides: changes that make the study's config this task's.
     name: its folder, which no other task has.
     needs: names of the tasks whose output it reads.
   """
@@ -61,13 +61,13 @@ class Task:
 
 
 def once(config: ConfigDict) -> Iterator[Overrides]:
-  """Yields one task: that of a stage which runs once for each seed."""
+  """Yields {}, the overrides of a stage that runs once for each seed."""
   del config
   yield {}
 
 
 def each_model(config: ConfigDict) -> Iterator[Overrides]:
-  """Yields a task for each reward model and each held-out evaluator."""
+  """Yields overrides for each reward model and each held-out evaluator."""
   for role in ('reward_model', *config.judges):
     for reward in config.rewards:
       if configs.is_learned(config, reward) or role != 'reward_model':
@@ -75,20 +75,20 @@ def each_model(config: ConfigDict) -> Iterator[Overrides]:
 
 
 def each_policy(config: ConfigDict) -> Iterator[Overrides]:
-  """Yields a task for each policy, on the seeds that have policies."""
+  """Yields overrides for each policy, on the seeds that have policies."""
   if config.seed in config.policy_seeds:
     for run in configs.policies(config):
       yield {f'policy.{k}': v for k, v in run.items()}
 
 
 def each_property(config: ConfigDict) -> Iterator[Overrides]:
-  """Yields a task for each property."""
+  """Yields overrides for each property."""
   for name in config.properties:
     yield {'evaluate.property': name}
 
 
 def sft_and_policies(config: ConfigDict) -> Iterator[Overrides]:
-  """Yields a task for the SFT policy, and one for each trained policy."""
+  """Yields overrides for the SFT policy, and for each trained policy."""
   yield {}
   for overrides in each_policy(config):
     yield overrides | {'samples.of': 'policy'}
@@ -132,7 +132,7 @@ class Stage:
   needs_of: Callable[..., tuple[str, ...]] | None = None
 
 
-# Not by way of the models alone: where rewards are known there are none.
+# Not the reward models alone: where rewards are known, there are none.
 _SCORED = ('data', 'sft', 'reward_model')
 _MEASURED = ('references', 'tables')
 
@@ -190,8 +190,8 @@ def tasks(config: ConfigDict) -> list[Task]:
   """Every task of a study, each after those it needs.
 
   Raises:
-    ConfigError: config.stages has a stage that does not exist, or two tasks would
-      have one folder.
+    ConfigError: config.stages has a stage that does not exist, or two tasks
+      would have the same folder.
   """
   unknown = sorted(set(config.stages) - set(STAGES))
   if unknown:

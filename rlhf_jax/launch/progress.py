@@ -74,7 +74,7 @@ class Board:
     ]
 
   def give_up(self) -> None:
-    """Sets aside the units that wait for failed ones, directly or not."""
+    """Marks units that wait for failed ones, directly or not, as not run."""
     for unit in self.having(WAITING):
       bad = [n for n in unit.needs if self._state.get(n) in _BAD]
       if bad:
@@ -162,7 +162,7 @@ class Board:
     return rest / self.workers
 
   def finish(self, log_path: Callable[[Unit], str]) -> int:
-    """Prints every unit with its state; the exit code, 1 if any was not done.
+    """Prints every unit with its state; returns 1 if any was not done, else 0.
 
     Args:
       log_path: from a unit to the file that holds its output.

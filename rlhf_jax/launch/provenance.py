@@ -75,8 +75,8 @@ def claim(config: ConfigDict, workdir: str, *, overwrite: bool) -> None:
   files.write_json(os.path.join(workdir, folders.ENVIRONMENT), environment())
 
 
-def summary(config: ConfigDict, workdir: str) -> None:
-  """Prints reward-model accuracies, shares of the optimum, and where to look."""
+def print_summary(config: ConfigDict, workdir: str) -> None:
+  """Prints accuracies of rewards, shares of the optimum, paths of results."""
   for seed in config.seeds:
     of_seed = configs.with_overrides(config, {'seed': seed})
     for role in ('reward_model', 'evaluator'):

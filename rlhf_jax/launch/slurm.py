@@ -1,8 +1,8 @@
 """A sweep on a SLURM cluster, through submitit (the extra [slurm]).
 
-Jobs depend on each other there, so nothing here has to wait for them. One that is
-told to leave writes a checkpoint; before its time limit (SIGUSR2) it asks for
-another allocation itself, and after a preemption (SIGTERM) SLURM does.
+SLURM knows which jobs need which, so nothing here has to wait for them. A job
+that is told to leave writes a checkpoint; before its time limit (SIGUSR2) it
+requeues itself, and after a preemption (SIGTERM) SLURM requeues it.
 """
 
 import contextlib
@@ -84,7 +84,7 @@ def write_status(root: str, job: sweep.Job, **status: Any) -> None:
 
 
 def run(root: str, job: sweep.Job, *, overwrite: bool) -> None:
-  """Runs a job as the only purpose of this process, with its status and log.
+  """Runs a job as all that this process does, with its status and log.
 
   Raises:
     SystemExit: code 1 if a task failed, preemption.EXIT_CODE if told to leave.
@@ -159,8 +159,8 @@ def submit(
     board: of the jobs.
     options: of submitit's executor, cpus_per_task among them.
     sbatch: further options of sbatch, as NAME=VALUE or NAME.
-    **attempt: of every job: requeues, allocations that it may use up beside the
-      first; cache, of compiled programs; overwrite.
+    **attempt: of every `Attempt`: requeues, how many allocations it may have
+      beside the first; cache, the folder of compiled programs; overwrite.
 
   Raises:
     ConfigError: submitit is not installed, or this is not a cluster.
@@ -169,7 +169,7 @@ def submit(
   ids = _read(root, _IDS)
   queued = _queue() if ids else set()
   if queued is None:
-    raise OSError('squeue does not answer: is anything queued already?')
+    raise OSError('squeue does not answer, so queued jobs are not known.')
   todo = board.having(progress.WAITING)
   waiting = {job.name for job in todo}
   lots: dict[tuple[str, ...], list[sweep.Job]] = {}

@@ -1,9 +1,9 @@
 """The runs that a config's `sweep()` lists, as jobs, and how a job is run.
 
 A run that sets fields of RUN alone is a policy of the study in the working
-directory. Runs that set any other field to the same values are a study of their
-own, in a folder named by them. A study is cut into jobs: what the policies of a
-seed need, each policy, what else the seed has, and what comes after policies.
+directory. Runs that set other fields to the same values form a study of their
+own, in a folder named after these values. The jobs of a study are, by seed, the
+tasks that policies need and the rest; each policy; and what follows policies.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ _LISTS = ('seeds', 'policy_seeds', 'policy.sweep')
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """A config and its folder below the working directory; '' for itself."""
+  """A config and its tasks; `name` is its folder in the working directory."""
 
   name: str
   config: ConfigDict
@@ -48,11 +48,11 @@ class Job:
   """Some tasks of a study, run by one process one after the other.
 
   Attributes:
-    name: which no other job of the sweep has.
+    name: unique in the sweep.
     config: of the study, as plain values.
     workdir: of the study.
     tasks: from graph.tasks, each after those it needs.
-    needs: names of the jobs that have to be done before.
+    needs: names of the jobs that have to be done before it.
   """
 
   name: str
@@ -83,8 +83,8 @@ def studies(config: ConfigDict, runs: list[dict[str, Any]]) -> list[Study]:
   """The studies that `runs` belong to.
 
   Raises:
-    ConfigError: a run that is listed twice, that its study does not have, or that
-      cannot be.
+    ConfigError: a run is listed twice, is not in its study, or has an invalid
+      config.
   """
   if not runs:
     raise ConfigError('sweep() lists no runs: launch.py runs a study.')
@@ -121,13 +121,13 @@ def _split(config, overrides, where):
     return {}, rest
   if set(overrides) - set(rest) == {'seed'}:
     raise ConfigError(
-        f"{where} sets seed, that of one stage: set 'seeds': (1,) for a study of"
+        f"{where} sets seed, but no policy: set 'seeds': (1,) for a study of"
         ' another seed, or policy.property, method, learner or kl_coef as well'
         ' for a policy.'
     )
   if twice := sorted(set(rest) & set(_LISTS)):
     raise ConfigError(
-        f'{where} is one policy, whose study has no other: leave out {twice}.'
+        f'{where} is one policy, which decides the lists: leave out {twice}.'
     )
   run = {k: overrides.get(k, _get(config, k, where)) for k in RUN}
   return run, rest
@@ -216,12 +216,12 @@ def jobs(study: Study, workdir: str) -> list[Job]:
 
 
 def make_board(jobs: Sequence[Job]) -> progress.Board:
-  """The board of jobs, with those that are done already."""
+  """The board of jobs, on which those already done are marked as done."""
   return progress.Board(jobs, done={job.name for job in jobs if job.is_done()})
 
 
 def log_path(root: str, job: Job) -> str:
-  """The path of the log of a job, of all its attempts."""
+  """The path of a job's log, which all its attempts share."""
   return os.path.join(root, 'sweep', f'{job.name}.log')
 
 
@@ -251,12 +251,12 @@ def run(
 
   Args:
     job: what to run.
-    log: told of every task and, in full, of an error.
+    log: receives a line for every task, and the traceback of an error.
     report: called with the task at hand, its steps that are done, and all steps.
     overwrite: replace outputs made by another config.
 
   Raises:
-    Exception: that of the task that failed, the last one reported.
+    Exception: the error of the task that failed, the last one reported.
   """
   config = ConfigDict(job.config).lock()
   ran_any = False

@@ -1,11 +1,11 @@
-"""A sweep in one process, with policies that differ in kl_coef alone side by side.
+"""A sweep in one process: policies that differ in kl_coef alone train together.
 
 Such policies share prompts, references, reward models, the reference policy and all
 shapes, so one program trains them: a step of all is the step of one under
 `jax.vmap`, on states [n ...] with one axis more than the state of a run. Only
 rewards are scored without it, as [n b] rows of one batch, since some are looked up
-on the host. Each run has the folder that it would have alone, to the checkpoints,
-and can go on alone or in a group, whatever it began in.
+on the host. Each run has the same folder and checkpoints as it would alone, and
+can be resumed alone or in a group, however it began.
 """
 
 from collections.abc import Sequence
@@ -59,12 +59,12 @@ def run(
     cache: str,
     overwrite: bool,
 ) -> None:
-  """Runs all jobs; one that fails stops those alone that need it.
+  """Runs all jobs but those that need a job that has failed.
 
   Args:
     root: the working directory of the sweep.
     board: of the jobs.
-    most: policies of one program; None for all that agree.
+    most: how many policies one program may train; None for any number.
     cache: the folder of compiled programs, or ''.
     overwrite: replace outputs that another config made.
   """
@@ -136,12 +136,12 @@ def execute_group(
 ) -> bool:
   """Executes several policies at once; returns whether any of them ran.
 
-  Those that are done are left out. The seconds of all, in done.json as in
-  training.json, are shared out evenly.
+  Policies that are done are left out. The seconds of the group are divided
+  evenly among its policies, in done.json and in training.json.
 
   Raises:
-    ConfigError: they differ in more than kl_coef.
-    WorkdirError: a folder holds work of another config, and not `overwrite`.
+    ConfigError: the policies differ in more than kl_coef.
+    WorkdirError: a folder holds work of another config; not if `overwrite`.
   """
   _check(runs)
   own = [
@@ -167,7 +167,7 @@ def _check(runs: Sequence[ConfigDict]) -> None:
   for other in plain[1:]:
     if found := configs.differences(plain[0], other):
       raise ConfigError(
-          f'Runs of a group differ in policy.kl_coef alone: {found[0]}.'
+          f'Runs of a group may differ in policy.kl_coef alone: {found[0]}.'
       )
   if len(kl_coefs) < len(runs):
     raise ConfigError('Two runs of a group have the same kl_coef.')
@@ -176,11 +176,11 @@ def _check(runs: Sequence[ConfigDict]) -> None:
 def run_group(
     runs: Sequence[ConfigDict], workdir: str, report: Progress
 ) -> None:
-  """Runs `policy.run` of each, side by side from checkpoints of the same step.
+  """Trains runs as `policy.run` does, those at the same step side by side.
 
-  Runs at another step, as after a kill between two of their checkpoints, come one
-  group after the other, those behind first. A metric that is not finite stops all,
-  and names its run.
+  After a kill between their checkpoints, runs may be at different steps: each
+  step is then a group of its own, and the earliest is trained first. A metric
+  that is not finite stops all; the error names its run.
   """
   s = policy.set_up(runs[0], workdir)
   at: dict[int, list] = {}
@@ -241,7 +241,7 @@ def _vmapped(fn, in_axes, out_axes=0, donate=()):
 def _grouped(s: policy.Setup, num: int) -> policy.Setup:
   """A copy of `s` with functions of `num` runs in place of one run.
 
-  Responses of the reference policy are the same for all: drawn and scored once.
+  Samples of the reference policy are drawn and scored once for all runs.
   """
   own = 0 if s.learner.samples_from == 'policy' else None
   changed = {}

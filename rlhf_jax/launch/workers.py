@@ -24,12 +24,12 @@ from rlhf_jax.types import Progress
 
 # report(task, done, total): how far a unit is with one of its tasks.
 Report = Callable[[str, int, int], None]
-# work(unit, report): runs a unit; whether anything of it was not done before.
+# work(unit, report): runs a unit; returns whether any of it was still to do.
 Work = Callable[[Any, Report], bool]
 
 
 class TaskError(RuntimeError):
-  """A task failed; the message is for people, `detail` for developers."""
+  """A failed task; the message is for users, `detail` for developers."""
 
   def __init__(self, message: str, detail: str = ''):
     super().__init__(message)
@@ -68,18 +68,18 @@ def run_study(
 ) -> None:
   """Runs every task, each after those it needs; raises at the first failure.
 
-  The other running tasks are stopped then; all of them resume on the next run.
+  The other running tasks are then stopped; the next run resumes all of them.
 
   Args:
     config: the study.
-    tasks: from graph.tasks, possibly a part.
-    workdir: where outputs are, and are looked for.
+    tasks: all or some of graph.tasks.
+    workdir: where outputs are written and read.
     workers: processes; 0 runs everything in this one.
     cache: folder of compiled programs, or ''.
     overwrite: replace outputs made by another config.
 
   Raises:
-    TaskError: a task failed in a worker. Without workers its error comes as it is.
+    TaskError: a task failed in a worker; without workers, its own error.
   """
   board = progress.Board(tasks)
   try:
@@ -193,7 +193,7 @@ class _Worker:
     self.pipe = self.process = self.unit = None
 
   def give(self, unit: progress.Unit) -> None:
-    """Sends a unit to the process; ConnectionError if it has died meanwhile."""
+    """Sends a unit to the process; raises ConnectionError if it just died."""
     if self.process and not self.process.is_alive():  # it died while idle
       self.bury()
     if self.process is None:
@@ -226,19 +226,19 @@ def run(
 ) -> None:
   """Runs every unit of a board that is not done, each after those it needs.
 
-  Told to leave, it passes that on and waits until all workers have left; what was
-  running is then stopped.
+  When this process is told to leave, it tells its workers, and waits until they
+  have left; units that were running are then marked as stopped.
 
   Args:
     work: how a worker runs a unit; pickled.
     board: of the units.
     workers: processes at once; each has its share of the cores.
     cache: folder of compiled programs, or ''.
-    keep_going: whether a unit that fails stops those alone that need it.
+    keep_going: whether to run, after a failure, the units that still can run.
 
   Raises:
-    TaskError: a unit failed, or its worker died, and not `keep_going`.
-    Preempted: this process or a worker was told to leave, and not `keep_going`.
+    TaskError: a unit failed, or its worker died; not if `keep_going`.
+    Preempted: this process or a worker was told to leave; not if `keep_going`.
   """
   size = min(workers, len(board.having(progress.WAITING)))
   board.workers = workers
@@ -315,7 +315,7 @@ class _Pool:
     self._board.set(unit, progress.FAILED, why)
 
   def _dead(self, worker: _Worker) -> None:
-    """Sets the state of the unit that a process was at when it ended."""
+    """Sets the state of the unit that a process was running when it ended."""
     unit, code = worker.unit, worker.bury()
     at = self._board.where(unit)
     if code in (preemption.EXIT_CODE, -signal.SIGTERM):

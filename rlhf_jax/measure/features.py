@@ -1,7 +1,7 @@
 """Numbers of responses, and the metrics of policies that are means of them.
 
 Every metric but the spreads over prompts is a mean, under the policy, of a
-number that each response has: these numbers are laid out once, and any policy
+number that each response has: these numbers are computed once, and any policy
 is measured by one product with its probabilities. The judges are gold quality,
 the held-out evaluators, and the reward models that the policies were aligned
 to; a learner never sees the first two.
@@ -39,7 +39,7 @@ class Features:
   values: dict[tuple[str, str], Float[Array, 'x y']]
 
   def of_samples(self, drawn: Int[np.ndarray, 'x n']) -> 'Features':
-    """The numbers of responses by index, n equally likely ones a prompt."""
+    """The features of `drawn` responses, n equally likely ones a prompt."""
 
     def pick(table):
       return jnp.take_along_axis(jnp.asarray(table), jnp.asarray(drawn), axis=1)
@@ -58,11 +58,11 @@ def make(
     scores: Mapping[str, Mapping[str, Float[Array, 'x y']]],
     statistics: Mapping[str, Float[Array, 'x y']],
 ) -> Features:
-  """The numbers of the responses to the held-out prompts, for one property.
+  """The features of all known responses to the held-out prompts.
 
   Args:
     ref_logprobs: log pi_0(y | x) of the responses to the held-out prompts.
-    scores: by judge, then by the rewards of the property.
+    scores: by judge, then by reward of the property.
     statistics: counts and labels of responses that need no judge.
   """
   metrics, values = {}, {}
@@ -137,7 +137,7 @@ def measure(
 def centered_by_prompt(
     features: Features, logprobs: Float[Array, 'x y']
 ) -> dict[tuple[str, str], np.ndarray]:
-  """E_pi[v] less the judge's SFT 85% quantile, by (judge, reward) and prompt."""
+  """Mean score less its SFT 85% quantile, by (judge, reward) and prompt."""
   table = {f'{j}/{r}': v for (j, r), v in features.values.items()}
   means = enumerated.expectations(logprobs[None], table)
   return {

@@ -1,4 +1,4 @@
-"""The nearness of trained policies to the exact optimum of their objective."""
+"""The distance of trained policies from the exact optimum that they seek."""
 
 import dataclasses
 import functools
@@ -33,8 +33,8 @@ def measure(
 ) -> tuple[Float[Array, 'x y'], dict[str, float | int | str]]:
   """A trained policy's held-out log-probabilities, and its row of optimality.csv.
 
-  Shares and gaps are of J = E[u] - kl_coef KL with u as the policy was trained on
-  it, less its penalty; NaN where training had no such J (see `has_optimum`).
+  Shares and gaps are of J = E[u] - kl_coef KL, u less any penalty of training.
+  They are NaN where training had no such J (see `has_optimum`). The column
   `objective` says whether the learner converges to the optimum of J at all.
 
   Args:
@@ -77,7 +77,7 @@ def measure(
         kl_coef=run['kl_coef'],
     )
     row['held_out_share'] = float(share)
-  else:  # as a utility of whole batches, which no one response has
+  else:  # such as a utility of whole batches, which a response alone lacks
     row = dict.fromkeys(schema.COLUMNS['optimality'], np.nan)
     row['kl'] = float(tilted.sequence_kl(logprobs[train], ref_logprobs).mean())
   row |= run | {'seed': space.config.seed, 'objective': learner.objective}
@@ -88,8 +88,8 @@ def measure(
 def has_optimum(c: ConfigDict, learner) -> bool:
   """Tells whether a learner under config.policy maximises E[u] - kl_coef KL.
 
-  It does not with a kl_coef that is steered, an entropy bonus or a discount, if
-  the learner has them.
+  It does not if the learner steers kl_coef towards a target KL, or has an
+  entropy bonus or a discount, and config.policy turns that on.
   """
   fields = {f.name for f in dataclasses.fields(learner.config_class)}
   return not (
@@ -106,16 +106,16 @@ def optimality(
     *,
     kl_coef: float,
 ) -> dict[str, float]:
-  """Shares and gaps of a policy to the optimum of J = E[u] - kl_coef KL.
+  """A policy's shares of, and gaps to, the optimum of J = E[u] - kl_coef KL.
 
     objective_share: (J - J_0) / (J* - J_0)
     gap:             J* - J, which is kl_coef KL(pi || pi*)
     kl_to_optimum:   KL(pi || pi*)
     frontier_share:  (E_pi[u] - E_0[u]) / (E_f[u] - E_0[u]), with f the optimum
-                     of whatever kl_coef spends the same KL as pi
+                     under the kl_coef at which it has the same KL as pi
 
-  The last one judges the use of the KL that a policy spent, and not how much it
-  spent; NaN where no optimum spends as much.
+  The last one judges how well a policy used its KL, and not how large the KL
+  is; it is NaN where no optimum has as large a KL.
   """
   kl = tilted.sequence_kl(logprobs, ref_logprobs).mean()
   optimum = tilted.tilted_logprobs(ref_logprobs, utility, kl_coef=kl_coef)

@@ -19,9 +19,9 @@ def rows(
 ) -> pd.DataFrame:
   """A row for each held-out prompt, method (SFT, raw, LSC) and draw.
 
-  There are evaluate.num_responses draws of each prompt. After the columns of the
-  schema come, for each reward R of the property, with quantiles of the prompt
-  under the SFT policy:
+  There are evaluate.num_responses draws for each prompt. The columns of the
+  schema are followed, for each reward R of the property, by these, whose
+  quantiles are those of the prompt under the SFT policy:
 
     centered/R    r - r_ref, r_ref the 85% quantile of r; in logits
     utility/R     log sigma(r - r_ref), whatever the method maximised
@@ -31,7 +31,7 @@ def rows(
 
   Args:
     space: of one seed and property.
-    matched: policies near the matched KL, as of `tables.Tables`.
+    matched: policies near the matched KL, as in `tables.Tables`.
   """
   scores = _scores(space)
   texts = [space.prompts.texts[i] for i in space.prompts.eval_ids]
@@ -66,7 +66,7 @@ def rows(
 
 
 def printable(text: str) -> str:
-  """`text` for a table: control characters would end its rows."""
+  """`text` without control characters, which would end a row of a table."""
   return ''.join(
       c if c.isprintable() or c in '\n\t' else '\ufffd' for c in text
   )
@@ -75,8 +75,8 @@ def printable(text: str) -> str:
 def _shown(matched):
   """The policies by method: SFT, and both methods by one learner.
 
-  The first learner that trained both, else the exact optima: a difference
-  between two learners would read as one between the methods.
+  It is the first learner that trained both, or else the exact optima: a
+  difference between learners would read as one between methods.
   """
   learners = dict.fromkeys(key[1] for key in matched if isinstance(key, tuple))
   shared = [n for n in learners if all((m, n) in matched for m in METHODS)]

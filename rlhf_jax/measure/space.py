@@ -22,13 +22,13 @@ from rlhf_jax.study import prompts as prompts_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Policy:
-  """A policy and what was measured of it.
+  """A policy and its measurements.
 
   Attributes:
-    method, learner, kl_coef: how it came about; kl_coef is NaN where it has none.
-    kl: from the SFT policy in nats, of each prompt [x] or the mean; of a point of
-      a frontier, the KL target that it stands for.
-    mean_kl: the mean over prompts that was reached.
+    method, learner, kl_coef: how it was made; kl_coef is NaN where it has none.
+    kl: KL from the SFT policy in nats, of each prompt [x] or the mean; for a
+      point of a frontier, the target KL of that point.
+    mean_kl: the mean KL over prompts that the policy has.
     logprobs: of the known responses to the held-out prompts.
     numbers: by (judge, metric), of each prompt [x] or the mean over prompts, in
       the order of the rows of results.csv.
@@ -46,17 +46,17 @@ class Policy:
 
 
 class Space(abc.ABC):
-  """The known responses to the prompts of one seed, and a property to judge.
+  """The known responses to the prompts of one seed, judged for one property.
 
   Attributes:
     config, workdir: the study, of one seed.
     property, rewards: the property, and the rewards that make it up.
     prompts: of this seed.
-    runs: of the policies trained for the property: {property, method, learner,
-      kl_coef}.
+    runs: the policies trained for the property, each as {property, method,
+      learner, kl_coef}.
     ref_logprobs: log pi_0(y | x) of the known responses to the held-out prompts.
-    features: numbers of these responses.
-    by_prompt: whether numbers of policies are kept prompt by prompt.
+    features: numbers of these responses, whose means are the metrics.
+    by_prompt: whether metrics of policies are kept prompt by prompt.
   """
 
   ref_logprobs: Float[Array, 'x y']
@@ -89,7 +89,7 @@ class Space(abc.ABC):
     return self._references[method]
 
   def objective(self, method: str) -> objective_lib.Objective:
-    """The objective of a method, with what its links learned."""
+    """The objective of a method, with the parameters that its links learned."""
     return objectives.make_objective(
         self.config, self.property, method, self.workdir
     )
@@ -129,7 +129,7 @@ class Space(abc.ABC):
 
   @abc.abstractmethod
   def best_of_k(self, method: str) -> Iterator[Policy]:
-    """Best-of-k of a method, as far as the known responses tell it."""
+    """Best-of-k of a method, as far as the known responses determine it."""
 
   @abc.abstractmethod
   def policies(self) -> Iterator[Policy]:

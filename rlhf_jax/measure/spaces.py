@@ -44,7 +44,7 @@ class Listed(Space):
 
   Attributes:
     world: of this seed.
-    tables: policy and rewards on every response, [all prompts, y].
+    tables: log-probabilities and rewards of all responses, [all prompts, y].
   """
 
   by_prompt = False
@@ -91,8 +91,8 @@ class Listed(Space):
   ) -> Float[Array, 'x y']:
     """u(x, y) of a method, from the references that learners use.
 
-    The weights of the method apply where none are given; `penalized` is with
-    policy.penalty where the policy stage puts it.
+    The weights of the method apply where none are given. If `penalized`, the
+    penalty policy.penalty is subtracted where the policy stage does it.
     """
     how = 'none'
     if penalized and (penalty := self.config.policy.penalty).kind != 'none':
@@ -137,7 +137,7 @@ class Listed(Space):
   def frontier(self, method: str) -> Iterator[Policy]:
     """The exact optima of a method at those of evaluate.kls that it reaches.
 
-    A utility without differences reaches none.
+    A constant utility reaches none.
     """
     targets = self.config.evaluate.kls
     utility = self.utility(method, self.prompts.eval_ids)
@@ -161,11 +161,11 @@ class Listed(Space):
       )
 
   def best_of_k(self, method: str) -> Iterator[Policy]:
-    """Nothing: the stage best_of_k draws samples for it."""
+    """No policies: the stage best_of_k measures them on its own samples."""
     yield from ()
 
   def policies(self) -> Iterator[Policy]:
-    """The trained policies, with how near the exact optimum each came."""
+    """The trained policies, each with its row of optimality.csv."""
     for run in self.runs:
       logprobs, row = optimality.measure(self, run)
       kls, (numbers,) = self._measure(logprobs[None], run['method'])
@@ -190,7 +190,7 @@ class Sampled(Space):
   """The samples of the SFT policy and of the policies trained for a property.
 
   Attributes:
-    num_sft: n, samples of the SFT policy to a prompt; they are the first of y.
+    num_sft: n, the number of SFT samples a prompt; they come first on axis y.
     texts: of the known responses, [x y].
   """
 
@@ -265,7 +265,7 @@ class Sampled(Space):
     )
 
   def frontier(self, method: str) -> Iterator[Policy]:
-    """The reweighted SFT samples at those of evaluate.kls that they reach."""
+    """The reweighted SFT samples, at those of evaluate.kls that they reach."""
     targets = self.config.evaluate.kls
     utility = self.utility(method)
     optima = offline.offline_frontier(
@@ -292,7 +292,7 @@ class Sampled(Space):
       )
 
   def best_of_k(self, method: str) -> Iterator[Policy]:
-    """Best-of-k of the SFT samples, for those of best_of_k.ks up to n."""
+    """Best-of-k of the SFT samples, for each k <= n of best_of_k.ks."""
     ks = tuple(k for k in self.config.best_of_k.ks if k <= self.num_sft)
     weights = best_of_k.sample_logweights(
         self.utility(method)[:, : self.num_sft], ks=ks
@@ -355,6 +355,6 @@ def _overrides(run: dict) -> dict:
 
 
 def of(config: ConfigDict, workdir: str) -> Space:
-  """The space of evaluate.property: of all responses where they can be listed."""
+  """The space of evaluate.property: Listed if possible, otherwise Sampled."""
   space = Listed if configs.responses_are_listed(config) else Sampled
   return space(config, workdir)

@@ -19,13 +19,13 @@ _BY_PROMPT = ('win_rate', 'above_q50', 'above_q85')
 
 
 class Rows:
-  """The rows of results.csv: of each policy, one a metric (and prompt)."""
+  """The rows of results.csv: one for each policy and metric (and prompt)."""
 
   def __init__(self, space: Space):
     self._space, self._frames = space, []
 
   def add(self, policy: Policy) -> None:
-    """Adds the rows of a policy, in the order of its numbers."""
+    """Adds the rows of a policy, in the order of `policy.numbers`."""
     space, num = self._space, len(policy.numbers)
     ids = space.prompts.eval_ids
     repeats = len(ids) if space.by_prompt else 1
@@ -53,12 +53,12 @@ class Rows:
 
 
 class Tables:
-  """The tables of one property: NAME to the rows of NAME.csv.
+  """The tables of one property, each written as NAME.csv.
 
   Attributes:
-    matched: policies near evaluate.matched_kl, at which methods are compared:
-      METHOD (the SFT policy, or the point of a frontier), or (METHOD, LEARNER) of
-      the nearest of the trained ones.
+    matched: policies near evaluate.matched_kl, at which methods are compared,
+      by METHOD (the SFT policy, or a point of a frontier) or (METHOD, LEARNER)
+      (the nearest of the trained ones).
   """
 
   def __init__(self, space: Space):
@@ -78,7 +78,7 @@ class Tables:
       self.matched[policy.method] = policy
 
   def add_trained(self, policy: Policy) -> None:
-    """Adds a trained policy, which is matched if it is the nearest so far."""
+    """Adds a trained policy, which is matched while it is the nearest one."""
     self.add(policy)
     if policy.optimality is not None:
       self._optimality.append(policy.optimality)
@@ -148,10 +148,10 @@ def prompt_values(space: Space, matched: dict) -> pd.DataFrame:
 
 
 def joint(space: Space, matched: dict) -> pd.DataFrame:
-  """Draws of the centered rewards of one response, at the matched KL.
+  """Centered rewards of drawn responses, side by side, at the matched KL.
 
-  There are evaluate.num_joint_samples draws of a policy, equally many of each
-  prompt; no rows where the property has one reward alone.
+  There are evaluate.num_joint_samples draws of a policy, equally many for each
+  prompt, and no rows where the property has only one reward.
   """
   ids = space.prompts.eval_ids
   more = schema.OF_PROMPT if space.by_prompt else ()

@@ -136,7 +136,7 @@ class Outcome(typing.NamedTuple):
 def outcomes(results: pd.DataFrame, kl: float) -> list[Outcome]:
   """Every comparison at the matched KL, in reading order.
 
-  Those of optima, by judges other than the reward model that was optimised.
+  They compare optima, by judges other than the reward model that was optimised.
   """
   found = []
   for what, panel in _panels(results):
@@ -151,9 +151,9 @@ def outcomes(results: pd.DataFrame, kl: float) -> list[Outcome]:
 
 
 class Listing(typing.NamedTuple):
-  """Sentences under a title that counts them.
+  """Sentences under a title, and their count.
 
-  Effects smaller than what is printed are counted in `num_small`, and are not
+  Effects that would be printed as zero are counted in `num_small`, and are not
   among the lines.
   """
 
@@ -177,7 +177,7 @@ class Summary(typing.NamedTuple):
 
 
 def _listing(title: str, sized: Sequence[tuple[float, str]]) -> Listing:
-  """The sentences of (effect, sentence) pairs that are not about nothing."""
+  """Lists (effect, sentence) pairs; effects too small are only counted."""
   lines = [text for size, text in sized if abs(size) >= _SMALLEST]
   return Listing(title, lines, len(sized) - len(lines))
 
@@ -218,7 +218,7 @@ def only_raw_and_lsc(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def losses(results: pd.DataFrame) -> Listing:
-  """Every measure by which LSC is established as worse at some KL."""
+  """A listing of measures by which LSC is established as worse at some KL."""
   found = []
   for what, panel in _panels(results):
     if _is_proxy(what):
@@ -304,7 +304,7 @@ def _interval(found: dict[str, float], *, signed: bool = False) -> str:
 class Curve(typing.NamedTuple):
   """Raw, LSC and their difference along the curves of one learner.
 
-  `tables` has one for each property, by its words.
+  `tables` has pairs (label of a property, table).
   """
 
   is_optimum: bool
@@ -313,7 +313,7 @@ class Curve(typing.NamedTuple):
 
 
 def curves(results: pd.DataFrame) -> list[Curve]:
-  """The optima, then every learner of CURVES that has a comparison."""
+  """Curves of the optima, then of learners of CURVES that have a comparison."""
   results = only_raw_and_lsc(results)
   kls = _KLS_OF_SAMPLES if data.is_sampled(results) else _KLS
   panels = _panels(results)

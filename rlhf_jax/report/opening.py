@@ -16,7 +16,7 @@ def sentences(
 ) -> list[str]:
   """Three sentences: the gain over raw, the losses, how near training comes.
 
-  Of the optima of the last property of the study, which combines the others.
+  The optima are those of the last property, which combines the others.
   """
   results = comparisons.only_raw_and_lsc(results)
   property = data.present(results, 'property', names.PROPERTIES)[-1]

@@ -1,4 +1,4 @@
-"""The report page: what its template is given, and its rendering.
+"""The report page: the values that its template takes, and its rendering.
 
 `template.html`, `report.css` and `report.js` stand beside this file; style and
 script go into the page whole. The template escapes whatever it is given.
@@ -22,14 +22,14 @@ class Difference(typing.NamedTuple):
 
 
 class Cell(typing.NamedTuple):
-  """A value, with smaller ones below it."""
+  """A value, with others in smaller print below it."""
 
   value: str | Difference
   below: Sequence[str | Difference] = ()
 
 
 class Table(typing.NamedTuple):
-  """The words above the columns, and rows whose first column is words."""
+  """The headings of the columns, and rows whose first column is text."""
 
   header: Sequence[str]
   rows: Sequence[Sequence[str | Cell]]

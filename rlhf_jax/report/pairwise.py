@@ -12,9 +12,9 @@ _MEASURES = ('win_rate', 'flip_rate', 'position_bias')
 def verdicts(results: pd.DataFrame) -> pd.DataFrame:
   """A row for each policy and question; no row where no judge was asked.
 
+  Columns NAME.STATISTIC have the statistics of `estimates.interval` for
   win_rate, flip_rate (the two orders disagree) and position_bias (towards the
-  response that is shown first) as `estimates.interval`, in columns
-  NAME.STATISTIC.
+  response that is shown first).
   """
   rows = results[results['judge'] == JUDGE]
   if not len(rows):
@@ -35,7 +35,7 @@ def verdicts(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(results: pd.DataFrame) -> page.Table | None:
-  """The verdicts in print; None where no judge was asked."""
+  """The verdicts as a table of the report; None where no judge was asked."""
   found = verdicts(results)
   if not len(found):
     return None

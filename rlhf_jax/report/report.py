@@ -2,7 +2,7 @@
 
 Every number and every sentence with a number is computed from the tables of the
 evaluation when the page is written; pictures, their values and the responses
-are inside the page, which asks the network for nothing.
+are inside the page, which loads nothing from the network.
 """
 
 import json
@@ -35,16 +35,16 @@ def write_report(
     config_file: str,
     environment_file: str,
 ) -> str:
-  """Path of the report, written from the evaluation and figures of a run.
+  """Writes the report on the evaluation and figures of a run; returns its path.
 
   Args:
     out: the HTML file to write. A figure's CSV is linked when it is in the
       folder of this file or below, so that both can be moved together.
     kl: the matched KL, at which methods are compared.
     evaluation_dir: holds the tables; results.csv is required.
-    figures_dir: holds NAME.{csv,png,json} of the figures that there are.
+    figures_dir: holds NAME.{csv,png,json} of the figures that were made.
     config_file: JSON with the config of the study, if it was written.
-    environment_file: JSON with the versions it ran by, if it was written.
+    environment_file: JSON with the versions it ran with, if it was written.
   """
   results = data.load(evaluation_dir, 'results.csv')
   prompt_values = data.load(evaluation_dir, 'prompt_values.csv', optional=True)
@@ -73,7 +73,7 @@ def write_report(
 
 
 class Figure(typing.NamedTuple):
-  """A picture with its values, caption and command; `link` is to its table."""
+  """A picture with its values, caption and command, and a link to its table."""
 
   name: str
   title: str
@@ -123,7 +123,7 @@ def _command(name: str, kl: float) -> str:
 
 
 def _json(path: str) -> typing.Any:
-  """The JSON of a file, None without one."""
+  """The JSON of a file; None if there is no file."""
   return _read(path) if os.path.exists(path) else None
 
 

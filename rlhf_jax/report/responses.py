@@ -1,7 +1,7 @@
 """Responses of SFT, raw and LSC to one prompt, side by side, for the report.
 
 The rows of responses.csv as one small tree inside the page; the page's script
-shows one prompt of it at a time, and puts every text in as text.
+shows one prompt of it at a time, and inserts every text as text, not as HTML.
 """
 
 import os
@@ -24,7 +24,7 @@ _SCORES = {
 def load(evaluation_dir: str) -> pd.DataFrame:
   """responses.csv of the first seed; an empty frame when there is no file.
 
-  Words stay words: a response that reads "NA" or "1" is a response.
+  Texts are not parsed: a response that reads "NA" or "1" is a response.
   """
   path = os.path.join(evaluation_dir, 'responses.csv')
   if not os.path.exists(path) or not os.path.getsize(path):
@@ -47,7 +47,7 @@ def tree(rows: pd.DataFrame) -> list[dict]:
 
   name, label   of the property
   rewards       labels of its rewards
-  scores        heads of the columns of scores
+  scores        headings of the columns of scores
   methods       {name, note} with learner and KL, in the order of METHODS
   prompts       {text, answers}; answers[method][draw] = {moves, text, scores}
                 and scores[reward][column] is text, '' where missing

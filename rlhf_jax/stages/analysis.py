@@ -2,12 +2,12 @@
 
   diagnostics.csv           where each utility is steep, and where it saturates
   calibration.csv           reliability curves, of rewards and of their product
-  calibration_summary.csv   and their scores
-  independence.csv          are two judgements independent given the response?
-  copula.csv                what a wrong answer to that costs
+  calibration_summary.csv   scores of these curves
+  independence.csv          tests whether two judgements are independent given
+                            the response
+  copula.csv                the cost of assuming independence where it is wrong
 
-Everything is of the held-out prompts. `gaussian_table` needs no seed and no
-world; the figures stage writes it.
+All are of held-out prompts. The stage figures writes gaussian.csv, of no seed.
 """
 
 import os
@@ -60,19 +60,19 @@ def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
 
 
 def diagnose(study: spaces.Listed) -> list[tuple]:
-  """Utilities of each method from the rewards of a property.
+  """Rows of diagnostics.csv: quantities of each method's utility.
 
     gradient_share     of E_0 |du/dr|, by decile 1 .. 10 of r under SFT; masses
                        of all rewards are added before they are divided
-    saturated          share of SFT responses with u > log .95; of utilities that
-                       are logarithms of probabilities: declared <= 0
+    saturated          share of SFT responses with u > log .95, for utilities
+                       that are log-probabilities alone: declared <= 0
     reward_sd_before   sd within a prompt, under SFT, of the sum of the rewards
-    reward_sd_after    the same of the utility: what learners see in its place
+    reward_sd_after    the same of the utility, which learners see in its place
     saturated_policy, reward_sd_policy
-                       the first and the third under the exact optimum at the
-                       matched KL, where there is one
+                       saturated and reward_sd_before, under the exact optimum
+                       at the matched KL, where there is one
 
-  The mean over prompts; decile 0 where there are no deciles.
+  Values are means over prompts; decile is 0 where there are no deciles.
   """
   ids, ref_logprobs = study.prompts.eval_ids, study.ref_logprobs
   scores = study.scores('reward_model', ids)
@@ -118,11 +118,11 @@ def _optimum(study: spaces.Listed, utility: jax.Array) -> jax.Array | None:
 def calibration(
     config: ConfigDict, workdir: str
 ) -> tuple[list[tuple], list[tuple]]:
-  """Rows of both calibration tables, from what learning a reward wrote.
+  """Rows of both calibration tables, from results.json of reward models.
 
-  Of every reward model and judge that was learned, on held-out comparisons: raw,
-  divided by a fitted temperature, and through a monotone curve. A kind's
-  `temperature` is what would still improve it.
+  They are of every learned reward model and judge, on held-out comparisons:
+  raw, divided by a fitted temperature, and through a monotone curve. The
+  `temperature` of a kind is the one that would still improve it.
   """
   curves, summaries = [], []
   for role in ('reward_model', *config.judges):
@@ -144,12 +144,12 @@ def _curve_rows(head: tuple, curve: dict) -> list[tuple]:
 
 
 class Pair:
-  """The two judgements of a property, as learned and as judges make them.
+  """The two judgements of a property, as learned and as the judges make them.
 
   Attributes:
-    learned: P(G_i = 1 | x, y) by the reward models, by reward: as analysis.method
-      reads it, with what its transform was calibrated by and its link learned;
-      sigma(r_i - r_ref_i) where its transform is no log-probability.
+    learned: by reward, P(G_i = 1 | x, y) from the reward models, as the
+      method reads it, with its calibration and the link's parameters, or
+      sigma(r_i - r_ref_i) where its transform is not a log-probability.
     gold: the judges' own P(G_i = 1 | x, y).
   """
 
@@ -185,10 +185,10 @@ class Pair:
   def independence(self) -> tuple[list[tuple], list[tuple]]:
     """Rows of independence.csv, and the reliability curve of the product.
 
-    SFT responses are judged several times, with dependence rho. `product` is the
-    mean of prod_i of `learned`, `observed` how often both judgements
-    held, the Frechet bounds are means of those of each response. The curve is
-    that of the rho nearest 0, and its miss is that of the marginals.
+    SFT responses are judged several times, with dependence rho. `product` is
+    the mean of prod_i of `learned`, `observed` how often both judgements held,
+    and the Frechet bounds are means over responses. The curve is that of the
+    rho nearest 0, so that its error is due to the marginals.
     """
     study, c = self._study, self._config
     seed = study.config.seed
@@ -232,13 +232,13 @@ class Pair:
     return rows, _curve_rows(head, curve)
 
   def copula(self) -> list[tuple]:
-    """Rows of copula.csv: P_rho(both good), by judges, of exact optima.
+    """Rows of copula.csv: P_rho(both good), by the judges, under exact optima.
 
-    At the matched KL, of every method and of two that know rho:
+    The optima, at the matched KL, are of every method and two that know rho:
 
       oracle      u = log P_rho(both), from the judges' own marginals
-      lsc_copula  the same from `learned`: LSC without the assumption of
-                  independence, and with all else
+      lsc_copula  the same from `learned`: LSC, but for its assumption of
+                  independence
     """
     study, seed = self._study, self._study.config.seed
     kl = study.config.evaluate.matched_kl

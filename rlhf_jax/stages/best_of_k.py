@@ -1,8 +1,8 @@
-"""Best-of-k of methods, from one set of SFT samples a prompt.
+"""Best-of-k of every method, from one set of SFT samples for each prompt.
 
 The samples are drawn and scored as they would be for a model whose responses
 cannot be listed; order statistics then give every k at once. Only the KL is
-taken from the enumerated responses, where it is exact and not its upper bound.
+taken from the enumerated responses, where it is exact, not an upper bound.
 """
 
 import os
@@ -25,8 +25,8 @@ folder = folders.best_of_k
 def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Writes results.csv: the rows of learner best_of_K, for every K.
 
-  There are rows of the methods of best_of_k.methods; of every method that applies,
-  where it is empty.
+  The rows are of the methods in best_of_k.methods or, where that is empty, of
+  every method that applies.
   """
   out = os.path.join(workdir, folder(config))
   c = config.best_of_k

@@ -1,7 +1,7 @@
 """The data of any source in one layout of files, which later stages read.
 
-  prompts.json                          prompts, which are held out, and of text the
-                                        reward (kind) whose comparisons have them
+  prompts.json                          prompts, which are held out, and in text
+                                        the reward (kind) of their comparisons
   demonstrations.jsonl                  {"prompt", "response"} rows for SFT
   held_out_demonstrations.jsonl         in the world: the writers' response to each
                                         held-out prompt, for references alone
@@ -12,7 +12,7 @@
   report.json                           counts of rows read, dropped and written
 
 Roles are reward_model and those of config.judges; splits are train, test and, of
-comparisons, calibration, which no reward is learned from and none is tested on.
+comparisons, calibration, which rewards are neither trained nor tested on.
 """
 
 import os
@@ -30,7 +30,7 @@ ALONE = True
 
 
 def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
-  """Writes the files of this seed."""
+  """Writes the data files of this seed."""
   out = os.path.join(workdir, folder(config))
   report = sources.of(config).write(config, out, progress)
   files.write_json(os.path.join(out, 'report.json'), report)

@@ -1,9 +1,9 @@
-"""The measures of policies of one property: SFT, optima, best-of-k, trained.
+"""Measurements of policies of one property: SFT, optima, best-of-k, trained.
 
-Writes one file a table (see `schema.EVALUATE`), of this seed and property; the figures
-stage joins them. Judging happens on held-out prompts; how much of the
-attainable objective a learner got, on the prompts it trained on. In a regime,
-exact optima alone are measured, and `results` is the only table.
+The stage writes a file for each table (see `schema.EVALUATE`) of its seed and
+property; the stage figures joins them. Policies are judged on held-out prompts,
+but shares of the attainable objective are measured on training prompts. In a
+regime, exact optima alone are measured, and `results` is the only table.
 """
 
 import os

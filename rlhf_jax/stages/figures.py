@@ -62,7 +62,7 @@ def transform_table() -> pd.DataFrame:
 
 
 def wanted(config: ConfigDict) -> tuple[str, ...]:
-  """The figures that the study has the numbers for."""
+  """The figures that the study has the data for."""
   return make.wanted(
       data.Study(
           is_listed=configs.responses_are_listed(config),
@@ -96,7 +96,7 @@ def _concat(frames: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def joined(config: ConfigDict, workdir: str, name: str) -> pd.DataFrame:
-  """One table of all seeds and properties of the study, and of no others."""
+  """One table, joined over exactly the seeds and properties of the study."""
   if name in schema.ANALYSIS:
     return _concat([
         _read(workdir, 'analysis', configs.with_overrides(config, {'seed': s}), name)
@@ -111,7 +111,7 @@ def joined(config: ConfigDict, workdir: str, name: str) -> pd.DataFrame:
 
 
 def regime_table(config: ConfigDict, workdir: str) -> pd.DataFrame:
-  """Exact frontiers of every regime but the growing AND."""
+  """Exact frontiers of every regime but that of the growing AND."""
   frames = []
   for regime in config.regimes:
     if regime == names_lib.GROWTH:
@@ -159,8 +159,8 @@ def gaussian_table(
 ) -> pd.DataFrame:
   """gaussian.csv: two synthetic rewards, by scale ratio, tail and correlation.
 
-  See `exact.gaussian`. Scales are equal or 4 to 1; beside that, a setting varies
-  the tail or the correlation of normal rewards without correlation.
+  See `exact.gaussian`. Scales are equal or 4 to 1. Rewards are uncorrelated and
+  normal, but for a correlation in some settings and another tail in others.
   """
   settings = [('normal', c) for c in (0.0, 0.5, -0.5)]
   settings += [(tail, 0.0) for tail in ('laplace', 't10', 't5')]

@@ -1,8 +1,8 @@
 """The stage that asks a language model whether a policy beats the SFT policy.
 
-It is asked in both orders, in its own chat form, and answers by the probability of
-the letter of its choice. The k-th sample of the policy meets the k-th of the SFT
-policy; what it is asked is a question a reward: evaluation/pairwise.py.
+It is asked in both orders, in its own chat form; its answer is read from the
+probabilities of the letters A and B. The k-th sample of the policy meets the
+k-th of SFT, in one question for each reward: see evaluation/pairwise.py.
 """
 
 import os
@@ -34,11 +34,11 @@ _PAIRS_AT_ONCE = 96  # between reports of progress
 
 
 def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
-  """Writes verdicts.csv: a row a pair, on each reward of the property.
+  """Writes verdicts.csv: a row for each pair and reward of the property.
 
-  As evaluation/pairwise.py's `Verdicts`, of the policy as `first`, with the lengths
-  of both in words. report.json counts what was asked and left out: pairs whose
-  question is longer than judge.max_tokens.
+  Columns are those of evaluation/pairwise.py's `Verdicts`, the policy first,
+  and the lengths of both in words. report.json counts the questions asked, and
+  pairs left out because a question is longer than judge.max_tokens.
   """
   c = config.judge
   out = os.path.join(workdir, folder(config))
@@ -80,8 +80,8 @@ def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
         rows.append((i, reward, *lengths))
   if not pairs:
     raise ValueError(
-        f'judge.max_tokens is {c.max_tokens}: none of the {left_out} questions'
-        ' is as short.'
+        f'judge.max_tokens is {c.max_tokens}: all {left_out} questions are'
+        ' longer.'
     )
   params, cfg, identity = parameters.load_judge(config, workdir)
   judge_fn = judge_model.make_judge(

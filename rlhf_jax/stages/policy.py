@@ -5,13 +5,13 @@ of a shape) and `update`. What a sweep varies (kl_coef, references, reward-model
 weights, seed) enters them as arrays, so each compiles once; the utility between
 them is a small jitted kernel, one for each method.
 
-Which parameters are trained is `policy.train`. The reference policy is then the
-same base with its own layers, or with the adapters off: frozen parameters have one
-copy, for the reference, the policy and the value function. The value function has
-a trunk of its own in the same sense: adapters or last layers beside the shared
-base, and a head. A head alone would have to read the utility of an unfinished
-response out of states made to predict the next token, and adapters shared with the
-policy would let vf_coef move the policy.
+`policy.train` says which parameters are trained. The reference policy is the
+same base with its original layers, or with the adapters off: the reference, the
+policy and the value function share one copy of the frozen parameters. The value
+function has adapters or last layers of its own beside the shared base, and a
+head. A head alone would have to read the utility of an unfinished response out
+of states made to predict the next token, and adapters shared with the policy
+would let vf_coef move the policy.
 """
 
 from collections.abc import Callable
@@ -61,12 +61,12 @@ narrowed = fields.policy
 def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Trains a policy from pi_0.
 
-  Writes params/ (the trained part; `parameters.load_policy_params` returns all),
+  It writes params/ (the trained part: see `parameters.load_policy_params`),
   huggingface/ with policy.export, weights.json (those of the rewards at the end:
   constant but for the multipliers of a Lagrangian), training.json (the time it
   took) and metrics.jsonl.
 
-  A reward or metric that is not finite stops the run, named with its step.
+  A reward or metric that is not finite stops the run; the error names its step.
   """
   c = config.policy
   s = set_up(config, workdir)
@@ -87,7 +87,7 @@ def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
-  """The parts of a run that are fixed before its first step; not kl_coef.
+  """The parts of a run that are fixed before its first step, without kl_coef.
 
   Attributes:
     config: of the run.
@@ -99,8 +99,8 @@ class Setup:
     trained, frozen, ref_params: see `initial`.
     base: the SFT policy as it was read.
     optim_cfg: of the update.
-    rollout_fn, utility_fn, dual_step, update_fn: of learners/policy_step, jitted.
-    score: (rows of prompts.json, rollout) to the rewards, by name.
+    rollout_fn, utility_fn, dual_step, update_fn: jitted; see policy_step.
+    score: (rows of prompts.json, rollout) -> rewards by name.
   """
 
   config: ConfigDict
@@ -270,9 +270,9 @@ def take_step(
 class Output:
   """The output folder of one policy run.
 
-  metrics.jsonl, checkpoints/, and at the end params/, weights.json and
-  training.json, whose seconds are over all parts of a run that was resumed, with
-  compilation and steps that were lost to a kill.
+  It holds metrics.jsonl, checkpoints/, and at the end params/, weights.json and
+  training.json, whose seconds are the sum over all parts of a resumed run, with
+  compilation and the steps that a kill undid.
   """
 
   def __init__(self, folder: str):

@@ -1,7 +1,7 @@
 """Reference rewards r_ref(x), from SFT samples scored by the reward models.
 
-A specification (references.specs.NAME) says by which estimator; methods name the
-specification they are compared under, so that all are computed here at once, from
+A specification (references.specs.NAME) names an estimator and its options; each
+method names the specification that it uses. All are computed here at once, from
 the same samples.
 """
 
@@ -48,7 +48,7 @@ class Prepared:
 
   Attributes:
     samples: rewards of SFT samples [x m], by reward.
-    record: what was done, for references.json.
+    record: how inputs were made, for references.json.
   """
 
   config: ConfigDict
@@ -58,7 +58,7 @@ class Prepared:
   record: dict = dataclasses.field(default_factory=dict)
 
   def need(self, name: str, reward: str, how: dict) -> Float[np.ndarray, ' x']:
-    """One of references_lib.NEEDS, under a specification."""
+    """The input `name`, one of references_lib.NEEDS, under a specification."""
     if name == 'canned':
       ids = np.arange(len(self.prompts.texts))
       texts = [how['canned'][reward]] * len(ids)
@@ -94,11 +94,11 @@ class Prepared:
 
   @functools.cached_property
   def _dataset(self):
-    """Rewards [x] by name of the response the data hold for each prompt.
+    """Rewards [x], by name, of one response to each prompt from the data.
 
-    The first demonstration that fits the response array; in the world, for
-    held-out prompts, one that SFT is not given. For prompts without one, an SFT
-    sample drawn for this alone.
+    It is the first demonstration that fits the response array; for held-out
+    prompts of the world, one that SFT is not given; for prompts without any, an
+    SFT sample drawn for this alone.
     """
     config, workdir = self.config, self.workdir
     first = _first_demonstrations(config, workdir, 'demonstrations')
@@ -130,11 +130,11 @@ class Prepared:
     return found
 
   def _learned(self, reward: str, q: float) -> Float[np.ndarray, ' x']:
-    """The q-quantile of every prompt, as predicted; learned on training prompts.
+    """The q-quantile of every prompt, predicted from the training prompts.
 
-    A scalar read-out of the SFT policy's trunk at the last prompt token, fitted to
-    the samples less their mean, over their standard deviation. The last metrics of
-    the fit are recorded.
+    The predictor is a scalar read-out of the SFT policy's trunk at the last
+    prompt token, fitted to samples less their mean, over their standard
+    deviation. The metrics of the last step are recorded.
     """
     config = self.config
     c = config.references.regression
@@ -209,14 +209,14 @@ def make_prediction(lm_cfg, eos_id):
 
 
 def make_regression(lm_cfg, eos_id, optim_cfg, q):
-  """Returns the `step(state, batch)` of quantile regression."""
+  """Returns `step(state, batch)`, a step of quantile regression."""
   return quantile_regression.make_step(
       make_prediction(lm_cfg, eos_id), optim.make_tx(optim_cfg), q=q
   )
 
 
 def _curve(config, workdir, reward) -> dict[str, np.ndarray]:
-  """Knots and levels of the reward's calibration, where it has such a curve.
+  """Knots and levels of the reward's calibration curve; {} where it has none.
 
   The knots are scaled as the reward is.
   """
@@ -238,8 +238,8 @@ def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   REWARD.npz: samples [x m], rewards of the SFT samples of every prompt; ref/SPEC
   [x] for every specification; knots [j] and levels [j] where the reward is
   calibrated by a curve. `references_lib.reference_of` reads it. references.json
-  holds how each came about, and `below`: the share of SFT samples at or below
-  r_ref, on training and on held-out prompts.
+  holds the estimator and the mean of each, and `below`: the share of SFT
+  samples at or below r_ref, on training and on held-out prompts.
   """
   out = os.path.join(workdir, folder(config))
   prompts = prompts_lib.load_prompts(

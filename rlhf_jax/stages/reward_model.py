@@ -1,9 +1,9 @@
 """The stage that learns one reward model, or one held-out evaluator.
 
-All are this stage: they differ in the part of the data they see, which
-`reward_model.role` names, and the second evaluator in its read-out as well. What
-they are learned from, and by which likelihood, is `reward_model.link`; what they
-are made on, and how much of it is trained, `reward_model.init` and `train`.
+They differ in the part of the data that they see, which `reward_model.role`
+names; the second evaluator has another read-out as well. `reward_model.link`
+decides the kind of data and the likelihood, `reward_model.init` the weights to
+start from, and `reward_model.train` how much of them is trained.
 """
 
 import dataclasses
@@ -57,10 +57,10 @@ _LEAST_T, _MOST_T = 2e-3, 5e2
 def make_tx(
     cfg: optim.OptimConfig, link_lr_factor: float
 ) -> optax.GradientTransformation:
-  """`optim.make_tx` of the reward, and another of the link's own parameters.
+  """An optimizer of the reward, joined with one of the link's own parameters.
 
-  Adam moves a parameter by the rate a step, whatever its gradient. Weights need
-  no more; a lone scalar would end near where it began, so that its rate is
+  Adam moves a parameter by about the rate a step, whatever the gradient. This
+  suits weights; a lone scalar would end near where it began, so its rate is
   `link_lr_factor` times as high. Nothing decays it.
   """
   link_cfg = dataclasses.replace(
@@ -81,7 +81,7 @@ def make_step(
     center_coef,
     num_microbatches,
 ):
-  """Returns `step(state, frozen, batch)`, which gives (state, metrics)."""
+  """Returns `step(state, frozen, batch)` -> (state, metrics)."""
   tx = make_tx(optim_cfg, link_lr_factor)
   link = links.get(link_name)
   link_nll = link.nll
@@ -119,12 +119,12 @@ def make_pair_rewards(reward_fn):
 
 
 def calibrate(fitted: np.ndarray, measured: np.ndarray) -> dict:
-  """Calibration metrics of held-out margins: raw, over T, and by a curve.
+  """Calibration metrics of held-out margins: raw, divided by T, and by a curve.
 
   Args:
     fitted: margins of the pairs that T and the curve are fitted to.
-    measured: margins of other pairs, on other prompts, that measure all three. A
-      kind's own `temperature` is what would still improve it there.
+    measured: margins of pairs on other prompts, which measure all three. The
+      `temperature` of a kind is the one that would still improve it there.
   """
   if not len(fitted) or not len(measured):
     raise preferences.DataError(
@@ -168,7 +168,7 @@ def _curve(margins):
 
 
 def evaluate(margins: np.ndarray, pairs: PreferenceBatch) -> dict:
-  """Accuracy on held-out pairs, beside that of length."""
+  """Accuracy on held-out pairs, and that of choosing by length."""
   longer = np.sign(
       pairs.chosen_mask.sum(-1).astype(int)
       - pairs.rejected_mask.sum(-1).astype(int)
@@ -188,7 +188,7 @@ def _divided(params, temperature: float, where: str):
   if not _LEAST_T < temperature < _MOST_T:
     logging.warning(
         '%s: the temperature fitted to held-out pairs ran off to %g: the model'
-        ' orders them all right, or no better than chance.',
+        ' orders all of them correctly, or no better than chance.',
         where,
         temperature,
     )
@@ -200,7 +200,7 @@ def _divided(params, temperature: float, where: str):
 
 
 def initial(config: ConfigDict, workdir: str, key):
-  """(trained, frozen) parameters at step 0, less the link's."""
+  """(trained, frozen) parameters at step 0, without those of the link."""
   c = config.reward_model
   lm_cfg = models.model_config(config, 'reward_model')
   if not c.init:
@@ -321,12 +321,12 @@ def _train_probe(config, workdir, out, key, pairs, progress):
 def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Trains r(x, y); writes params/, metrics.jsonl and results.json.
 
-  params/ holds what was trained of trunk, head and link, the link's own
-  parameters (of a probe, see `_train_probe`); with calibration=temperature, the
-  head is divided by T. results.json holds `data` (what became of the training
-  rows), `test` (accuracy on held-out comparisons, whatever was learned from; `ece`
-  as calibrated, null where the link's probability is another) and `calibration`
-  (see `calibrate`): of the reward as trained, in units of which knots are given.
+  params/ holds the trained part of trunk and head, and the link's parameters
+  (for a probe: see `_train_probe`); with calibration=temperature, the head is
+  divided by T. results.json holds `data` (counts of the training rows), `test`
+  (accuracy on held-out comparisons, whatever was learned from; `ece` as
+  calibrated, null where the link's probability is not sigma(r+ - r-)) and
+  `calibration` (see `calibrate`), with knots in units of the undivided reward.
   """
   c = config.reward_model
   out = os.path.join(workdir, folder(config))

@@ -1,4 +1,4 @@
-"""Responses of a policy to held-out prompts, and what every scorer makes of them.
+"""Responses of a policy to held-out prompts, and their scores by all scorers.
 
 Where responses cannot be listed, these are what policies are measured on: those
 of the SFT policy stand for all responses, and each trained policy has its own.
@@ -32,7 +32,7 @@ _CHUNK_SIZE = 512  # tokens whose scores exist at a time
 
 
 def make_kl(lm_cfg, sampling, chunk_size):
-  """Makes `kl(params, ref_params, rollout)` [b]: the sum of the KL at each token."""
+  """Returns `kl(params, ref_params, rollout)` [b]: KL summed over tokens."""
 
   def kl(params, ref_params, rollout):
     _, per_token = lm.reference_logprobs_and_kl(
@@ -53,8 +53,8 @@ def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
 
   tokens, mask  [x n t]
   kl            [x n]: sum_t KL(pi(. | y_<t) || pi_0(. | y_<t)), whose mean
-                estimates the KL of the policy; 0 of the SFT policy
-  ROLE/REWARD   [x n]: of the reward models and every evaluator
+                estimates the KL of the policy; 0 for the SFT policy
+  ROLE/REWARD   [x n]: scores by the reward models and every evaluator
   """
   c, trained = config.samples, config.samples.of == 'policy'
   tokenizer = tokenizers.make_tokenizer(config)

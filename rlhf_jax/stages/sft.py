@@ -1,8 +1,8 @@
 """Supervised fine-tuning on demonstrations: the reference policy pi_0.
 
-It starts from random weights or from a checkpoint (sft.init), of which all or a
-part is trained (sft.train), or nothing: then the checkpoint is pi_0 as it is, and
-the stage records which.
+It starts from random weights or from a checkpoint (sft.init), of which all, a
+part or nothing is trained (sft.train). If nothing, the checkpoint itself is
+pi_0, and the stage records which one it is.
 """
 
 import functools
@@ -43,8 +43,8 @@ def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Trains pi_0 and writes params/ and metrics.jsonl.
 
   params/ holds the trained part alone; `parameters.load_sft_params` returns all.
-  Where nothing is trained there are neither, but base.json and text_format.json
-  as always.
+  Where nothing is trained it writes neither, but still base.json and
+  text_format.json.
   """
   c = config.sft
   out = os.path.join(workdir, folder(config))
@@ -109,7 +109,7 @@ def initial(config: ConfigDict):
 
 
 def make_step(lm_cfg, sampling, optim_cfg, num_microbatches, chunk_size):
-  """Returns `step(state, frozen, batch)`, which gives (state, metrics)."""
+  """Returns `step(state, frozen, batch)` -> (state, metrics)."""
   tx = optim.make_tx(optim_cfg)
 
   def step(state, frozen, batch):

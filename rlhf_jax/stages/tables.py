@@ -1,4 +1,4 @@
-"""The SFT policy, rewards and judges on every response of the world.
+"""SFT log-probabilities, rewards and judges' scores of all listed responses.
 
 Only spaces that can be enumerated have this stage. Its arrays are what exact
 optima are computed from, and what every trained policy is measured on.
@@ -21,8 +21,8 @@ folder = folders.tables
 def run(config: ConfigDict, workdir: str, progress: Progress) -> None:
   """Writes tables.npz.
 
-  sft [x y]; reward_model/NAME [x y], with NaN on training prompts where no
-  policy is trained for this seed; JUDGE/NAME the same, on held-out prompts.
+  It holds `sft` and reward_model/NAME [x y], NaN on training prompts if this
+  seed trains no policy, and JUDGE/NAME [x y], NaN on all training prompts.
   """
   out = os.path.join(workdir, folder(config))
   tokenizer = tokenizers.make_tokenizer(config)

@@ -1,4 +1,4 @@
-"""Configs as data: which part a stage may read, and when two are the same.
+"""Configs as data: the part that a stage may read, records and differences.
 
 A stage is handed only the sections in its FIELDS, so that it cannot depend on a
 field that its record does not hold.
@@ -25,12 +25,12 @@ _NOT_OF_REGIMES = """
 
 
 def in_regime(config: ConfigDict, name: str) -> ConfigDict:
-  """The study's config in one of its regimes: exact, with no policies trained.
+  """The study's config in one of its regimes, where no policies are trained.
 
   Raises:
-    ConfigError: the regime changes a field that does not exist, one that the
-      prompts or the SFT policy, which all regimes share, depend on, or one that
-      has no effect in a regime.
+    ConfigError: the regime changes a field that does not exist, that has no
+      effect in a regime, or that decides the prompts or the SFT policy, which
+      all regimes share.
   """
   copy = config.copy_and_resolve_references()
   copy.unlock()
@@ -74,7 +74,7 @@ def in_regime(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def restricted(config: ConfigDict, fields: Iterable[str]) -> ConfigDict:
-  """A locked copy of `config` with the sections `fields` alone."""
+  """A locked copy of `config` with `regime` and the sections `fields` alone."""
   copy = ConfigDict(
       {name: config[name] for name in sorted({*fields, 'regime'})}
   ).copy_and_resolve_references()
@@ -84,7 +84,7 @@ def restricted(config: ConfigDict, fields: Iterable[str]) -> ConfigDict:
 def own_config(stage: types.ModuleType, config: ConfigDict) -> ConfigDict:
   """The part of `config` that `stage` may read: all that its result depends on.
 
-  Its FIELDS, less what its function `narrowed` takes out, if it has one.
+  It has the stage's FIELDS, less what the stage's `narrowed`, if any, removes.
   """
   own = restricted(config, stage.FIELDS)
   return stage.narrowed(own) if hasattr(stage, 'narrowed') else own
@@ -96,19 +96,19 @@ def responses_are_listed(config: ConfigDict) -> bool:
 
 
 def is_learned(config: ConfigDict, reward: str) -> bool:
-  """Tells whether a reward model scores a reward, and not a rule or gold."""
+  """Tells whether a reward model scores a reward, not a rule or gold."""
   return config.scorers.get(reward, 'learned') == 'learned'
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
-  """`config` as JSON would give it back."""
+  """`config` as a plain dict, as if written to JSON and read again."""
   return json.loads(json.dumps(config.to_dict(), sort_keys=True))
 
 
 def record(config: ConfigDict) -> dict[str, Any]:
-  """The JSON that decides a result: `config`, and the modules that it names.
+  """The record that decides a result: `config`, and hashes of modules in it.
 
-  A module of a project is named by MODULE:NAME, or in property_modules.
+  A config names a project's module as MODULE:NAME, or in property_modules.
   """
   fields = plain(config)
   named = {}
@@ -134,13 +134,13 @@ def _modules(value: Any) -> set[str]:
 
 
 def fingerprint(config: ConfigDict) -> str:
-  """A short hash of all that `record` says of `config`."""
+  """A short hash of `record(config)`."""
   text = json.dumps(record(config), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def with_overrides(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
-  """A locked copy of `config` with dotted `overrides`, each an existing one."""
+  """A locked copy of `config` with `overrides`, dotted names of its fields."""
   copy = config.copy_and_resolve_references()
   copy.lock()  # an unlocked one would accept a misspelt name
   copy.update_from_flattened_dict(overrides)
@@ -148,11 +148,11 @@ def with_overrides(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
 
 
 def policies(config: ConfigDict) -> list[dict[str, Any]]:
-  """The policies that `policy.sweep` lists, of every seed in `policy_seeds`.
+  """The policies that policy.sweep lists, trained for each of policy_seeds.
 
   Returns:
-    One dict a policy of its property, method, learner and kl_coef: fields of
-    config.policy, in this order.
+    A dict for each policy, with its property, method, learner and kl_coef:
+    fields of config.policy, in this order.
   """
   return [
       {
@@ -169,7 +169,7 @@ def policies(config: ConfigDict) -> list[dict[str, Any]]:
 def differences(
     old: dict[str, Any], new: dict[str, Any], prefix: str = ''
 ) -> list[str]:
-  """Dotted names of the fields in which two plain configs differ."""
+  """A phrase for each dotted field in which two plain configs differ."""
   found = []
   for name in sorted(old.keys() | new.keys()):
     path = f'{prefix}{name}'
@@ -184,8 +184,8 @@ def differences(
 def registered(name: str) -> str:
   """The registered name that a config means by NAME or by MODULE:NAME.
 
-  The module is imported first, and registers it: a project is found by every
-  process that reads the config, and the core imports none by itself.
+  The module is imported first, and registers the name: every process that reads
+  the config finds a project's code, and the core imports no project by itself.
   """
   module, _, name = name.rpartition(':')
   if module:

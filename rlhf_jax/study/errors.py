@@ -1,4 +1,4 @@
-"""Errors that a user can mend: of a config, and of a working directory."""
+"""Errors that a user can correct: in a config, or in a working directory."""
 
 
 class ConfigError(ValueError):

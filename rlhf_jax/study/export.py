@@ -1,4 +1,4 @@
-"""A trained policy as a folder that other libraries read."""
+"""The export of a trained policy as a folder that other libraries can read."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ _FILES = (
 
 
 def export(folder: str, params: Params, config: ConfigDict) -> None:
-  """Writes a policy that began as sft.init, with data.pretrained's tokenizer.
+  """Writes a policy trained from sft.init, with data.pretrained's tokenizer.
 
   Args:
     folder: where config.json, safetensors and the files of the tokenizer go.

@@ -13,7 +13,7 @@ _WIDTH = 64  # columns of a batch are a multiple of it
 
 
 def make_features(reward_fn: reward_functions.RewardFunction):
-  """Returns `features(params, tokens and masks)`, states [b d]."""
+  """Returns `features(params, *tokens)`: the states [b d] that probes read."""
   return reward_fn.features
 
 
@@ -52,9 +52,9 @@ def features_of(
     batch_size: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-  """Features [b d] of responses, in batches of about equal lengths.
+  """Features [b d] of responses, computed in batches of similar lengths.
 
-  Columns that are padding in all rows of a batch are left out, to a multiple of
+  Each batch is cut to the columns that it needs, rounded up to a multiple of
   `_WIDTH`, so that few programs serve all batches. Rows keep their order.
 
   Args:

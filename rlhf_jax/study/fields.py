@@ -1,7 +1,7 @@
 """The sections of a config that each stage depends on, and what each ignores.
 
-A stage is handed the sections of its row alone, and its finished output is
-recognised by them: a field that is in no row of a stage cannot change its result.
+A stage is handed the sections in its row alone, and its finished output is
+recognised by them: a field of any other section cannot change its result.
 """
 
 from ml_collections import ConfigDict
@@ -42,19 +42,19 @@ FIELDS: dict[str, tuple[str, ...]] = {
 
 
 def data(config: ConfigDict) -> ConfigDict:
-  """`config` with the link of the reward models alone: what they learn from."""
+  """`config` with reward_model cut down to `link`, which decides the data."""
   plain = config.to_dict()
   plain['reward_model'] = {'link': config.reward_model.link}
   return ConfigDict(plain).lock()
 
 
 def starts_from_sft(config: ConfigDict) -> bool:
-  """Tells whether reward models are made on the SFT policy."""
+  """Tells whether reward models start from the SFT policy."""
   return config.reward_model.init == 'sft'
 
 
 def reward_model(config: ConfigDict) -> ConfigDict:
-  """`config` without the SFT policy, unless the models are made on it."""
+  """`config` without the section sft, unless reward models start from it."""
   if starts_from_sft(config):
     return config
   return ConfigDict(config.to_dict() | {'sft': {}}).lock()
@@ -80,7 +80,7 @@ def policy(config: ConfigDict) -> ConfigDict:
 
 
 def samples(config: ConfigDict) -> ConfigDict:
-  """`config` with the one policy that samples are of; of SFT, without any."""
+  """`config` with only the policy that is sampled; none for SFT samples."""
   if config.samples.of == 'policy':
     plain = policy(config).to_dict()
     plain['samples'].pop('num_samples', None)  # may be narrowed already

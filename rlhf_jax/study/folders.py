@@ -1,4 +1,4 @@
-"""The places of all output, relative to a working directory.
+"""The folders of all output, relative to a working directory.
 
   data seed_S/data             policy      seed_S/policy/PROPERTY_METHOD_LEARNER_KLCOEF
   sft  seed_S/sft              evaluate    seed_S/evaluate/PROPERTY
@@ -32,29 +32,29 @@ def study(config: ConfigDict) -> str:
 
 
 def data(config: ConfigDict) -> str:
-  """Prompts, demonstrations and comparisons."""
+  """The folder of prompts, demonstrations and comparisons."""
   return os.path.join(seed(config), 'data')
 
 
 def sft(config: ConfigDict) -> str:
-  """The reference policy, the same in every regime."""
+  """The folder of the reference policy, the same in every regime."""
   return os.path.join(study(config), 'sft')
 
 
 def reward_model(config: ConfigDict, reward: str = '', role: str = '') -> str:
-  """One reward model or evaluator; by default the config's."""
+  """The folder of a reward model or evaluator; by default the config's."""
   c = config.reward_model
   name = f'{reward or c.reward}_{role or c.role}'
   return os.path.join(seed(config), 'reward_model', name)
 
 
 def references(config: ConfigDict) -> str:
-  """Reference rewards of all prompts."""
+  """The folder of the reference rewards of all prompts."""
   return os.path.join(seed(config), 'references')
 
 
 def tables(config: ConfigDict) -> str:
-  """Log-probabilities and rewards of all responses of a listed space."""
+  """The folder of log-probabilities and rewards of all listed responses."""
   return os.path.join(seed(config), 'tables')
 
 
@@ -67,14 +67,14 @@ def policy_name(
 
 
 def policy(config: ConfigDict) -> str:
-  """One trained policy."""
+  """The folder of one trained policy."""
   c = config.policy
   name = policy_name(c.property, c.method, c.learner, c.kl_coef)
   return os.path.join(seed(config), 'policy', name)
 
 
 def samples(config: ConfigDict) -> str:
-  """Responses of the policy config.samples.of: sft, or the config's policy."""
+  """The folder of samples of SFT or the config's policy, as samples.of says."""
   name = 'sft'
   if config.samples.of == 'policy':
     name = os.path.basename(policy(config))
@@ -82,26 +82,26 @@ def samples(config: ConfigDict) -> str:
 
 
 def judge(config: ConfigDict) -> str:
-  """A language model's verdicts on one policy."""
+  """The folder of a language model's verdicts on one policy."""
   return os.path.join(seed(config), 'judge', os.path.basename(policy(config)))
 
 
 def best_of_k(config: ConfigDict) -> str:
-  """Best-of-k of one property."""
+  """The folder of best-of-k for one property."""
   return os.path.join(seed(config), 'best_of_k', config.evaluate.property)
 
 
 def evaluate(config: ConfigDict) -> str:
-  """Measurements of all policies of one property."""
+  """The folder of measurements of all policies of one property."""
   return os.path.join(seed(config), 'evaluate', config.evaluate.property)
 
 
 def analysis(config: ConfigDict) -> str:
-  """Calibration, dependence and gradients."""
+  """The folder of tables on calibration, dependence and gradients."""
   return os.path.join(seed(config), 'analysis')
 
 
 def figures(config: ConfigDict) -> str:
-  """Pictures of the whole study."""
+  """The folder of the pictures of the whole study."""
   del config
   return 'figures'

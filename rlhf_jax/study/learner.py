@@ -47,6 +47,6 @@ def update_config(learner: interface.Learner, c: ConfigDict):
     if c[name] and name not in numbers:
       raise ConfigError(
           f'policy.{name} is {c[name]}, but learner {learner.name} has no such'
-          ' thing: set it to 0.'
+          ' field: set it to 0.'
       )
   return learner.config_class(**numbers)

@@ -1,4 +1,4 @@
-"""The policy and the rewards on every response, where responses can be listed.
+"""Log-probabilities and rewards of every response, where these can be listed.
 
 The stage tables writes these arrays once for the SFT policy, reward models and
 evaluators. Exact optima are computed from them, and trained policies are measured
@@ -30,7 +30,7 @@ _CHUNK = 32  # prompts at a time
 
 
 def make_logprobs(lm_cfg, sampling, moves):
-  """Makes `logprobs(params, prompt_tokens, prompt_mask)` [x y]."""
+  """Returns `logprobs(params, prompt_tokens, prompt_mask)` [x y]."""
 
   def logprobs(params, tokens, mask):
     return enumeration.enumerate_logprobs(
@@ -41,7 +41,7 @@ def make_logprobs(lm_cfg, sampling, moves):
 
 
 def make_rewards(reward_fn, sampling, moves):
-  """Makes `rewards(params, scale, prompt_tokens, prompt_mask)` [x y]."""
+  """Returns `rewards(params, scale, prompt_tokens, prompt_mask)` [x y]."""
 
   def rewards(params, scale, tokens, mask):
     return scale * enumeration.enumerate_rewards(
@@ -87,7 +87,7 @@ def reward_table(
 ) -> Float[np.ndarray, 'x y']:
   """The reward of every response to the prompts `ids`, by the scorer of a role.
 
-  Evaluators are always learned; only the reward models may be something else.
+  Evaluators are always learned; the role reward_model may be gold or a rule.
   """
   how, scale = scorers.how_scored(config, reward, role)
   tokenizer = tokenizers.make_tokenizer(config)

@@ -4,8 +4,8 @@ A section that has a model (sft, reward_model) says where its weights come from:
 
   init   '' for random ones of the shape `lm`, or the folder of a Hugging Face
          checkpoint
-  lm     the shape of a random model; of a checkpoint, what it does not tell:
-         configs/base.py's `checkpoint`
+  lm     the shape of a random model; for a checkpoint, settings that it does
+         not hold: see `checkpoint` in configs/base.py
 
 and which are trained:
 
@@ -32,7 +32,7 @@ from rlhf_jax.study import origin, tokenizers, trainable
 from rlhf_jax.study.errors import ConfigError
 from rlhf_jax.types import Params
 
-# What a section says of any model, wherever its weights come from.
+# Fields of `lm` that apply to any model, wherever its weights come from.
 NUMBERS = ('scan_layers', 'remat', 'attention', 'dtype')
 
 
@@ -46,7 +46,7 @@ def shape_of(init: str) -> LMConfig:
 
 
 def is_scalar(init: str) -> bool:
-  """Tells whether a checkpoint has a score in place of an unembedding."""
+  """Tells whether a checkpoint has a scalar head in place of an unembedding."""
   path = os.path.join(init, 'config.json')
   return hf_config.is_scalar(hf_config.read_config(init), path)
 
@@ -61,7 +61,7 @@ def load(init: str, *, param_dtype: str) -> Params:
 
 
 def frozen(init: str, *, param_dtype: str) -> Params:
-  """`load`, with one copy for all readers in this process; never donated."""
+  """As `load`, but one copy is shared in this process and never donated."""
   return _frozen(
       init, param_dtype, origin.digest(init), jax.sharding.get_mesh()
   )
@@ -74,7 +74,7 @@ def _frozen(init, param_dtype, of_files, mesh):
 
 
 def with_numbers(cfg: LMConfig, section: ConfigDict) -> LMConfig:
-  """`cfg` with what the section says of any model."""
+  """`cfg` with the NUMBERS of a section."""
   numbers = {name: section.lm[name] for name in NUMBERS}
   return dataclasses.replace(cfg, **numbers)
 
@@ -83,15 +83,15 @@ def with_numbers(cfg: LMConfig, section: ConfigDict) -> LMConfig:
 
 
 def lm_config(section: ConfigDict, tokenizer) -> LMConfig:
-  """The model of a config section, with the tokenizer's vocabulary."""
+  """The LMConfig of a section `lm`, with the tokenizer's vocabulary."""
   return LMConfig(vocab_size=tokenizer.vocab_size, **section)
 
 
 def model_config(config: ConfigDict, name: str) -> LMConfig:
-  """The model of the section `name`, sft or reward_model, as it is trained.
+  """The LMConfig of the section `name`, sft or reward_model, as it is trained.
 
-  Of a random model, its `lm` and the tokenizer's vocabulary; of one that starts
-  from a checkpoint, or from the SFT policy, the shape of that.
+  A random model has the shape `lm` and the tokenizer's vocabulary. One made
+  from a checkpoint or from the SFT policy has the shape of that.
   """
   section, tokenizer = config[name], tokenizers.make_tokenizer(config)
   if not section.init:
@@ -102,8 +102,8 @@ def model_config(config: ConfigDict, name: str) -> LMConfig:
     cfg = with_numbers(shape_of(section.init), section)
   if cfg.vocab_size < tokenizer.vocab_size:
     raise ConfigError(
-        f'{name}.init={section.init} has {cfg.vocab_size} rows of vocabulary, the'
-        f' tokenizer {tokenizer.vocab_size} ids.'
+        f'{name}.init={section.init} has {cfg.vocab_size} embeddings, less than'
+        f' the {tokenizer.vocab_size} ids of the tokenizer.'
     )
   return dataclasses.replace(
       cfg, lora_scale=trainable.lora_scale(section.train)

@@ -15,9 +15,9 @@ from rlhf_jax.study.configs import registered
 
 
 def methods_of(config: ConfigDict, property_name: str) -> tuple[str, ...]:
-  """The methods whose exact optima a property is measured under.
+  """The methods whose exact optima are measured for a property.
 
-  All, but those that name other properties, and those that have no optimum.
+  They are all but those that name other properties or have no exact optimum.
   """
   return tuple(
       name
@@ -33,10 +33,10 @@ def make_objective(
     method: str,
     workdir: str | None = None,
 ) -> objective_lib.Objective:
-  """The utility of a named method, of the rewards of a property.
+  """The objective of a method on the rewards of a property.
 
-  With a `workdir`, the numbers of a link that were learned with its reward model
-  (its thresholds, its noise) are the options of the link's own transform.
+  With a `workdir`, the parameters of a link (thresholds, noise) that its reward
+  model learned become options of the link's own transform.
   """
   section = config.methods[method]
   components = []

@@ -1,7 +1,7 @@
-"""The base that a finished stage was trained from, and the form of its texts.
+"""The base that a finished stage was trained from, and its format of texts.
 
 base.json beside params/ holds the digest of the base, and text_format.json how
-texts became tokens: params are refused beside another base or form.
+texts became tokens: params are refused once either of them has changed.
 """
 
 import functools
@@ -46,7 +46,7 @@ def _digest(stats):
 
 
 def check_base(folder: str, init: str, found: str) -> None:
-  """Raises WorkdirError unless `folder` was trained from the base `found`."""
+  """Raises WorkdirError unless `found` is the digest of `folder`'s base."""
   path = os.path.join(folder, 'base.json')
   if not os.path.exists(path):
     raise WorkdirError(f'{path} is missing: run the stage of {folder} first.')
@@ -77,7 +77,7 @@ def base_digest(config: ConfigDict, workdir: str, name: str):
 
 
 def record(config: ConfigDict, workdir: str, folder: str, name: str) -> None:
-  """Writes what a stage's params go with: text_format.json, and base.json.
+  """Writes the records of a stage's text format and base: see the module.
 
   Raises:
     WorkdirError: the folder was begun with another base.

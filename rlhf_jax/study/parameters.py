@@ -1,4 +1,4 @@
-"""The parameters that finished stages left, whole, on their devices."""
+"""The parameters that finished stages wrote, complete and on their devices."""
 
 import os
 
@@ -13,7 +13,7 @@ from rlhf_jax.types import Params
 def reward_base(config: ConfigDict, workdir: str) -> Params:
   """The trunk {'trunk': params} under every reward model.
 
-  The SFT policy, or the checkpoint of reward_model.init, loaded once a process.
+  It is that of the SFT policy, or of the checkpoint reward_model.init.
   """
   c = config.reward_model
   if c.init == 'sft':
@@ -27,7 +27,7 @@ def reward_base(config: ConfigDict, workdir: str) -> Params:
 def load_reward_init(config: ConfigDict, workdir: str) -> Params:
   """The weights that reward models start from, where they are not random.
 
-  Those of the SFT policy or of a checkpoint, which may be a reward model already.
+  They are those of SFT or of a checkpoint, which may itself be a reward model.
   """
   if config.reward_model.init == 'sft':
     return load_sft_params(config, workdir)
@@ -41,8 +41,8 @@ def load_reward_params(
   """The trained weights of a reward model or evaluator.
 
   Raises:
-    WorkdirError: texts become other tokens than it was trained on, or its base
-      was changed.
+    WorkdirError: the text format or the base has changed since the model was
+      trained.
   """
   folder = os.path.join(workdir, folders.reward_model(config, reward, role))
   trained = checkpoint.restore_params(folder)
@@ -54,10 +54,10 @@ def load_reward_params(
 
 
 def load_sft_params(config: ConfigDict, workdir: str) -> Params:
-  """The weights of the reference policy, all of them, without adapters.
+  """All weights of the reference policy, adapters merged in.
 
   Raises:
-    WorkdirError: as of load_reward_params.
+    WorkdirError: as load_reward_params does.
   """
   c, folder = config.sft, os.path.join(workdir, folders.sft(config))
   trained = {}
@@ -71,7 +71,7 @@ def load_sft_params(config: ConfigDict, workdir: str) -> Params:
 
 
 def load_policy_params(config: ConfigDict, workdir: str, folder: str) -> Params:
-  """The weights of the policy trained in `folder`, without adapters."""
+  """All weights of the policy trained in `folder`, adapters merged in."""
   trained = checkpoint.restore_params(folder)
   train = config.policy.train
   if train.how == 'full':
@@ -83,7 +83,7 @@ def load_policy_params(config: ConfigDict, workdir: str, folder: str) -> Params:
 def load_judge(
     config: ConfigDict, workdir: str
 ) -> tuple[Params, LMConfig, str]:
-  """The judge's parameters and shape, and a name for it with its weights."""
+  """The judge's parameters and shape, and its id for `verdicts.judge_pairs`."""
   c = config.judge
   if c.init == 'sft':
     params = load_sft_params(config, workdir)

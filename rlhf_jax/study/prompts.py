@@ -33,7 +33,7 @@ class Prompts:
 
 
 def load_prompts(config: ConfigDict, workdir: str, tokenizer) -> Prompts:
-  """The prompts the data stage wrote, encoded."""
+  """The prompts that the data stage wrote, encoded."""
   path = os.path.join(workdir, folders.data(config), 'prompts.json')
   rows = files.read_json(path, 'data')
   texts = [row['prompt'] for row in rows]
@@ -53,10 +53,10 @@ def move_ids(tokenizer) -> tuple[int, ...]:
 def sampling_config(
     config: ConfigDict, tokenizer, *, temperature: float
 ) -> SamplingConfig:
-  """The tokens that can be drawn as a response, and the temperature.
+  """The sampling settings: the tokens a response may have, and the temperature.
 
-  In the world: one to max_moves moves, then EOS, and no other token; in text,
-  any token that is text, until EOS or the array is full.
+  In the world a response is one to max_moves moves, and then EOS; in text it is
+  any tokens of text, until EOS or until the array is full.
   """
   world = config.data.source == 'world'
   if world:
@@ -78,7 +78,7 @@ def sampling_config(
 
 
 def policy_sampling(config: ConfigDict, tokenizer) -> SamplingConfig:
-  """The sampling of policies: `config.sampling`, which learners share."""
+  """The sampling settings `config.sampling` of policies, shared by learners."""
   c = config.sampling
   found = sampling_config(config, tokenizer, temperature=c.temperature)
   length = c.max_tokens or found.num_tokens

@@ -1,4 +1,4 @@
-"""The rows that a reward model learns from, encoded, and the results it left."""
+"""The encoded rows that a reward model learns from, and its results.json."""
 
 import os
 
@@ -20,7 +20,7 @@ _KINDS = {
 def load(
     config: ConfigDict, workdir: str, split: str, kind: str = 'comparisons'
 ) -> tuple[PreferenceBatch | RatingBatch, dict[str, int]]:
-  """The comparisons or ratings of the config's reward and role, and counts."""
+  """Comparisons or ratings of the config's reward and role; counts of rows."""
   c = config.reward_model
   name = f'{c.reward}.{c.role}.{split}.jsonl'
   path = os.path.join(workdir, folders.data(config), kind, name)

@@ -14,13 +14,13 @@ from rlhf_jax.types import Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardFunction:
-  """reward(params, prompt and response tokens and masks) -> [b]; hashable.
+  """A hashable function (params, *rollout.tokens()) -> rewards [b].
 
   Attributes:
-    lm_cfg: of the trunk.
-    readout: of models/heads.py; '' for a probe.
-    layer: whose states a probe reads.
-    pooling: of a probe; '' for a read-out.
+    lm_cfg: the shape of the trunk.
+    readout: one of heads.READOUTS; '' for a probe.
+    layer: the layer whose states a probe reads.
+    pooling: how a probe pools the states; '' for a read-out.
   """
 
   lm_cfg: LMConfig

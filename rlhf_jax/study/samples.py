@@ -1,8 +1,8 @@
-"""Sampled responses: drawn and scored a batch at a time, and read again.
+"""Sampled responses: drawn and scored a batch at a time, and read from files.
 
-The stages that need samples of their own draw them by `sample_sft` and
-`sample_policy`; those that the stage samples has written, and a language model's
-verdicts on them, are read here.
+Stages that need samples of their own draw them with `sample_sft` and
+`sample_policy`. What the stage `samples` wrote, and a language model's verdicts
+on it, are read by `load`, `load_texts` and `load_verdicts`.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,11 +25,11 @@ from rlhf_jax.types import Params, Progress, Rollout
 
 
 class Stream(enum.IntEnum):
-  """Streams of random numbers, so that no purpose sees another's samples.
+  """Streams of random numbers: samples for different uses are independent.
 
   Attributes:
     REFERENCES: SFT samples that reference rewards are estimated from.
-    SFT: SFT samples that are measured: of best-of-k and the offline frontier.
+    SFT: SFT samples that best-of-k and the offline frontier are measured on.
     DATASET: SFT samples for the prompts without a demonstration.
     POLICY: samples of trained policies.
   """
@@ -41,7 +41,7 @@ class Stream(enum.IntEnum):
 
 
 def make_sample(lm_cfg, sampling, num_samples):
-  """Makes `sample(params, prompt_tokens, prompt_mask, prompt_ids, seed)`."""
+  """Returns `sample(params, prompt_tokens, prompt_mask, prompt_ids, seed)`."""
 
   def sample(params, tokens, mask, prompt_ids, seed):
     # Step 0 of a stream of its own: no sample is shared with the policies'.
@@ -64,7 +64,7 @@ def sample_sft(
 ) -> Iterator[tuple[np.ndarray, Rollout, dict[str, np.ndarray]]]:
   """Yields SFT responses to `prompt_ids`, with the rewards as their scores.
 
-  Options and what is yielded are those of `sample_policy`.
+  The options and the batches are described at `sample_policy`.
   """
   params = parameters.load_sft_params(config, workdir)
   score = scorers.load_all(config, workdir, tuple(config.rewards))
@@ -90,14 +90,14 @@ def sample_policy(
   Args:
     config: of the study.
     workdir: working directory.
-    params: of the policy, of the shape of the SFT policy.
+    params: of the policy, shaped as those of the SFT policy.
     prompt_ids: rows of prompts.json.
     score: from (prompt of each row, rollout) to scores [rows] by name.
     num_samples: responses to each prompt.
     stream: of the random numbers.
-    progress: told of every batch.
-    kept: folder to keep batches in, '' for none. Those that a stopped run has
-      kept are not drawn again.
+    progress: called after every batch.
+    kept: folder to keep batches in, '' for none; those that a stopped run left
+      there are read, not drawn again.
 
   Yields:
     (prompt ids [x], rollout [x num_samples, prompt-major], scores [x num_samples]
@@ -158,13 +158,13 @@ def _read_batch(path, tokens, mask) -> tuple[Rollout, dict[str, np.ndarray]]:
 
 
 def load(config: ConfigDict, workdir: str) -> dict[str, np.ndarray]:
-  """Reads the arrays of samples.npz of config.samples.of."""
+  """Reads samples.npz of the policy that config.samples.of names."""
   path = os.path.join(workdir, folders.samples(config), 'samples.npz')
   return files.read_arrays(path, 'samples')
 
 
 def load_texts(config: ConfigDict, workdir: str) -> np.ndarray:
-  """Reads the texts [x n] of the responses of config.samples.of."""
+  """Reads the responses in samples.npz (see `load`) as texts [x n]."""
   return decode(load(config, workdir), tokenizers.make_tokenizer(config))
 
 

@@ -1,7 +1,7 @@
 """The scorers r(x, y) of rewards, learned or not.
 
 A reward is learned from comparisons, known (gold, in the world), or given by a
-rule. Learners, references and tables see one function of prompts and responses.
+rule. All that read it see a function of prompts and responses.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ Scorer = Callable[[jax.Array | np.ndarray, Rollout], Array]
 
 
 def make_reward(reward_fn):
-  """Returns `reward(params, scale, prompt and response tokens and masks)`."""
+  """Returns `reward(params, scale, *rollout.tokens())`: rewards [b], scaled."""
 
   def reward(params, scale, *tokens):
     return scale * reward_fn(params, *tokens)
@@ -36,11 +36,11 @@ def make_reward(reward_fn):
 
 
 def make_rule(name: str):
-  """Returns the function that MODULE:NAME names, times a scale."""
+  """Returns `rule(scale, *tokens)`: the function MODULE:NAME, times `scale`."""
   module, _, function = name.rpartition(':')
   if not module:
     raise ConfigError(
-        f'Unknown scorer {name!r}; it is learned, gold, or MODULE:NAME.'
+        f'Unknown scorer {name!r}; known: learned, gold, or MODULE:NAME.'
     )
   found = getattr(importlib.import_module(module), function, None)
   if found is None:
@@ -51,7 +51,7 @@ def make_rule(name: str):
 def how_scored(
     config: ConfigDict, reward: str, role: str
 ) -> tuple[str, np.float32]:
-  """The scorer of a reward, and a factor on it; evaluators are always learned."""
+  """The scorer and the scale of a reward; ('learned', 1) for evaluators."""
   if role != 'reward_model':
     return 'learned', np.float32(1.0)
   how = config.scorers.get(reward, 'learned')
@@ -77,7 +77,7 @@ def response_indices(tokens, mask, tokenizer) -> np.ndarray:
 def load(
     config: ConfigDict, workdir: str, reward: str, role: str = 'reward_model'
 ) -> Scorer:
-  """The scorer of a reward, with its weights read; or an evaluator of it."""
+  """The scorer of a reward, or an evaluator of it, with its weights loaded."""
   how, scale = how_scored(config, reward, role)
   tokenizer = tokenizers.make_tokenizer(config)
   if how == 'learned':
@@ -106,9 +106,9 @@ def load_all(
     rewards: Sequence[str],
     role: str = 'reward_model',
 ) -> Callable[[jax.Array | np.ndarray, Rollout], dict[str, Array]]:
-  """`load` of several rewards at once, as one function.
+  """One function that scores several rewards, each as `load` does, by name.
 
-  Probes on the same states of one trunk share one pass through it.
+  Probes on the same states of one trunk share a pass through it.
   """
   reward_fn = reward_functions.of(config, role)
   others, probes, scales, trunk = {}, {}, {}, None
@@ -132,7 +132,7 @@ def load_all(
 
 
 def make_probes(reward_fn):
-  """Returns `rewards(trunk, probes, scales, tokens and masks)`, by name."""
+  """Returns `rewards(trunk, probes, scales, *rollout.tokens())`, by name."""
 
   def rewards(trunk, probes, scales, *tokens):
     x = reward_fn.features(trunk, *tokens)

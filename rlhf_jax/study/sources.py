@@ -1,12 +1,12 @@
 """Sources of a study's data: the embedded world, and files of text.
 
-A source writes the files of the data stage (see stages/data.py). A source of text
-is a function that reads the comparisons of one reward: one row of SOURCES. Sources
-of text are split by a hash of the prompt, never by row: each role trains on a part
-of its own, and is tested on all comparisons whose prompts it never met, those of
-other roles included. In the world the roles own disjoint sets of pairs, those of
-test and calibration are nobody's, and the test pairs are on held-out prompts, the
-others on training prompts.
+A source is a row of SOURCES, and writes the files of the data stage (see
+stages/data.py); one of text also reads a reward's comparisons. Text is split
+by a hash of the prompt, never by row: each role trains on a part of its own,
+and is tested on all comparisons whose prompts it never met, also those of other
+roles. In the world each role has pairs of its own, and those for test and
+calibration belong to no role; test pairs are on held-out prompts, all others on
+training prompts.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,7 +34,7 @@ _TEST_HALVES = {'test': 0.5, 'calibration': 0.5}
 
 
 def make_world(config: ConfigDict) -> world_lib.World:
-  """The embedded world of this seed, judged by the rewards; not to be changed."""
+  """The embedded world of a config; one copy is shared, so do not change it."""
   for module in config.property_modules:
     importlib.import_module(module)
   c = config.world
@@ -59,13 +59,13 @@ _world = functools.lru_cache(maxsize=2)(world_lib.make_world)
 def data_kind(config: ConfigDict) -> str:
   """The kind of data that the link of the reward models learns from.
 
-  One of comparisons, ties (comparisons with ties), ratings and none.
+  It is comparisons, ties (comparisons with ties), ratings or none.
   """
   return links.get(configs.registered(config.reward_model.link)).data
 
 
 def roles_of(config: ConfigDict) -> tuple[str, ...]:
-  """The roles, each of which learns from samples of its own."""
+  """The roles, each of which learns from data of its own."""
   return ('reward_model', *config.judges)
 
 
@@ -75,7 +75,7 @@ def _demonstration_rows(world, prompt, response) -> Iterator[dict]:
 
 
 def _write_split(out, kind, reward, role, split, rows: Sequence) -> None:
-  """comparisons/ or ratings/ of one role."""
+  """Writes a split of one role to comparisons/ or ratings/."""
   path = os.path.join(out, kind, f'{reward}.{role}.{split}.jsonl')
   preferences.write_jsonl(rows, path)
 
@@ -88,7 +88,7 @@ def _by_annotators(config, reward, rows: Iterable, where: str) -> list:
   if not kept:
     raise preferences.DataError(
         f'{where}: none of {len(rows)} rows is by data.annotators.{reward} ='
-        f' {wanted}, but by {sorted({row.annotator for row in rows})[:8]}.'
+        f' {wanted}; they are by {sorted({row.annotator for row in rows})[:8]}.'
     )
   return kept
 
@@ -142,7 +142,7 @@ def _splits_of(what: str) -> tuple[str, ...]:
 
 
 def _world_pairs(config, world, reward, who):
-  """Comparisons for a role, or for test or calibration, from held-out pairs."""
+  """Comparisons for a role; for test or calibration, pairs of no role."""
   c, unseen = config.world, who in ('test', 'calibration')
   pairs = samples.sample_comparisons(
       world,
@@ -158,7 +158,7 @@ def _world_pairs(config, world, reward, who):
 
 
 def _world_ratings(config, world, reward, who):
-  """Ratings for a role, or for test: those of no role, on held-out prompts."""
+  """Ratings for a role; for test, ratings of no role, on held-out prompts."""
   c, held_out = config.world, who == 'test'
   ratings = samples.sample_ratings(
       world,
@@ -172,7 +172,7 @@ def _world_ratings(config, world, reward, who):
 
 
 def _write_text(config, out, progress):
-  """Comparisons of text, and demonstrations from what was preferred."""
+  """Writes comparisons, prompts, and preferred responses as demonstrations."""
   kind = data_kind(config)
   report, demonstrations, prompts = {}, [], {}
   tokenizer = tokenizers.make_tokenizer(config)
@@ -207,7 +207,7 @@ def _write_text(config, out, progress):
 
 
 def _usable(config, tokenizer, prompt: str) -> bool:
-  """Tells whether the tokenizer has a form for a prompt; rows of it drop later."""
+  """Tells whether a prompt can be encoded; if not, its rows drop out later."""
   try:
     tokenizer.encode_prompt(prompt, max_tokens=config.data.max_prompt_tokens)
   except tokenizer_lib.UnusableText:
@@ -225,7 +225,7 @@ def _read_comparisons(config, reward, out):
 
 
 def _read_ratings(config, reward):
-  """The same of ratings, from data.rating_files."""
+  """Ratings of a reward, the counts of their rows, and the file's name."""
   c = config.data
   name = c.rating_files.get(reward, '')
   if not name:
@@ -242,7 +242,7 @@ def _read_ratings(config, reward):
 
 
 def _place(config, prompt: str) -> tuple[str, str]:
-  """The owner of a prompt of text, by hash: (a role or alignment, train or test)."""
+  """Assigns a prompt, by hash, to (a role or alignment, train or test)."""
   roles = roles_of(config)
   halves = {role: (1.0 - _ALIGNMENT_SHARE) / len(roles) for role in roles}
   halves['alignment'] = _ALIGNMENT_SHARE
@@ -256,7 +256,7 @@ def _place(config, prompt: str) -> tuple[str, str]:
 
 
 def _write_parts(config, out, what, reward, rows, where) -> dict[str, int]:
-  """Writes each role's part of the rows, and returns their numbers."""
+  """Writes each role's part of the rows; returns the counts of rows."""
   parts = {}
   for row in rows:
     owner, split = _place(config, row.prompt)
@@ -282,7 +282,7 @@ def _write_parts(config, out, what, reward, rows, where) -> dict[str, int]:
 
 
 def _read_hh(c, reward, out):
-  """Comparisons in the release of Anthropic's HH."""
+  """Comparisons in the files of Anthropic's HH release."""
   return hh.load_hh(
       c.path,
       c.files[reward],
@@ -293,7 +293,7 @@ def _read_hh(c, reward, out):
 
 
 def _read_hub(c, reward, out):
-  """Comparisons of HH, with files that are missing downloaded first."""
+  """Comparisons of HH, after downloading the files that are missing."""
   hh.fetch(c.path, c.files[reward], split=c.hh_split)
   return _read_hh(c, reward, out)
 
@@ -310,12 +310,12 @@ def _read_jsonl(c, reward, out):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-  """One value of data.source.
+  """A source of data, named by data.source.
 
   Attributes:
-    write: (config, folder, progress) to the report; writes the data stage's files.
-    read: of text, (config.data, reward, folder) to the comparisons of a reward and
-      the counts of its rows; `folder` may hold what is prepared.
+    write: (config, folder, progress) -> report; writes the data stage's files.
+    read: of text alone, (config.data, reward, folder) -> a reward's comparisons
+      and the counts of its rows; prepared files may be kept in `folder`.
   """
 
   write: Callable[..., dict]

@@ -1,6 +1,6 @@
 """The part of a model that is trained, by a config's section `train`.
 
-  params ---prepare---> with adapters, or the last layers apart
+  params ---prepare---> with adapters, or the last layers split off
          ---split-----> (trained, frozen): the step is handed both
          ---join------> the model again, adapters beside the base
          ---merge-----> the tree of a plain model, adapters added to the kernels
@@ -27,12 +27,12 @@ def has_adapters(train: ConfigDict) -> bool:
 
 
 def has_layers(train: ConfigDict) -> bool:
-  """Tells whether layers or their adapters are trained, not a probe of them alone."""
+  """Tells whether layers or their adapters are trained, not just a probe."""
   return train.how != 'probe'
 
 
 def gradient_passes(train: ConfigDict, num_layers: int) -> float:
-  """Forward passes that a gradient costs: of states, and of trained weights."""
+  """The cost of a gradient of states and trained weights, in forward passes."""
   if train.how == 'full':
     return 2.0
   if train.how == 'last_n':
@@ -48,13 +48,13 @@ def lora_scale(train: ConfigDict) -> float:
 def shares_lower_layers(train: ConfigDict) -> bool:
   """Tells whether `prepare` cuts a model in two: lower layers, and those trained.
 
-  Models on one base are then made of one cut, which copies the lower layers.
+  Models on one base then share one cut, because a cut copies the lower layers.
   """
   return train.how == 'last_n'
 
 
 def prepare(key: Key[Array, ''], params: Params, train: ConfigDict) -> Params:
-  """`params` with new adapters, or with the last layers apart."""
+  """`params` with new adapters, or with the last layers split off."""
   if train.how == 'lora':
     new = adapters.init(key, params, rank=train.rank, targets=train.targets)
     return adapters.attach(params, new)
@@ -64,7 +64,7 @@ def prepare(key: Key[Array, ''], params: Params, train: ConfigDict) -> Params:
 
 
 def split(params: Params, train: ConfigDict) -> tuple[Params, Params]:
-  """(trained, frozen) parts of a prepared model; frozen is {} under full.
+  """(trained, frozen) parts of a prepared model; frozen is {} for how=full.
 
   The trained part is a copy, since a step donates it.
   """
@@ -81,7 +81,7 @@ def join(trained: Params, base: Params, train: ConfigDict) -> Params:
   Args:
     trained: the first of `split`, after training.
     base: the model that `prepare` was given, less heads.
-    train: the section that both were made by.
+    train: the section that both were made with.
   """
   if train.how == 'full':
     return trained
@@ -93,7 +93,7 @@ def join(trained: Params, base: Params, train: ConfigDict) -> Params:
 
 
 def merge(trained: Params, base: Params, train: ConfigDict) -> Params:
-  """`join`, with adapters added to the kernels: the tree of a plain model."""
+  """As `join`, but with adapters added to the kernels: a plain model's tree."""
   if train.how == 'lora':
     return adapters.merge(base, trained, scale=lora_scale(train))
   return join(trained, base, train)

@@ -1,8 +1,8 @@
 """The verdicts of a judge on pairs of responses, each asked for once.
 
-Verdicts are kept in a file of lines, one appended for each answer, so that
-nothing is asked again: not by a run that was killed, not by another run, not
-with the two responses exchanged.
+Answers are kept in a JSONL file, one a line, so that no question is asked
+twice: neither by a resumed run, nor by another run, nor for the same pair with
+its responses exchanged.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,12 +28,12 @@ class Judged(NamedTuple):
 
 @contextlib.contextmanager
 def _open_answers(path: str) -> Iterator[tuple[dict[str, float], Callable]]:
-  """Yields the answers by query key in a JSONL file, and `keep(answers)` for more.
+  """Yields the answers in a JSONL file by query key, and `keep(answers)`.
 
-  The file is only ever appended to; what is kept is on disk when `keep` returns. A
-  line torn by a kill is cut off when the file is opened next. The file is locked
-  while open: a second run waits, and then finds the answers. Of several processes
-  of a run, the main one has it open; all know the answers.
+  `keep` appends answers, which are on disk when it returns. A line that a kill
+  cut short is removed when the file is next opened. The file is locked while
+  open: a second run waits, and then finds the answers. In a run of several
+  processes the main one alone opens the file; all get the answers.
   """
   file = None
 
@@ -85,12 +85,12 @@ def judge_pairs(
     cache_path: str,
     batch_size: int,
 ) -> Judged:
-  """The judge's verdicts on the pairs, asked for where the cache has none.
+  """The judge's verdicts on the pairs, read from the cache or asked for.
 
   Args:
     judge_fn: prompt texts -> P(the response shown first is better).
-    judge_id: names the judge and everything that its answers depend on, such as
-      its weights and choices: what answers differently needs another id.
+    judge_id: names the judge and all that its answers depend on, such as its
+      weights and dtype: a judge that answers differently needs another id.
     rows: the pairs; one that occurs twice is asked about once.
     cache_path: the file of answers; it may hold those of other judges.
     batch_size: texts in a call; a kill loses no more than one call.
@@ -120,7 +120,7 @@ def judge_pairs(
             f' shape {answers.shape}.'
         )
       if not np.all((answers >= 0) & (answers <= 1)):  # False for NaN
-        raise ValueError(f'{judge_id} answered with what is no probability.')
+        raise ValueError(f'{judge_id} gave an answer that is no probability.')
       keep(dict(zip(batch, answers.tolist(), strict=True)))
     p = np.array([known[key] for key in keys]).reshape(-1, 2)
   return Judged(

@@ -1,6 +1,6 @@
-"""Refusals of configs that cannot work, before anything runs.
+"""Checks of a config, made before anything runs.
 
-Every message is one line that names the field and what it may be. Bounds and
+Every message is one line that names the field and its valid values. Bounds and
 choices of single fields, and fields without effect, are rows of `rules`; what
 depends on several fields is checked in the module of their section.
 """
@@ -13,7 +13,7 @@ from rlhf_jax.study.errors import ConfigError
 
 
 def validate(config: ConfigDict) -> None:
-  """Raises ConfigError naming the first field that cannot be what it is."""
+  """Raises ConfigError that names the first field with an invalid value."""
   study.check(config)
   rules.check(config)
   language_models.check(config)

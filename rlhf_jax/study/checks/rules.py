@@ -1,4 +1,4 @@
-"""Bounds and choices of the fields of a config, and when one has no effect.
+"""Bounds and choices of a config's fields, and those that have no effect.
 
 A path is dotted; `*` in it stands for every name in a section.
 """
@@ -129,7 +129,7 @@ def fields(config: ConfigDict, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def check(config: ConfigDict) -> None:
-  """Raises ConfigError for a field that a row of the tables refuses."""
+  """Raises ConfigError for a field that breaks a rule of the tables above."""
   for pattern, of in NAMES.items():
     if config.regime and pattern in SHARED_WITH_REGIMES:
       continue
@@ -162,7 +162,7 @@ def check(config: ConfigDict) -> None:
 
 
 def _require_neutral(path: str, value: Any, neutral: Any, why: str) -> None:
-  """Requires a field that `why` gives no effect to have its neutral value."""
+  """Requires the neutral value of a field that `why` deprives of any effect."""
   require(
       value == neutral,
       f'{path} is {value!r}, which has no effect with {why}: set it to'
@@ -171,7 +171,7 @@ def _require_neutral(path: str, value: Any, neutral: Any, why: str) -> None:
 
 
 def _check_train(train, where):
-  """Refuses what the way of training lacks, and what it has no use for."""
+  """Raises ConfigError for fields that a way of training lacks or ignores."""
   for how, names in TRAIN_FIELDS.items():
     for name in names:
       if name not in train:

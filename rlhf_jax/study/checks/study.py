@@ -1,4 +1,4 @@
-"""Refusals of what a study is made of: its rewards, data, stages and numbers."""
+"""Checks of a study: its seeds, rewards, data, stages and analysis."""
 
 from collections.abc import Collection
 
@@ -18,7 +18,7 @@ _EVALUATORS = ('evaluator', 'second_evaluator')
 
 
 def check(c: ConfigDict) -> None:
-  """Raises ConfigError for a study that cannot be."""
+  """Raises ConfigError for a study that cannot be run."""
   require(len(c.seeds) > 0, 'seeds is empty: give at least one.')
   require(
       all(isinstance(s, int) and s >= 0 for s in c.seeds),
@@ -27,7 +27,7 @@ def check(c: ConfigDict) -> None:
   require(len(c.rewards) > 0, 'rewards is empty: name at least one.')
   require(
       set(c.judges) <= set(_EVALUATORS) and len(set(c.judges)) == len(c.judges),
-      f'judges must be distinct and of {_EVALUATORS}, got {tuple(c.judges)}.',
+      f'judges must be distinct names of {_EVALUATORS}, got {tuple(c.judges)}.',
   )
   sources.of(c)  # raises unless it is known
   require(
@@ -43,7 +43,7 @@ def check(c: ConfigDict) -> None:
   require(
       0 <= c.sampling.max_tokens <= longest,
       f'sampling.max_tokens is {c.sampling.max_tokens}; it must lie in [0,'
-      f' data.max_response_tokens={longest}], 0 for as many.',
+      f' data.max_response_tokens={longest}]; 0 stands for the latter.',
   )
   require(
       c.evaluate.matched_kl in c.evaluate.kls,
@@ -67,13 +67,13 @@ def _check_tokenizer(c):
 
 
 def check_stages(c: ConfigDict, stages: Collection[str]) -> None:
-  """Raises ConfigError for stages that the source of the study cannot have."""
+  """Raises ConfigError for stages that the config's data.source rules out."""
   listed = configs.responses_are_listed(c)
   unwanted = sorted(set(_OF_TEXT if listed else _OF_LISTED) & set(stages))
   require(
       not (listed and unwanted),
-      f'stages {unwanted} need text: all responses of data.source=world are known,'
-      ' and have the stage tables.',
+      f'stages {unwanted} need text: all responses of data.source=world are'
+      ' known, and the stage tables covers them.',
   )
   require(
       not unwanted,
@@ -83,7 +83,7 @@ def check_stages(c: ConfigDict, stages: Collection[str]) -> None:
 
 
 def _check_listed(c):
-  """Refuses what a world whose responses are enumerated cannot have."""
+  """Raises ConfigError for what a world of listed responses rules out."""
   require(
       c.data.max_response_tokens == c.world.max_moves + 1,
       'data.max_response_tokens must be world.max_moves + 1 (the moves and'
@@ -99,7 +99,7 @@ def _check_listed(c):
 
 
 def _try_properties(c):
-  """Judges short responses by every property, to find what raises."""
+  """Raises ConfigError for a property that fails to judge short responses."""
   try:
     sources.make_world(configs.with_overrides(c, {'world.max_moves': 2}))
   except ConfigError:
@@ -113,10 +113,10 @@ def _try_properties(c):
 
 
 def _check_text(c):
-  """Refuses what text, of which samples are all there is, cannot have."""
+  """Raises ConfigError for what text, known by samples alone, rules out."""
   require(
       not c.regimes,
-      f'regimes {tuple(c.regimes)} need data.source=world: they are exact.',
+      f'regimes {tuple(c.regimes)} need data.source=world, for exact optima.',
   )
   require(
       'evaluate' not in c.stages or 'samples' in c.stages,
@@ -125,8 +125,8 @@ def _check_text(c):
   judged = 'judge' in c.stages
   require(
       judged == (c.judge.num_pairs > 0),
-      f'judge.num_pairs is {c.judge.num_pairs}: it is of the stage judge, which is'
-      + (' there.' if judged else ' not in stages.'),
+      f'judge.num_pairs is {c.judge.num_pairs}; it must be'
+      f' {"> 0 with" if judged else "0 without"} the stage judge.',
   )
   if judged:
     require(
@@ -142,7 +142,7 @@ def _check_text(c):
 
 
 def check_analysis(c: ConfigDict) -> None:
-  """Raises ConfigError for an analysis of what the study does not have."""
+  """Raises ConfigError if the study lacks what its analysis is made of."""
   if 'analysis' not in c.stages:
     return
   name, method = c.analysis.property, c.analysis.method
