@@ -16,6 +16,7 @@ import typing
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+import numpy as np
 
 from rlhf_jax.models import attention, heads, lm
 from rlhf_jax.models import cache as cache_lib
@@ -27,17 +28,18 @@ from rlhf_jax.types import Params, SamplingConfig
 def all_responses(
     moves: Int[Array, ' a'], *, sampling: SamplingConfig
 ) -> tuple[Int[Array, 'y t'], Bool[Array, 'y t']]:
-  """Tokens and mask of every response, in the order of the space."""
+  """Tokens and mask of every response, in the order of the space; not traced."""
+  moves = np.asarray(moves)
   tokens, mask = [], []
   length = sampling.num_tokens
   for i in range(1, length):
-    index = jnp.indices((moves.shape[0],) * i).reshape(i, -1).T
+    index = np.indices((len(moves),) * i).reshape(i, -1).T
     rest = [sampling.eos_id] + [sampling.pad_id] * (length - i - 1)
-    rest = jnp.broadcast_to(jnp.array(rest), (index.shape[0], length - i))
-    tokens.append(jnp.concatenate([moves[index], rest], axis=1))
-    valid = jnp.arange(length) <= i
-    mask.append(jnp.broadcast_to(valid, tokens[-1].shape))
-  return jnp.concatenate(tokens), jnp.concatenate(mask)
+    rest = np.broadcast_to(rest, (len(index), length - i))
+    tokens.append(np.concatenate([moves[index], rest], axis=1))
+    mask.append(np.broadcast_to(np.arange(length) <= i, tokens[-1].shape))
+  tokens = np.concatenate(tokens).astype(moves.dtype)
+  return jnp.asarray(tokens), jnp.asarray(np.concatenate(mask))
 
 
 def enumerate_logprobs(

@@ -131,9 +131,9 @@ def test_capped_attention_of_a_query_that_sees_nothing_is_finite():
   q, k = jnp.ones((1, 2, 2, 4)), jnp.ones((1, 1, 3, 4))
   nothing = jnp.zeros((1, 2, 3), bool)
   cfg = dataclasses.replace(CFG, attn_softcap=2.0)
-  out = lambda q: attention.attention(q, k, k, nothing, cfg)
+  out = jax.jit(lambda q: attention.attention(q, k, k, nothing, cfg))
   np.testing.assert_allclose(out(q), 1.0, rtol=1e-6)
-  assert np.isfinite(jax.grad(lambda q: out(q).sum())(q)).all()
+  assert np.isfinite(jax.jit(jax.grad(lambda q: out(q).sum()))(q)).all()
 
 
 @pytest.mark.parametrize('batch, queries', [(1, 5), (3, 1), (3, 5)])
@@ -315,7 +315,8 @@ PROMPT_MASK = jnp.array([[0, 0, 1], [1, 1, 1]], bool)
 )
 def test_enumeration_of_other_families(change):
   cfg = dataclasses.replace(CFG, **change)
-  noise = lambda a: a + 0.3 * jax.random.normal(jax.random.key(5), a.shape)
+  rng = np.random.default_rng(5)
+  noise = lambda a: a + np.float32(0.3) * rng.normal(size=a.shape).astype('f')
   params = jax.tree.map(noise, _params(cfg))
   moves = jnp.array([5, 3, 8])
   enumerate_logprobs = jax.jit(
@@ -346,13 +347,16 @@ def test_enumeration_of_other_families(change):
 def test_enumeration_refuses_windows_and_caps(change):
   cfg = dataclasses.replace(CFG, **change)
   with pytest.raises(ValueError, match='sliding windows nor soft caps'):
-    enumeration.enumerate_logprobs(
+    jax.eval_shape(
+        lambda params: enumeration.enumerate_logprobs(
+            params,
+            PROMPTS,
+            PROMPT_MASK,
+            cfg,
+            sampling=SAMPLING,
+            moves=jnp.array([5, 3]),
+        ),
         _params(cfg),
-        PROMPTS,
-        PROMPT_MASK,
-        cfg,
-        sampling=SAMPLING,
-        moves=jnp.array([5, 3]),
     )
 
 

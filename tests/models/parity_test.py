@@ -34,7 +34,11 @@ CASES += [(name, True) for name in SCANNED]
 # The stretched rotations differ in nothing that a cache or a mask could touch.
 FAMILIES = [name for name in checkpoints.LMS if '_' not in name]
 CACHED = [(name, False) for name in FAMILIES]
-CACHED += [(name, True) for name in ('gemma3', 'gpt2', 'qwen2')]
+CACHED += [('gemma3', True)]
+CACHED += [
+    pytest.param(name, True, marks=pytest.mark.slow)
+    for name in ('gpt2', 'qwen2')
+]
 
 
 def _logits(params, tokens, mask, cfg):

@@ -198,7 +198,13 @@ def test_a_cut_model_computes_the_same(mode, last_n):
   )
 
 
-@pytest.mark.parametrize('how,mode', [('last_n', MODES[0]), ('lora', MODES[1])])
+@pytest.mark.parametrize(
+    'how,mode',
+    [
+        pytest.param('last_n', MODES[0], marks=pytest.mark.slow),
+        ('lora', MODES[1]),
+    ],
+)
 def test_gradient_is_the_part_of_the_full_one(how, mode):
   cfg = dataclasses.replace(CFG, **mode)
   params, (trained, frozen) = _prepared(how, cfg, last_n=2)

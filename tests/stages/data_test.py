@@ -253,7 +253,9 @@ class StageTest(parameterized.TestCase):
       self.assertEqual({row.annotator for row in rows}, {source})
     with config.unlocked():
       config.data.annotators.from_a = ('c',)
-    with self.assertRaisesRegex(preferences.DataError, r"but by \['a', 'b'\]"):
+    with self.assertRaisesRegex(
+        preferences.DataError, r"they are by \['a', 'b'\]"
+    ):
       self._run(config)
 
   def test_ratings_of_text(self):

@@ -98,7 +98,7 @@ def test_the_head_over_t_is_the_reward_over_t(readout):
         ),
         ({'link': 'probit', 'calibration': 'temperature'}, 'probit is another'),
         ({'link': 'tie'}, "reward_model.link: Unknown link 'tie'"),
-        ({'link': 'probit', 'margin': 1.0}, 'not of probit'),
+        ({'link': 'probit', 'margin': 1.0}, 'bradley_terry, not probit'),
     ],
 )
 def test_refuses(overrides, message):

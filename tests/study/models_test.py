@@ -102,7 +102,7 @@ def test_a_checkpoint_with_too_few_rows_is_refused(made, tmp_path):
   for name in ('sft', 'reward_model'):
     changed = configs.with_overrides(made[1], {f'{name}.init': folder})
     with pytest.raises(
-        ConfigError, match=f'{name}.init=.*100 rows of vocab.* 262 ids'
+        ConfigError, match=f'{name}.init=.*100 embeddings.* 262 ids'
     ):
       checks.validate(changed)
 
@@ -157,7 +157,7 @@ def test_a_random_model_is_what_it_was():
     [
         ({'data.template': ''}, r"data.template is ''.*\('own', 'hh'\)"),
         ({'data.pretrained': ''}, 'needs data.pretrained'),
-        ({'data.pretrained': 'nowhere'}, 'nowhere of .* is no folder'),
+        ({'data.pretrained': 'nowhere'}, 'nowhere, in .* is no folder'),
         (
             {'data.template': 'hh', 'data.system': 'x'},
             "data.system is 'x', which has no effect",
@@ -177,7 +177,7 @@ def test_a_random_model_is_what_it_was():
             'reward_model.train.layer is 3; the model has 2 layers',
         ),
         ({'sft.init': 'sft'}, 'sft.init is sft'),
-        ({'sft.init': 'nowhere'}, 'nowhere of sft.init.* is no folder'),
+        ({'sft.init': 'nowhere'}, 'nowhere, in sft.init.* is no folder'),
         ({'sft.init': ''}, 'sft.lm has no shape'),
         ({'sft.train.how': 'some'}, r"sft.train.how is 'some'.*'none'"),
         ({'sft.train.how': 'probe'}, "sft.train.how is 'probe'"),
