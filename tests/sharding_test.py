@@ -264,7 +264,8 @@ def test_a_step_of_sft(shape, params, rollout):
   _close(_on(sharding.make_mesh(*shape), _sft_step, state, batch), want)
 
 
-@pytest.mark.parametrize('shape', STEPS)
+@pytest.mark.slow
+@pytest.mark.parametrize('shape', MESHES)
 def test_a_step_of_a_reward_model(shape, params, rollout):
   other = jnp.roll(rollout.response_tokens, 3, axis=0)
   other_mask = jnp.roll(rollout.response_mask, 3, axis=0)

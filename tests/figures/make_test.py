@@ -501,8 +501,11 @@ class TestStyle:
 
   @pytest.mark.parametrize(
       'name',
-      ['F3', 'F4', 'L1', 'M1', 'N1', 'I1']
-      + [pytest.param('F10', marks=pytest.mark.slow)],
+      ['F3', 'L1']
+      + [
+          pytest.param(n, marks=pytest.mark.slow)
+          for n in ('F4', 'F10', 'M1', 'N1', 'I1')
+      ],
   )
   def test_a_learner_and_a_method_of_a_fork_are_drawn(
       self, run, tmp_path, name

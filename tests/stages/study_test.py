@@ -21,7 +21,6 @@ from tests.stages import tiny
 
 _SINGLE = ('helpful', 'harmless')
 _JUDGES = ('gold', 'evaluator', 'second_evaluator', 'reward_model')
-_FIGURES = figures.wanted(tiny.get_config())
 
 
 def _table(workdir, name):
@@ -94,15 +93,32 @@ def test_rewards_and_references_of_every_prompt(finished_study):
       assert np.isfinite(arrays['ref/default']).all()
 
 
-@pytest.mark.parametrize('name', _FIGURES)
-def test_figure(finished_study, name):
-  path = os.path.join(finished_study, 'figures', name)
+def _has_figure(workdir, name):
+  path = os.path.join(workdir, 'figures', name)
   assert len(pd.read_csv(f'{path}.csv'))
   pixels = image.imread(f'{path}.png')
   assert min(pixels.shape[:2]) > 200
   assert len(np.unique(pixels[..., :3].sum(-1))) > 20  # not an empty page
-  with open(os.path.join(finished_study, 'figures', 'README.txt')) as f:
+  with open(os.path.join(workdir, 'figures', 'README.txt')) as f:
     assert f'{name}.png' in f.read()
+
+
+@pytest.mark.parametrize('name', shared.FIGURES)
+def test_figure(finished_study, name):
+  _has_figure(finished_study, name)
+
+
+@pytest.mark.slow
+def test_every_figure(finished_study, tmp_path):
+  workdir, config = str(tmp_path / 'study'), tiny.get_config()
+  shared.copy(finished_study, workdir, without='figures')
+  assert execute.execute(figures, config, workdir)
+  names = figures.wanted(config)
+  assert len(names) == 12
+  for name in names:
+    _has_figure(workdir, name)
+  with open(os.path.join(workdir, 'report.html')) as f:
+    assert f.read().count('data:image/png;base64') >= len(names)
 
 
 def test_figures_and_report_compare_at_the_kl_of_the_config(finished_study):
@@ -118,7 +134,7 @@ def test_figures_and_report_compare_at_the_kl_of_the_config(finished_study):
 def test_report_is_one_file(finished_study):
   with open(os.path.join(finished_study, 'report.html')) as f:
     text = f.read()
-  assert text.count('data:image/png;base64') >= len(_FIGURES)
+  assert text.count('data:image/png;base64') >= len(shared.FIGURES)
   assert 'src="http' not in text
 
 
