@@ -93,6 +93,14 @@ def finished_study(session_dir):
 
 
 @pytest.fixture(scope='session')
+def drawn_study(finished_study, session_dir):
+  """`finished_study` with all its figures; slow to make."""
+  from tests.stages import study
+
+  return study.drawn(finished_study, str(session_dir / 'drawn_study'))
+
+
+@pytest.fixture(scope='session')
 def drawn(session_dir):
   """A run with known curves, all learners, and the tables of its figures."""
   from tests.figures import runs

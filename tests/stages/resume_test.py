@@ -83,7 +83,7 @@ def _again(stage, config, workdir):
     ],
 )
 def test_killed_and_resumed(
-    stage, overrides, at, what, first, finished_study, zygote, tmp_path
+    stage, overrides, at, what, first, finished_study, zygote, tmp_path, request
 ):
   workdir = str(tmp_path / 'study')
   config = configs.with_overrides(tiny.get_config(), overrides)
@@ -97,9 +97,7 @@ def test_killed_and_resumed(
   assert (steps[0] if steps else None) == first
   whole = finished_study
   if stage == 'figures':  # of which it has some
-    whole = str(tmp_path / 'whole')
-    _without(config, stage, finished_study, whole)
-    _again(stage, config, whole)
+    whole = request.getfixturevalue('drawn_study')
   study.assert_same(_made(stage, folder, whole), _made(stage, folder, workdir))
   partial = os.path.join(workdir, folder, '**', '*.partial')
   assert not glob.glob(partial, recursive=True)

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from rlhf_jax import checkpoint, files
-from rlhf_jax.launch import graph, provenance, workers
+from rlhf_jax.launch import execute, graph, provenance, workers
 from rlhf_jax.stages import figures
 from tests.stages import tiny
 
@@ -44,6 +44,16 @@ def build(workdir: str) -> str:
       with mock.patch.object(figures, 'wanted', lambda config: FIGURES):
         run(config, workdir)
       files.write_json(os.path.join(workdir, 'complete'), True)
+  return workdir
+
+
+def drawn(study: str, workdir: str) -> str:
+  """A copy of a finished study with all its figures, not to be written to."""
+  with locked(workdir + '.lock'):
+    if not os.path.exists(workdir):
+      copy(study, workdir + '.part', without='figures')
+      assert execute.execute(figures, tiny.get_config(), workdir + '.part')
+      os.rename(workdir + '.part', workdir)
   return workdir
 
 

@@ -109,15 +109,12 @@ def test_figure(finished_study, name):
 
 
 @pytest.mark.slow
-def test_every_figure(finished_study, tmp_path):
-  workdir, config = str(tmp_path / 'study'), tiny.get_config()
-  shared.copy(finished_study, workdir, without='figures')
-  assert execute.execute(figures, config, workdir)
-  names = figures.wanted(config)
+def test_every_figure(drawn_study):
+  names = figures.wanted(tiny.get_config())
   assert len(names) == 12
   for name in names:
-    _has_figure(workdir, name)
-  with open(os.path.join(workdir, 'report.html')) as f:
+    _has_figure(drawn_study, name)
+  with open(os.path.join(drawn_study, 'report.html')) as f:
     assert f.read().count('data:image/png;base64') >= len(names)
 
 
