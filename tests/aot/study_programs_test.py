@@ -114,7 +114,7 @@ def test_more_devices_have_less_to_do(tmp_path):
   assert [ax.get_title('left') for ax in figure.axes] == list(
       scaling.PANELS.values()
   )
-  with pytest.raises(ValueError, match='training is none of'):
+  with pytest.raises(ValueError, match='training is not one of'):
     costs.on_devices(config, SHAPE, 'training', 1)
 
 
