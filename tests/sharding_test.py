@@ -21,11 +21,6 @@ from rlhf_jax.types import PreferenceBatch, SamplingConfig
 
 GOLDEN = pathlib.Path(__file__).parent / 'models' / 'golden'
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2)]
-# A step on all three axes at once; the others are slow.
-STEPS = [
-    pytest.param(m, marks=() if m == (2, 2, 2) else pytest.mark.slow)
-    for m in MESHES
-]
 CFG = LMConfig(
     vocab_size=32,
     num_layers=2,
@@ -194,7 +189,13 @@ def _close(got, want):
   )
 
 
-@pytest.mark.parametrize('shape', STEPS)
+@pytest.mark.parametrize(
+    'shape',
+    [
+        pytest.param(m, marks=() if m == (2, 2, 2) else pytest.mark.slow)
+        for m in MESHES
+    ],
+)
 def test_a_rollout_is_the_same_token_for_token(shape, params, rollout):
   mesh = sharding.make_mesh(*shape)
   with jax.set_mesh(mesh):

@@ -34,7 +34,7 @@ def _metrics(folder):
     return [json.loads(line) for line in f]
 
 
-@pytest.mark.slow  # steps on a mesh, by default, are in tests/sharding_test.py
+@pytest.mark.slow  # by default: rollouts in sharding_test, a step in ppo_test
 @pytest.mark.parametrize(
     ('stage', 'overrides'),
     [
