@@ -21,6 +21,13 @@ from rlhf_jax.rewards import transforms
 
 transforms.names = lambda: ('softened', 'centered')
 """
+_TWO = """
+_wanted = wanted
+
+
+def wanted(config):
+  return tuple(name for name in _wanted(config) if name in ('F1', 'S1'))
+"""
 # Laws of every transform, which a registered one is held to as well.
 _LAWS = (
     'increasing or declared_range or constant_cancels or reads_a_reference or'
@@ -68,6 +75,9 @@ def fork(tmp_path_factory):
   small = small.replace('import world', 'from tests.stages import tiny')
   assert small.count('tiny.get_config()') == small.count('import tiny') == 1
   (folder / 'my_config.py').write_text(small)
+  # Two of its figures, one of which is the document's.
+  with open(folder / 'rlhf_jax' / 'stages' / 'figures.py', 'a') as f:
+    f.write(_TWO)
   return str(folder)
 
 

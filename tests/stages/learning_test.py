@@ -25,7 +25,7 @@ def _config():
   c.reward_model.checkpoint_every = 1_000
   c.policy.update(
       num_steps=400,
-      prompts_per_step=64,
+      prompts_per_step=32,
       samples_per_prompt=8,
       checkpoint_every=1_000,
       sweep=tuple(('both', 'lsc', name, (0.4,)) for name in AT_LEAST),

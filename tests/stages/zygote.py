@@ -55,7 +55,10 @@ def run_killed(stage, overrides, workdir, at, what):
     what: see `at`.
   """
   from rlhf_jax.launch import graph
-  from tests.stages import tiny
+  from rlhf_jax.stages import figures
+  from tests.stages import study, tiny
+
+  figures.wanted = lambda config: study.FIGURES
 
   def progress(done, total):
     del total
