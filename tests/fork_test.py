@@ -21,24 +21,6 @@ from rlhf_jax.rewards import transforms
 
 transforms.names = lambda: ('softened', 'centered')
 """
-_TWO = """
-_wanted = wanted
-
-
-def wanted(config):
-  return tuple(name for name in _wanted(config) if name in ('F1', 'S1'))
-"""
-# The smallest study, without what a fork of it would only repeat.
-_TINY = """
-from tests.stages import tiny
-
-
-def get_config():
-  c = tiny.get_config()
-  c.regimes = {}
-  c.stages = tuple(s for s in c.stages if s != 'best_of_k')
-  return c
-"""
 # Laws of every transform, which a registered one is held to as well.
 _LAWS = (
     'increasing or declared_range or constant_cancels or reads_a_reference or'
@@ -83,13 +65,9 @@ def fork(tmp_path_factory):
   # The same config, of the smallest study.
   config = blocks()['my_config.py']
   small = config.replace('world.get_config(variant)', 'tiny.get_config()')
-  small = small.replace('import world', 'import tiny')
+  small = small.replace('import world', 'from tests.stages import tiny')
   assert small.count('tiny.get_config()') == small.count('import tiny') == 1
-  (folder / 'tiny.py').write_text(_TINY)
   (folder / 'my_config.py').write_text(small)
-  # Two of its figures, one of which is the document's.
-  with open(folder / 'rlhf_jax' / 'stages' / 'figures.py', 'a') as f:
-    f.write(_TWO)
   return str(folder)
 
 
