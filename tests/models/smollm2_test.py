@@ -16,6 +16,7 @@ from rlhf_jax.models import cache, lm
 from rlhf_jax.models.hf import checkpoint
 from rlhf_jax.models.hf import config as hf_config
 from tests.experiments.gguf import import_gguf
+from tests.models import checkpoints
 
 pytestmark = [
     pytest.mark.slow,
@@ -76,15 +77,14 @@ def test_greedy_text_is_that_of_transformers(model):
   params, cfg = model
   cfg = dataclasses.replace(cfg, scan_layers=True)  # compiles in seconds
   rows = [row['prompt_ids'] + row['greedy_ids'] for row in GOLDEN]
-  longest = max(map(len, rows))
-  tokens = jnp.array([row + [0] * (longest - len(row)) for row in rows])
+  tokens, mask = checkpoints.padded(rows, left=False)
 
   @jax.jit
-  def likeliest(params, tokens):
-    hidden = lm.hidden_states(params, tokens, tokens > 0, cfg)
+  def likeliest(params, tokens, mask):
+    hidden = lm.hidden_states(params, tokens, mask, cfg)
     return jnp.argmax(lm.logits(params, hidden, cfg), axis=-1)
 
-  found = np.asarray(likeliest(params, tokens))
+  found = np.asarray(likeliest(params, tokens, mask))
   for row, best in zip(GOLDEN, found, strict=True):
     num = len(row['prompt_ids'])
     assert len(row['greedy_ids']) == 64
@@ -96,8 +96,8 @@ def test_greedy_text_by_the_cache_is_the_same(model):
   cfg = dataclasses.replace(cfg, scan_layers=True)
   row = GOLDEN[0]
   decode = jax.jit(greedy, static_argnums=(2, 3))
-  found = decode(params, jnp.array(row['prompt_ids']), cfg, 24)
-  np.testing.assert_array_equal(found, row['greedy_ids'][:24])
+  found = decode(params, jnp.array(row['prompt_ids']), cfg, 64)
+  np.testing.assert_array_equal(found, row['greedy_ids'])
 
 
 @pytest.mark.parametrize('row', GOLDEN, ids=lambda row: row['prompt'][:20])

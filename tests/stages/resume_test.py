@@ -7,12 +7,10 @@ here, and compared to the study that ran without interruption.
 import glob
 import os
 import shutil
-from unittest import mock
 
 import pytest
 
 from rlhf_jax.launch import execute, graph
-from rlhf_jax.stages import figures
 from rlhf_jax.study import configs
 from tests.stages import study, tiny
 
@@ -66,7 +64,7 @@ def _made(stage, folder, workdir):
 def _again(stage, config, workdir):
   """Runs the task in this process; the progress it reports."""
   steps = []
-  with mock.patch.object(figures, 'wanted', lambda config: study.FIGURES):
+  with study.few_figures:
     ran = execute.execute(
         graph.STAGES[stage], config, workdir, lambda n, _: steps.append(n)
     )

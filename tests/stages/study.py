@@ -25,6 +25,7 @@ _NOT_RESULTS = (
 
 # The figures that are drawn of it; to draw all is slow.
 FIGURES = ('F1', 'F3', 'F10')
+few_figures = mock.patch.object(figures, 'wanted', lambda config: FIGURES)
 
 
 @contextlib.contextmanager
@@ -41,7 +42,7 @@ def build(workdir: str) -> str:
     config = tiny.get_config().lock()
     if not os.path.exists(os.path.join(workdir, 'complete')):
       provenance.claim(config, workdir, overwrite=False)
-      with mock.patch.object(figures, 'wanted', lambda config: FIGURES):
+      with few_figures:
         run(config, workdir)
       files.write_json(os.path.join(workdir, 'complete'), True)
   return workdir
